@@ -1,0 +1,285 @@
+"""Every setting of Spyglass: one table of options, shared by the commands.
+
+Owns the names, environment variables, defaults and help texts. `spyglass serve` offers all of them
+and hands them on as environment variables; `spyglass-server` and `spyglass-bridge` each offer their
+own. Knows nothing of what a setting does.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Process = Literal["server", "bridge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option. `name` is the flag without its dashes; the variable follows from it."""
+
+    name: str
+    help: str
+    default: Any
+    used_by: tuple[Process, ...]
+    parse: Callable[[str], Any] = str
+    metavar: str = "TEXT"
+    multiple: bool = False
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name
+
+    @property
+    def env(self) -> str:
+        """The environment variable; several values are separated by commas."""
+        return "SPYGLASS_" + self.name.upper().replace("-", "_")
+
+    @property
+    def dest(self) -> str:
+        return self.name.replace("-", "_")
+
+
+def address(text: str) -> str:
+    """Checks HOST:PORT ([HOST]:PORT for IPv6) or unix:PATH and returns it as it is."""
+    if text.startswith("unix:") and len(text) > 5:
+        return text
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
+    return text
+
+
+def positive_int(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def non_negative_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return number
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+_BOTH: tuple[Process, ...] = ("server", "bridge")
+_SERVER: tuple[Process, ...] = ("server",)
+_BRIDGE: tuple[Process, ...] = ("bridge",)
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("model", "a checkpoint folder, or demo for the embedded model", "demo", _SERVER, metavar="PATH|demo"),
+    Setting(
+        "served-model-name",
+        "a name that clients use for the model; may be given several times; the first answers requests without "
+        "one (default: the folder's name)",
+        (),
+        _SERVER,
+        metavar="NAME",
+        multiple=True,
+    ),
+    Setting("http", "where the bridge listens", "127.0.0.1:8000", _BRIDGE, address, "HOST:PORT"),
+    Setting("grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", _BOTH, address, "HOST:PORT"),
+    Setting(
+        "api-key",
+        "a key that clients may use; may be given several times (default: the server makes one on its first "
+        "start, keeps its hash, and shows it once)",
+        (),
+        _SERVER,
+        metavar="KEY",
+        multiple=True,
+        secret=True,
+    ),
+    Setting(
+        "bridge-key",
+        "the bridge's own key to the server, with the right to act for callers (spyglass serve makes one up)",
+        None,
+        _BOTH,
+        metavar="KEY",
+        secret=True,
+    ),
+    Setting(
+        "data-dir",
+        "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)",
+        None,
+        _SERVER,
+        metavar="DIR",
+    ),
+    Setting(
+        "dtype",
+        "the numbers' format to compute in: auto is the checkpoint's own",
+        "auto",
+        _SERVER,
+        one_of("auto", "bfloat16", "float32"),
+        "auto|bfloat16|float32",
+    ),
+    Setting(
+        "device",
+        "what to compute on: auto is the first GPU, else the CPU",
+        "auto",
+        _SERVER,
+        one_of("auto", "cpu", "cuda"),
+        "auto|cpu|cuda",
+    ),
+    Setting(
+        "max-model-len",
+        "the longest prompt and answer together, in tokens (default: 32768, or what the model "
+        "was made for if that is less)",
+        None,
+        _SERVER,
+        positive_int,
+        "N",
+    ),
+    Setting(
+        "chat-template",
+        "a Jinja file to use instead of the checkpoint's own chat template",
+        None,
+        _SERVER,
+        metavar="FILE",
+    ),
+    Setting("cache-bytes", "memory for keys and values of text, in bytes", 2 << 30, _SERVER, positive_int, "BYTES"),
+    Setting(
+        "image-cache-bytes", "memory for keys and values of images, in bytes", 1 << 30, _SERVER, positive_int, "BYTES"
+    ),
+    Setting("max-batch", "the most choices that are generated at once", 64, _SERVER, positive_int, "N"),
+    Setting(
+        "max-step-tokens", "the most tokens that one step of the engine computes", 2048, _SERVER, positive_int, "N"
+    ),
+    Setting(
+        "max-pending",
+        "the most generations in the server, running and waiting; beyond it callers get 429",
+        256,
+        _SERVER,
+        positive_int,
+        "N",
+    ),
+    Setting("max-images", "the most images in one conversation", 16, _SERVER, positive_int, "N"),
+    Setting("max-image-bytes", "the largest encoded image, in bytes", 20 << 20, _BOTH, positive_int, "BYTES"),
+    Setting("max-image-pixels", "the largest image, in pixels", 40_000_000, _SERVER, positive_int, "N"),
+    Setting(
+        "request-timeout",
+        "the longest time a generation may take, in seconds",
+        600.0,
+        _BOTH,
+        non_negative_float,
+        "SECONDS",
+    ),
+    Setting(
+        "drain-timeout",
+        "how long running generations may go on after a stop signal, in seconds",
+        30.0,
+        _BOTH,
+        non_negative_float,
+        "SECONDS",
+    ),
+    Setting("price-input", "US dollars for a million prompt tokens", 0.35, _SERVER, non_negative_float, "USD"),
+    Setting("price-output", "US dollars for a million generated tokens", 0.40, _SERVER, non_negative_float, "USD"),
+    Setting(
+        "price-cached-input",
+        "US dollars for a million prompt tokens found in a cache (default: the input price)",
+        None,
+        _SERVER,
+        non_negative_float,
+        "USD",
+    ),
+    Setting(
+        "max-body-bytes", "the largest body of an HTTP request, in bytes", 64 << 20, _BRIDGE, positive_int, "BYTES"
+    ),
+    Setting(
+        "allow-image-host",
+        "a private host name or network (10.0.0.0/8) that image URLs may reach; may be given several times "
+        "(default: public addresses only)",
+        (),
+        _BRIDGE,
+        metavar="HOST|CIDR",
+        multiple=True,
+    ),
+    Setting(
+        "log-level",
+        "how much to log",
+        "info",
+        _BOTH,
+        one_of("debug", "info", "warning", "error"),
+        "debug|info|warning|error",
+    ),
+)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    process: Process | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Adds the options of one process, or of all when it is None; values in `environ` become defaults.
+
+    A bad value in the environment ends the program with the same message as a bad option.
+    """
+    for setting in SETTINGS:
+        if process is not None and process not in setting.used_by:
+            continue
+        default = setting.default
+        if text := environ.get(setting.env):
+            try:
+                values = [setting.parse(word.strip()) for word in text.split(",")] if setting.multiple else None
+                default = tuple(values) if values is not None else setting.parse(text)
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"{setting.env}: {error}")
+        parser.add_argument(
+            setting.flag,
+            type=setting.parse,
+            action=_Append if setting.multiple else "store",
+            default=default,
+            metavar=setting.metavar,
+            help=_help(setting),
+        )
+
+
+class _Append(argparse.Action):
+    """Collects a repeated option; its first use replaces what the environment said."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        seen: set[str] = namespace.__dict__.setdefault("_seen", set())
+        earlier = getattr(namespace, self.dest) if self.dest in seen else ()
+        seen.add(self.dest)
+        setattr(namespace, self.dest, (*earlier, values))
+
+
+def _help(setting: Setting) -> str:
+    shown = setting.default not in (None, ()) and not setting.secret
+    default = f" (default: {setting.default})" if shown else ""
+    return f"{setting.help}{default} [{setting.env}]".replace("%", "%%")
+
+
+def to_environ(values: Mapping[str, Any]) -> dict[str, str]:
+    """Turns parsed options into environment variables for another process; unset ones are left out."""
+    result = {}
+    for setting in SETTINGS:
+        value = values.get(setting.dest)
+        if value in (None, ()):
+            continue
+        words: Iterable[Any] = value if setting.multiple else (value,)
+        result[setting.env] = ",".join(str(word) for word in words)
+    return result

@@ -1,0 +1,1 @@
+"""Generated messages and stubs of spyglass.v1; never edited."""
