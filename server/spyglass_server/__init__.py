@@ -1,0 +1,1 @@
+"""The gRPC server of Spyglass: trust, bookkeeping, prompts, and the engine process that runs the model."""

@@ -1,0 +1,168 @@
+"""The server as a whole: builds its parts, starts them, and takes them down.
+
+Owns the order of start and stop, and the gRPC server's options. Knows nothing of what its parts do.
+"""
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from spyglass.v1 import inference_pb2, inference_pb2_grpc
+
+from spyglass_server.admission import Admission
+from spyglass_server.auth import KeyStore
+from spyglass_server.boundary import Boundary
+from spyglass_server.codec import ImageLimits
+from spyglass_server.config import ServerConfig
+from spyglass_server.engine.process import EngineLoader
+from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.supervisor import AsyncEngine
+from spyglass_server.generation import Services
+from spyglass_server.ledger import Ledger
+from spyglass_server.prompt import PromptMaker
+from spyglass_server.runtime.launch import CheckpointLoader
+from spyglass_server.service import InferenceServicer
+
+log = logging.getLogger(__name__)
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_NUM_WORKERS = 2
+_ABANDON_TIMEOUT_S = 1.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class Server:
+    """A Spyglass server for one checkpoint."""
+
+    def __init__(self, config: ServerConfig, folder: Path, loader: EngineLoader | None = None) -> None:
+        """Reads tokenizer, template and keys; `loader` replaces the model in tests.
+
+        Raises:
+            ValueError, OSError: a file or a setting is wrong; the text is for the operator.
+        """
+        self._config = config
+        self._prompts = PromptMaker(folder, config.max_image_pixels, config.chat_template)
+        self._keys, self.new_key = KeyStore.open(config.data_dir, config.api_keys, config.bridge_key)
+        self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
+        self._ledger = Ledger(config.data_dir / "usage.sqlite3")
+        self._health = health.HealthServicer()
+        self._admission = Admission(config.max_pending)
+        self.engine = AsyncEngine(loader or _loader(config, folder), self._on_engine_ready)
+        self._servicer = InferenceServicer(self._services())
+        self._server: aio.Server | None = None
+        self._stopping = False
+        self.address = config.address
+        """Where it listens; after `start` with the port that was chosen for port 0."""
+
+    async def start(self) -> None:
+        """Loads the model and listens.
+
+        Raises:
+            EngineLoadError: the model cannot be loaded.
+            RuntimeError: the address cannot be listened on.
+        """
+        await self.engine.start()
+        self._server = aio.server(interceptors=[Boundary(self._keys)], options=_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server)
+        await self._report_health()
+        port = self._server.add_insecure_port(self.address)
+        await self._server.start()
+        if not self.address.startswith("unix:"):
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+
+    async def drain(self) -> None:
+        """Refuses what is new and waits, up to the drain timeout, for what runs."""
+        self._stopping = True
+        self._admission.drain()
+        await self._report_health()
+        self._servicer.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.wait_idle(), self._config.drain_timeout_s)
+
+    async def stop(self) -> None:
+        """Ends what still runs with an error, and everything else; also after a `start` that failed."""
+        self._stopping = True
+        self._admission.drain()
+        self._servicer.abandon()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.wait_idle(), _ABANDON_TIMEOUT_S)
+        if self._server:
+            await self._server.stop(_ABANDON_TIMEOUT_S)
+        await self.engine.stop()
+        await self._ledger.aclose()
+        self._workers.shutdown(cancel_futures=True)
+
+    def _services(self) -> Services:
+        config = self._config
+        return Services(
+            engine=self.engine,
+            prompts=self._prompts,
+            ledger=self._ledger,
+            keys=self._keys,
+            admission=self._admission,
+            workers=self._workers,
+            served_names=config.served_names,
+            image_limits=ImageLimits(config.max_images, config.max_image_bytes),
+            prices=config.prices,
+            request_timeout_s=config.request_timeout_s,
+        )
+
+    def _on_engine_ready(self, ready: bool) -> None:
+        log.info("the engine is %s", "ready" if ready else "not ready")
+        self._health_report = asyncio.ensure_future(self._report_health())
+
+    async def _report_health(self) -> None:
+        serving = self.engine.is_ready and not self._stopping
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+def _loader(config: ServerConfig, folder: Path) -> CheckpointLoader:
+    return CheckpointLoader(
+        folder=folder,
+        dtype=config.dtype,
+        device=config.device,
+        max_model_len=config.max_model_len,
+        cache_bytes=config.cache_bytes,
+        image_cache_bytes=config.image_cache_bytes,
+        limits=Limits(config.max_batch, config.max_step_tokens),
+    )
+
+
+def _add_reflection(server: aio.Server) -> None:
+    """Registers reflection under both of its names: newer tools ask for v1 first, the package has v1alpha."""
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection((*names, _REFLECTION_V1), server)
+    handlers = _reflection_handlers((*names, _REFLECTION_V1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, handlers),))
+
+
+def _reflection_handlers(names: tuple[str, ...]) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
+    from grpc_reflection.v1alpha import _async as reflection_async
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    servicer = reflection_async.ReflectionServicer(service_names=names)
+    return {
+        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+    }

@@ -1,0 +1,95 @@
+"""API keys.
+
+Owns which keys are valid and what they may do. Keys are kept as SHA-256 hashes: they are long and
+random, so a slow hash would add nothing. Knows nothing of gRPC or HTTP.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from spyglass_server.errors import Unauthenticated
+
+_FILE = "api-key.sha256"
+_PREFIX = "sk-spyglass-"
+
+
+class Scope(Enum):
+    """What a key may do."""
+
+    GENERATE = "generate"
+    ACT_FOR_OTHERS = "act for others"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a key stands for. `key_id` is a public name of the key, and the tenant of its caches."""
+
+    key_id: str
+    scope: Scope
+
+
+class KeyStore:
+    """The keys of one server."""
+
+    def __init__(self, keys: dict[bytes, Identity]) -> None:
+        self._keys = keys
+
+    @classmethod
+    def open(cls, data_dir: Path, api_keys: tuple[str, ...], bridge_key: str | None) -> tuple["KeyStore", str | None]:
+        """Makes the store from configured keys.
+
+        Without one, the key of an earlier start is used, and on the first start one is made: its hash is
+        stored in `data_dir`, and the key is returned to be shown this once.
+        """
+        keys = {_digest(key): Identity(_key_id(_digest(key)), Scope.GENERATE) for key in api_keys}
+        made = None
+        if not keys:
+            stored, made = _stored_or_new(data_dir)
+            keys[stored] = Identity(_key_id(stored), Scope.GENERATE)
+        if bridge_key is not None:
+            keys[_digest(bridge_key)] = Identity("bridge", Scope.ACT_FOR_OTHERS)
+        return cls(keys), made
+
+    def check(self, key: str) -> Identity:
+        """Who a key stands for.
+
+        Raises:
+            Unauthenticated: it is not valid.
+        """
+        digest = _digest(key)
+        for known, identity in self._keys.items():
+            if hmac.compare_digest(known, digest):
+                return identity
+        raise Unauthenticated
+
+    def check_header(self, header: str | None) -> Identity:
+        """The same for the value of an authorization header: Bearer KEY."""
+        scheme, _, key = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthenticated
+        return self.check(key)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _key_id(digest: bytes) -> str:
+    return "key-" + hashlib.sha256(b"id:" + digest).hexdigest()[:12]
+
+
+def _stored_or_new(data_dir: Path) -> tuple[bytes, str | None]:
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = data_dir / _FILE
+    if path.exists():
+        return bytes.fromhex(path.read_text("ascii").strip()), None
+    key = _PREFIX + secrets.token_urlsafe(32)
+    digest = _digest(key)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(digest.hex() + "\n")
+    return digest, key

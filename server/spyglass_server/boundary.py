@@ -1,0 +1,83 @@
+"""The boundary of every call: who calls, and what they see when it fails.
+
+Owns authentication and the translation of exceptions, for calls of every shape. Health and reflection
+are open to all; all else takes a key.
+"""
+
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from spyglass_server.auth import Identity, KeyStore
+from spyglass_server.errors import SpyglassError, to_status
+
+log = logging.getLogger(__name__)
+
+_OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+_caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
+
+if TYPE_CHECKING:  # generic only in the stubs
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = aio.ServicerContext[Any, Any]
+    Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+
+def caller() -> Identity:
+    """Who made the call that is being handled."""
+    return _caller.get()
+
+
+class Boundary(aio.ServerInterceptor):
+    """Wraps every handler of the server's own services."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OPEN_SERVICES):
+            return handler
+        authorization = dict(handler_call_details.invocation_metadata).get("authorization")
+        make, behaviour = _shape(handler)
+        guarded: Handler = make(
+            self._guard(behaviour, authorization),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return guarded
+
+    def _guard(self, behaviour: "Behaviour", authorization: Any) -> "Behaviour":
+        async def guarded(request: Any, context: "Context") -> Any:
+            try:
+                _caller.set(self._keys.check_header(authorization if isinstance(authorization, str) else None))
+                return await behaviour(request, context)
+            except (aio.AbortError, grpc.RpcError):
+                raise
+            except Exception as error:
+                if not isinstance(error, SpyglassError):
+                    log.exception("a call failed")
+                await _abort(context, error)
+
+        return guarded
+
+
+def _shape(handler: Any) -> "tuple[Callable[..., Any], Behaviour]":
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    assert handler.unary_unary, "a call of a shape that is not used here"
+    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+async def _abort(context: "Context", error: Exception) -> NoReturn:
+    status = to_status(error)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(code, status.message, trailing_metadata=metadata)

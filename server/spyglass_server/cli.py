@@ -1,0 +1,72 @@
+"""The command `spyglass-server`.
+
+Owns options, logging and signals: the first stop signal drains, the second ends at once.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Sequence
+
+from spyglass.settings import add_settings
+
+from spyglass_server.app import Server
+from spyglass_server.config import ServerConfig, resolve
+from spyglass_server.demo import DemoError, default_folder, prepare
+from spyglass_server.engine.supervisor import EngineLoadError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the server until it is told to stop; exits with 1 when it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="spyglass-server", description="Serves a Llama 3.2 Vision model over gRPC. Each option has a variable."
+    )
+    add_settings(parser, "server")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s server: %(message)s", stream=sys.stderr
+    )
+    try:
+        asyncio.run(_serve(resolve(options)))
+    except (EngineLoadError, DemoError, ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"spyglass-server: {error}")
+
+
+async def _serve(config: ServerConfig) -> None:
+    folder = config.folder or await asyncio.to_thread(prepare, default_folder(), _say)
+    assert folder is not None
+    server = Server(config, folder)
+    if server.new_key:
+        _say(f"API key, shown only this once: {server.new_key}")
+    stop_signals: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop_signals.put_nowait, None)
+    try:
+        if not await _before(stop_signals.get(), server.start()):
+            return
+        _say(f"listening on {server.address}")
+        await stop_signals.get()
+        _say("stopping: running generations may end; a second signal ends them")
+        await _before(stop_signals.get(), server.drain())
+    finally:
+        await server.stop()
+
+
+async def _before(limit: Awaitable[None], work: Awaitable[None]) -> bool:
+    """Runs `work` until `limit` comes; tells whether it was done by then, and raises what it raised."""
+    tasks = working, _ = asyncio.ensure_future(work), asyncio.ensure_future(limit)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    is_done = working.done()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if is_done:
+        working.result()
+    return is_done
+
+
+def _say(line: str) -> None:
+    print(f"spyglass-server: {line}", flush=True)

@@ -1,0 +1,297 @@
+"""Between protobuf messages and the server's own words.
+
+Owns the validation of a Start, field by field, and the making of events. A field that is not
+honoured yet is refused by name. Knows nothing of how a generation runs.
+"""
+
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+
+from spyglass_server.engine.types import FinishReason, SamplingParams
+from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
+from spyglass_server.prompt.prepare import ChatInput, Input, TextInput, TokensInput
+from spyglass_server.prompt.template import Message, ToolCall
+
+Number = TypeVar("Number", int, float)
+Many = TypeVar("Many", bound=Sequence[Any])
+
+MAX_CHUNK_BYTES = 256 << 10
+MAX_TOKENS = 16384
+"""The most tokens that one choice may have."""
+_MAX_N = 4
+_MAX_STOPS = 16
+_MAX_STOP_CHARACTERS = 256
+_MAX_REQUEST_ID_CHARACTERS = 128
+
+_ROLES = {
+    chat_pb2.ROLE_SYSTEM: "system",
+    chat_pb2.ROLE_USER: "user",
+    chat_pb2.ROLE_ASSISTANT: "assistant",
+    chat_pb2.ROLE_TOOL: "tool",
+}
+_FINISH_REASONS = {
+    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+}
+_NOT_HONOURED = {
+    "": ("priority", "idempotency_key", "traceparent", "cache_salt"),
+    "chat": ("tools", "tool_choice"),
+    "sampling": ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+    "stopping": ("min_tokens",),
+    "output": ("logprobs", "top_logprobs", "prompt_logprobs", "echo"),
+    "format": ("json_object", "json_schema", "regex", "grammar"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """How many images a conversation may hold, and how large an encoded one may be."""
+
+    max_images: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A validated Start. An image is its encoded bytes, or None where it is announced."""
+
+    request_id: str
+    model: str
+    input: Input
+    images: tuple[bytes | None, ...]
+    sampling: SamplingParams
+    n: int
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    timeout_s: float | None
+    caller_key: str | None
+
+
+def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
+    """Validates a Start.
+
+    Raises:
+        InvalidRequest: a field is wrong, missing, or not honoured yet; the error names it.
+    """
+    _refuse_unsupported(start)
+    given, images = _decode_input(start, limits)
+    return Spec(
+        request_id=_request_id(start.request_id),
+        model=start.model,
+        input=given,
+        images=images,
+        sampling=_decode_sampling(start.sampling),
+        n=_in_range("n", start.n if start.HasField("n") else 1, 1, _MAX_N),
+        max_tokens=_optional_int(start.stopping, "max_tokens"),
+        stop=_decode_stop(start.stopping.strings),
+        stop_token_ids=frozenset(_at_most("stopping.token_ids", start.stopping.token_ids, _MAX_STOPS)),
+        ignore_eos=start.stopping.ignore_eos,
+        timeout_s=_decode_timeout(start),
+        caller_key=start.caller.bearer_key if start.HasField("caller") else None,
+    )
+
+
+def _refuse_unsupported(start: inference_pb2.Start) -> None:
+    for group, names in _NOT_HONOURED.items():
+        if group and not start.HasField(group):  # type: ignore[arg-type]
+            continue
+        message = getattr(start, group) if group else start
+        fields = {field.name for field, _ in message.ListFields()}
+        for name in names:
+            if name in fields:
+                raise Unsupported(f"{group}.{name}" if group else name)
+
+
+def _decode_input(start: inference_pb2.Start, limits: ImageLimits) -> tuple[Input, tuple[bytes | None, ...]]:
+    match start.WhichOneof("input"):
+        case "chat":
+            return _decode_chat(start.chat, limits)
+        case "text":
+            return TextInput(start.text), ()
+        case "tokens":
+            return TokensInput(tuple(start.tokens.ids)), ()
+        case _:
+            raise InvalidRequest("one of chat, text and tokens is needed", field="chat")
+
+
+def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, tuple[bytes | None, ...]]:
+    if not chat.messages:
+        raise InvalidRequest("at least one message is needed", field="chat.messages")
+    messages: list[Message] = []
+    images: list[bytes | None] = []
+    fields: list[str] = []
+    for i, message in enumerate(chat.messages):
+        path = f"chat.messages[{i}]"
+        parts: list[str | None] = []
+        for j, part in enumerate(message.parts):
+            if part.WhichOneof("kind") == "text":
+                parts.append(part.text)
+                continue
+            field = f"{path}.parts[{j}].image"
+            images.append(_decode_image(message, part, field, limits))
+            fields.append(field)
+            parts.append(None)
+        messages.append(_decode_message(message, tuple(parts), path))
+    if len(images) > limits.max_images:
+        raise InvalidImage(
+            f"the conversation holds {len(images)} images; {limits.max_images} are allowed",
+            field=fields[limits.max_images],
+        )
+    return ChatInput(tuple(messages), tuple(fields)), tuple(images)
+
+
+def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], path: str) -> Message:
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise InvalidRequest("a role is needed: system, user, assistant or tool", field=f"{path}.role")
+    if message.tool_calls and role != "assistant":
+        raise InvalidRequest("only the assistant calls tools", field=f"{path}.tool_calls")
+    calls = tuple(
+        ToolCall(call.id, call.name, _json_object(call.arguments_json, f"{path}.tool_calls[{i}].arguments_json"))
+        for i, call in enumerate(message.tool_calls)
+    )
+    return Message(role, parts, calls, message.tool_call_id)
+
+
+def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> bytes | None:
+    if message.role != chat_pb2.ROLE_USER:
+        raise InvalidImage("images can stand only in user messages", field=field)
+    if part.image.detail == chat_pb2.IMAGE_DETAIL_LOW:
+        raise Unsupported(f"{field}.detail")
+    match part.image.WhichOneof("source"):
+        case "announced":
+            return None
+        case "data" if len(part.image.data) > limits.max_bytes:
+            raise InvalidImage(f"the image is larger than {limits.max_bytes} bytes", field=field)
+        case "data":
+            return part.image.data
+        case _:
+            raise InvalidRequest("a part needs text or an image with data or announced", field=field)
+
+
+def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
+    given = {field.name: value for field, value in sampling.ListFields()}
+    top_p = _in_range("sampling.top_p", given.get("top_p", 1.0), 0.0, 1.0)
+    if top_p == 0:
+        raise InvalidRequest("sampling.top_p must be above 0", field="sampling.top_p")
+    return SamplingParams(
+        temperature=_in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, 2.0),
+        top_p=top_p,
+        top_k=given.get("top_k", 0),
+        min_p=_in_range("sampling.min_p", given.get("min_p", 0.0), 0.0, 1.0),
+        seed=given.get("seed", secrets.randbits(64)),
+    )
+
+
+def _decode_stop(strings: Sequence[str]) -> tuple[str, ...]:
+    for i, stop in enumerate(_at_most("stopping.strings", strings, _MAX_STOPS)):
+        if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"a stop string has 1 to {_MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
+            )
+    return tuple(strings)
+
+
+def _decode_timeout(start: inference_pb2.Start) -> float | None:
+    if not start.HasField("timeout"):
+        return None
+    seconds = start.timeout.seconds + start.timeout.nanos / 1e9
+    if seconds <= 0:
+        raise InvalidRequest("timeout must be above 0", field="timeout")
+    return seconds
+
+
+def _optional_int(stopping: options_pb2.Stopping, name: str) -> int | None:
+    if not stopping.HasField(name):  # type: ignore[arg-type]
+        return None
+    value: int = getattr(stopping, name)
+    return _in_range(f"stopping.{name}", value, 1, MAX_TOKENS)
+
+
+def _request_id(given: str) -> str:
+    if len(given) > _MAX_REQUEST_ID_CHARACTERS or not (given.isprintable() or not given):
+        raise InvalidRequest(
+            f"request_id has at most {_MAX_REQUEST_ID_CHARACTERS} printable characters", field="request_id"
+        )
+    return given or "gen-" + secrets.token_hex(12)
+
+
+def _json_object(text: str, field: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidRequest("a tool call's arguments are a JSON object", field=field)
+    return found
+
+
+def _in_range(field: str, value: Number, low: Number, high: Number) -> Number:
+    if not low <= value <= high:  # NaN is in no range
+        raise InvalidRequest(f"{field} must be from {low} to {high}", field=field)
+    return value
+
+
+def _at_most(field: str, values: Many, count: int) -> Many:
+    if len(values) > count:
+        raise InvalidRequest(f"{field} holds {len(values)} entries; {count} are allowed", field=field)
+    return values
+
+
+# --- events ------------------------------------------------------------------------------------
+
+
+def accepted(event_id: int) -> inference_pb2.Event:
+    """The generation has its place in the queue."""
+    return inference_pb2.Event(id=event_id, accepted=inference_pb2.Accepted())
+
+
+def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_pb2.Event:
+    """Its prompt is ready."""
+    return inference_pb2.Event(
+        id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
+    )
+
+
+def delta(
+    event_id: int,
+    index: int,
+    text: str,
+    token_ids: Iterable[int],
+    finish: FinishReason | None,
+    stop_string: str | None,
+) -> inference_pb2.Event:
+    """More of one choice."""
+    return inference_pb2.Event(
+        id=event_id,
+        delta=inference_pb2.Delta(
+            index=index,
+            text=text,
+            token_ids=token_ids,
+            finish_reason=_FINISH_REASONS[finish] if finish else inference_pb2.FINISH_REASON_UNSPECIFIED,
+            stop_string=stop_string,
+        ),
+    )
+
+
+def finished(event_id: int, usage: inference_pb2.Usage | None, error: status_pb2.Status | None) -> inference_pb2.Event:
+    """The generation is over."""
+    return inference_pb2.Event(id=event_id, finished=inference_pb2.Finished(usage=usage, error=error))
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """A time in seconds since 1970 as a protobuf message."""
+    if seconds is None:
+        return None
+    message = Timestamp()
+    message.FromMicroseconds(int(seconds * 1e6))
+    return message

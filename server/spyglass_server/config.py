@@ -1,0 +1,85 @@
+"""The server's settings, resolved once.
+
+Owns the step from parsed options to typed values with their defaults filled in.
+"""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars for a million tokens."""
+
+    input: float
+    output: float
+    cached_input: float
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """What a generation costs, in US dollars."""
+        full = (prompt_tokens - cached_tokens) * self.input / 1e6
+        return full + cached_tokens * self.cached_input / 1e6 + completion_tokens * self.output / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything that can be set. Units are in the names; `folder` None means the embedded model."""
+
+    folder: Path | None
+    served_names: tuple[str, ...]
+    address: str
+    api_keys: tuple[str, ...]
+    bridge_key: str | None
+    data_dir: Path
+    dtype: str
+    device: str
+    max_model_len: int | None
+    chat_template: Path | None
+    cache_bytes: int
+    image_cache_bytes: int
+    max_batch: int
+    max_step_tokens: int
+    max_pending: int
+    max_images: int
+    max_image_bytes: int
+    max_image_pixels: int
+    request_timeout_s: float
+    drain_timeout_s: float
+    prices: Prices
+
+
+def resolve(options: argparse.Namespace) -> ServerConfig:
+    """Turns parsed options into the configuration."""
+    folder = None if options.model == "demo" else Path(options.model).expanduser()
+    default_name = folder.resolve().name if folder else "spyglass-demo"
+    cached = options.price_input if options.price_cached_input is None else options.price_cached_input
+    return ServerConfig(
+        folder=folder,
+        served_names=tuple(dict.fromkeys(options.served_model_name)) or (default_name,),
+        address=options.grpc,
+        api_keys=tuple(options.api_key),
+        bridge_key=options.bridge_key,
+        data_dir=Path(options.data_dir).expanduser() if options.data_dir else _default_data_dir(),
+        dtype=options.dtype,
+        device=options.device,
+        max_model_len=options.max_model_len,
+        chat_template=Path(options.chat_template).expanduser() if options.chat_template else None,
+        cache_bytes=options.cache_bytes,
+        image_cache_bytes=options.image_cache_bytes,
+        max_batch=options.max_batch,
+        max_step_tokens=options.max_step_tokens,
+        max_pending=options.max_pending,
+        max_images=options.max_images,
+        max_image_bytes=options.max_image_bytes,
+        max_image_pixels=options.max_image_pixels,
+        request_timeout_s=options.request_timeout,
+        drain_timeout_s=options.drain_timeout,
+        prices=Prices(options.price_input, options.price_output, cached),
+    )
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "spyglass"

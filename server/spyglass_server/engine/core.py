@@ -1,0 +1,120 @@
+"""One step of the engine: schedule, execute, commit.
+
+Owns the order of these and what happens when the arithmetic fails. Knows no torch: the runner does
+the arithmetic.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from spyglass_server.engine.scheduler import Scheduler, Step
+from spyglass_server.engine.types import (
+    EngineRequest,
+    Event,
+    ImageKey,
+    ImagesTaken,
+    RequestFailed,
+    Row,
+    RowOutput,
+    Runner,
+    TokenOutput,
+)
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Runs requests to their end, one step at a time."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's tiles
+        self._requests: dict[int, EngineRequest] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def submit(self, request: EngineRequest) -> list[Event]:
+        """Takes a request in and copies its images, so that their shared memory may go."""
+        try:
+            for image in request.images:
+                if image.key not in self._images:
+                    self._runner.take_image(image)
+                self._images.setdefault(image.key, set()).add(request.id)
+        except Exception as error:
+            self._requests[request.id] = request
+            return [self._fail(request.id, error)]
+        self._requests[request.id] = request
+        self._scheduler.submit(request)
+        return [ImagesTaken(request.id)] if request.images else []
+
+    def cancel(self, request_id: int, index: int | None = None) -> None:
+        """Drops a request, or one choice of it; without effect when it has ended."""
+        self._scheduler.cancel(request_id, index)
+        self._forget_ended([request_id])
+
+    def step(self) -> list[Event]:
+        """Schedules, executes and commits one step."""
+        step = self._scheduler.schedule()
+        events = self._encode(step)
+        outputs = self._execute(step)
+        events += self._scheduler.commit(step, outputs)
+        self._forget_ended(event.id for event in events if _is_ending(event))
+        return events
+
+    def check(self) -> None:
+        """Asserts that all accounts agree."""
+        self._scheduler.check()
+
+    def _encode(self, step: Step) -> list[Event]:
+        self._runner.free_image_states(step.free_images)
+        if step.encode is None:
+            return []
+        try:
+            self._runner.encode_image(step.encode)
+        except Exception as error:
+            return [self._fail(request_id, error) for request_id in self._scheduler.requests_with(step.encode)]
+        self._scheduler.image_encoded(step.encode)
+        return []
+
+    def _execute(self, step: Step) -> list[RowOutput]:
+        """Computes the rows together; when that fails, one by one, so that only the bad ones fail."""
+        if not step.rows:
+            return []
+        self._runner.copy_pages(step.copies)
+        try:
+            return self._runner.execute(step.rows)
+        except Exception:
+            log.exception("a batch of %d rows failed; computing them one by one", len(step.rows))
+        return [_execute_alone(self._runner.execute, row) for row in step.rows]
+
+    def _fail(self, request_id: int, error: Exception) -> Event:
+        log.error("request %d failed", request_id, exc_info=error)
+        self._scheduler.cancel(request_id)
+        self._forget_ended([request_id])
+        return RequestFailed(request_id, repr(error))
+
+    def _forget_ended(self, request_ids: Iterable[int]) -> None:
+        """Drops the tiles that only requests without a living choice needed."""
+        for request_id in request_ids:
+            if request_id not in self._requests or self._scheduler.is_alive(request_id):
+                continue
+            for image in self._requests.pop(request_id).images:
+                needed_by = self._images.get(image.key, set())
+                needed_by.discard(request_id)
+                if not needed_by and self._images.pop(image.key, None) is not None:
+                    self._runner.drop_image(image.key)
+
+
+def _is_ending(event: Event) -> bool:
+    return isinstance(event, RequestFailed) or (isinstance(event, TokenOutput) and event.finish is not None)
+
+
+def _execute_alone(execute: Callable[[Sequence[Row]], list[RowOutput]], row: Row) -> RowOutput:
+    try:
+        return execute([row])[0]
+    except Exception as error:
+        log.exception("a row of %d tokens at position %d failed", len(row.tokens), row.start)
+        return RowOutput(error=repr(error))

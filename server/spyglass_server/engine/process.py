@@ -1,0 +1,177 @@
+"""The engine process, seen from both ends of its pipe.
+
+Owns the child's loop (drain commands, step, send events), and on the server's side the thread pair
+that moves messages, so that the event loop never waits for the pipe. Knows neither gRPC nor torch:
+the child loads the runner by itself, after the fork in the road, so the server stays small.
+
+    server: AsyncEngine --commands--> | pipe | --> run_engine: EngineCore
+                        <--messages-- |      | <--
+"""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.types import (
+    CancelChoice,
+    CancelRequest,
+    Command,
+    EngineInfo,
+    Event,
+    LoadFailed,
+    Message,
+    Ready,
+    Shutdown,
+    StepEvents,
+    Submit,
+)
+
+log = logging.getLogger(__name__)
+
+
+class EngineLoader(Protocol):
+    """Builds the engine inside the child. Pickled across: a dataclass with a `load` method."""
+
+    def load(self) -> tuple[EngineCore, EngineInfo]:
+        """Loads the model; may take minutes.
+
+        Raises:
+            ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
+        """
+        ...
+
+
+# --- in the child ------------------------------------------------------------------------------
+
+
+def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
+    """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")
+    with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the server is gone
+        try:
+            core, info = loader.load()
+        except (ValueError, OSError) as error:
+            log.debug("loading failed", exc_info=True)
+            pipe.send(LoadFailed(str(error)))
+            return
+        pipe.send(Ready(info))
+        _serve(core, pipe)
+
+
+def _serve(core: EngineCore, pipe: Connection) -> None:
+    while True:
+        events: list[Event] = []
+        while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
+            match pipe.recv():
+                case Submit(request):
+                    events += core.submit(request)
+                case CancelRequest(id=request_id):
+                    core.cancel(request_id)
+                case CancelChoice(id=request_id, index=index):
+                    core.cancel(request_id, index)
+                case Shutdown():
+                    return
+        if core.has_work:
+            events += core.step()
+        if events:
+            pipe.send(StepEvents(tuple(events)))
+
+
+# --- in the server -----------------------------------------------------------------------------
+
+
+class EngineProcess:
+    """One life of the engine process: from its start to its end.
+
+    Messages are handed to `on_message` on the event loop, in order; the last call, with None, says
+    that the process has ended and will say no more.
+    """
+
+    def __init__(self, loader: EngineLoader, on_message: Callable[[Message | None], None]) -> None:
+        """Starts the process. Must be called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        level = logging.getLogger().getEffectiveLevel()
+        self._process: BaseProcess = context.Process(
+            target=run_engine, args=(loader, theirs, level), name="spyglass-engine", daemon=True
+        )
+        with _child_environment():
+            self._process.start()
+        theirs.close()
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._read, name="engine-reader", daemon=True),
+            threading.Thread(target=self._write, name="engine-writer", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Queues a command; never blocks. Lost without a word when the process has ended."""
+        self._commands.put(command)
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Ends the process: kindly, then by force."""
+        self.send(Shutdown())
+        await asyncio.to_thread(self._process.join, timeout_s)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                message = self._pipe.recv()
+                self._loop.call_soon_threadsafe(self._on_message, message)
+        self._commands.put(None)
+        self._process.join()
+        with contextlib.suppress(RuntimeError):  # the event loop has closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._on_message, None)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while (command := self._commands.get()) is not None:
+                self._pipe.send(command)
+
+
+@contextlib.contextmanager
+def _child_environment() -> Iterator[None]:
+    """Variables that the child's libraries read when they load.
+
+    Its threads must not spin while they wait: on a machine of few cores that would starve the event
+    loops of server and bridge. Nothing is ever fetched from a model hub.
+    """
+    wanted = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

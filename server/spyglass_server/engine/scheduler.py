@@ -1,0 +1,271 @@
+"""Decides what each step of the engine computes.
+
+Owns the sequences, waiting and running, their pages and their claims on image states. Plain
+bookkeeping: knows neither tensors nor the process around it.
+
+A request begins as one sequence. When its prompt is computed and it has n choices, the sequence
+forks: all share the prompt's pages, and a shared page is copied before it is written. When pages
+run out, the youngest sequence loses its own and is computed again later, prompt and answer as one
+prompt; its next tokens are the same.
+"""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from spyglass_server.engine.images import ImageCache
+from spyglass_server.engine.pages import OutOfPages, PagePool
+from spyglass_server.engine.types import (
+    EngineRequest,
+    Event,
+    FinishReason,
+    ImageKey,
+    RequestFailed,
+    Row,
+    RowOutput,
+    TokenOutput,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one step may hold: sequences (choices) at once, and tokens computed."""
+
+    max_batch: int
+    max_step_tokens: int
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One choice of a request on its way; before the fork, all of its choices."""
+
+    request: EngineRequest
+    choices: tuple[int, ...]
+    tokens: list[int]
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are known but not computed; 1 while it decodes."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def image_keys(self) -> tuple[ImageKey, ...]:
+        return tuple(image.key for image in self.request.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do now: encode one image, copy pages, compute rows. `sequences` belong to `rows`."""
+
+    encode: ImageKey | None
+    free_images: tuple[ImageKey, ...]
+    copies: tuple[tuple[int, int], ...]
+    rows: tuple[Row, ...]
+    sequences: tuple[Sequence, ...]
+
+
+class Scheduler:
+    """Continuous batching, first come first served, with preemption by recompute."""
+
+    def __init__(self, limits: Limits, pages: PagePool, images: ImageCache) -> None:
+        self._limits = limits
+        self._pages = pages
+        self._images = images
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queues a request. It must fit: one sequence of it in all pages, its images in all room."""
+        assert self._pages.num_needed(len(request.tokens) + request.max_tokens) <= self._pages.num_pages
+        assert request.n <= self._limits.max_batch
+        self._waiting.append(Sequence(request, tuple(range(request.n)), list(request.tokens)))
+
+    def is_alive(self, request_id: int) -> bool:
+        """Whether any choice of a request still waits or runs."""
+        return any(s.request.id == request_id for s in [*self._running, *self._waiting])
+
+    def cancel(self, request_id: int, index: int | None = None) -> None:
+        """Drops a request, or one choice of it; without effect when it has ended."""
+        for sequence in [*self._running, *self._waiting]:
+            if sequence.request.id != request_id:
+                continue
+            sequence.choices = tuple(c for c in sequence.choices if index is not None and c != index)
+            if not sequence.choices:
+                self._remove(sequence)
+
+    def schedule(self) -> Step:
+        """Chooses the next step's work: running sequences first, then as many new ones as fit."""
+        self._start_waiting()
+        planned: dict[Sequence, Row] = {}
+        copies: dict[int, int] = {}  # target page: source page
+        budget = self._limits.max_step_tokens
+        for sequence in sorted(self._running, key=lambda s: s.remaining > 1):  # decode rows never wait
+            count = min(sequence.remaining, budget)
+            if not count or not self._is_seeing(sequence) or not self._is_running(sequence):
+                continue
+            if self._reserve(sequence, sequence.num_computed + count, planned, copies):
+                planned[sequence] = _row(sequence, count)
+                budget -= count
+        return Step(
+            encode=self._next_image(),
+            free_images=tuple(self._images.take_dropped()),
+            copies=tuple((source, target) for target, source in copies.items()),
+            rows=tuple(planned.values()),
+            sequences=tuple(planned),
+        )
+
+    def commit(self, step: Step, outputs: Seq[RowOutput]) -> list[Event]:
+        """Takes in what a step computed; a failed row ends its request, and only that."""
+        events: list[Event] = []
+        for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
+            if output.error is not None:
+                self.cancel(sequence.request.id)
+                events.append(RequestFailed(sequence.request.id, output.error))
+                continue
+            if not self._is_running(sequence):
+                continue  # another choice of its request failed in this step
+            sequence.num_computed = row.end
+            if row.choices:
+                events += self._append(sequence, dict(zip(row.choices, output.tokens, strict=True)))
+        return events
+
+    def image_encoded(self, key: ImageKey) -> None:
+        self._images.mark_encoded(key)
+
+    def requests_with(self, key: ImageKey) -> set[int]:
+        """The ids of running requests that hold an image."""
+        return {s.request.id for s in self._running if key in s.image_keys}
+
+    def check(self) -> None:
+        """Asserts that all accounts agree; for tests and idle time."""
+        self._pages.check(s.pages for s in self._running)
+        self._images.check(s.image_keys for s in self._running)
+        assert all(not s.pages and not s.num_computed for s in self._waiting), "a waiting sequence holds pages"
+        assert sum(len(s.choices) for s in self._running) <= self._limits.max_batch, "the batch is too large"
+
+    # --- admission and preemption -------------------------------------------------------------
+
+    def _start_waiting(self) -> None:
+        while self._waiting:
+            sequence = self._waiting[0]
+            room = self._limits.max_batch - sum(len(s.choices) for s in self._running)
+            num_pages = self._pages.num_needed(len(sequence.tokens))
+            if len(sequence.choices) > room or num_pages > self._pages.num_free:
+                return
+            if not self._images.hold([(image.key, image.num_tiles) for image in sequence.request.images]):
+                return
+            sequence.pages = self._pages.take(num_pages)
+            self._running.append(self._waiting.popleft())
+
+    def _reserve(self, sequence: Sequence, end: int, planned: dict[Sequence, Row], copies: dict[int, int]) -> bool:
+        """Gives the sequence its own pages for positions num_computed … end - 1.
+
+        Takes them from the youngest sequences when none are free. Returns False when the sequence
+        itself had to go.
+        """
+        while True:
+            try:
+                self._own_pages(sequence, end, copies)
+                return True
+            except OutOfPages:
+                victim = self._running[-1]
+                planned.pop(victim, None)
+                for page in victim.pages:
+                    copies.pop(page, None)
+                self._preempt(victim)
+                if victim is sequence:
+                    return False
+
+    def _own_pages(self, sequence: Sequence, end: int, copies: dict[int, int]) -> None:
+        size = self._pages.page_size
+        shared = [
+            i
+            for i in range(sequence.num_computed // size, len(sequence.pages))
+            if self._pages.is_shared(sequence.pages[i])
+        ]
+        missing = self._pages.num_needed(end) - len(sequence.pages)
+        fresh = self._pages.take(max(missing, 0) + len(shared))
+        for i in shared:
+            source, sequence.pages[i] = sequence.pages[i], fresh.pop()
+            copies[sequence.pages[i]] = source
+            self._pages.give_back([source])
+        sequence.pages += fresh
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._remove(sequence)
+        sequence.num_computed = 0
+        self._waiting.appendleft(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._pages.give_back(sequence.pages)
+            self._images.release(sequence.image_keys)
+            sequence.pages = []
+        else:
+            self._waiting.remove(sequence)
+
+    # --- progress ---------------------------------------------------------------------------------
+
+    def _append(self, sequence: Sequence, tokens: dict[int, int]) -> list[Event]:
+        """Adds one token to each choice; forks when the choices have been one sequence until now."""
+        alive = {choice: token for choice, token in tokens.items() if choice in sequence.choices}
+        branches = [sequence] + [self._fork(sequence) for _ in list(alive)[1:]]
+        events: list[Event] = []
+        for branch, (choice, token) in zip(branches, alive.items(), strict=True):
+            branch.choices = (choice,)
+            branch.tokens.append(token)
+            finish = _finish_reason(branch)
+            events.append(TokenOutput(branch.request.id, choice, token, finish))
+            if finish is not None:
+                self._remove(branch)
+        return events
+
+    def _fork(self, sequence: Sequence) -> Sequence:
+        twin = Sequence(
+            sequence.request, (), list(sequence.tokens), list(sequence.pages), num_computed=sequence.num_computed
+        )
+        self._pages.share(twin.pages)
+        held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])
+        assert held, "images that are held can be held once more"
+        self._running.insert(self._running.index(sequence) + 1, twin)
+        return twin
+
+    # --- images ---------------------------------------------------------------------------------
+
+    def _is_seeing(self, sequence: Sequence) -> bool:
+        return all(self._images.is_encoded(key) for key in sequence.image_keys)
+
+    def _next_image(self) -> ImageKey | None:
+        keys = (key for sequence in self._running for key in sequence.image_keys)
+        return next((key for key in keys if not self._images.is_encoded(key)), None)
+
+    def _is_running(self, sequence: Sequence) -> bool:
+        return sequence in self._running
+
+
+def _row(sequence: Sequence, count: int) -> Row:
+    start, end = sequence.num_computed, sequence.num_computed + count
+    return Row(
+        tokens=tuple(sequence.tokens[start:end]),
+        start=start,
+        pages=tuple(sequence.pages),
+        sampling=sequence.request.sampling,
+        choices=sequence.choices if end == len(sequence.tokens) else (),
+        image_keys=sequence.image_keys,
+        image_positions=sequence.request.image_positions,
+    )
+
+
+def _finish_reason(sequence: Sequence) -> FinishReason | None:
+    if sequence.tokens[-1] in sequence.request.stop_token_ids:
+        return FinishReason.STOP
+    if len(sequence.tokens) - len(sequence.request.tokens) >= sequence.request.max_tokens:
+        return FinishReason.LENGTH
+    return None

@@ -1,0 +1,180 @@
+"""Keeps an engine process alive and hands its events to those who wait for them.
+
+Owns restarts and the table of running requests. A dead process fails its running requests at once
+and comes back by itself. Knows neither gRPC nor what an event means to its owner.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+
+from spyglass_server.engine.process import EngineLoader, EngineProcess
+from spyglass_server.engine.types import (
+    CancelChoice,
+    CancelRequest,
+    EngineInfo,
+    EngineRequest,
+    Event,
+    ImagesTaken,
+    LoadFailed,
+    Message,
+    Ready,
+    RequestFailed,
+    StepEvents,
+    Submit,
+    TokenOutput,
+)
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.2
+_LAST_BACKOFF_S = 30.0
+
+
+class EngineLoadError(Exception):
+    """The model cannot be loaded; the text is for the operator."""
+
+
+class EngineDied:
+    """Said to a running request when its engine process has ended."""
+
+
+OnEvent = Callable[[Event | EngineDied], None]
+
+
+class AsyncEngine:
+    """The engine as the server's event loop sees it."""
+
+    def __init__(self, loader: EngineLoader, on_ready: Callable[[bool], None] = lambda ready: None) -> None:
+        """`on_ready` hears whenever the engine becomes ready or ceases to be."""
+        self._loader = loader
+        self._on_ready = on_ready
+        self._ids = itertools.count(1)
+        self._running: dict[int, OnEvent] = {}
+        self._process: EngineProcess | None = None
+        self._info: EngineInfo | None = None
+        self._ready = asyncio.Event()
+        self._first: asyncio.Future[None] | None = None
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._restart: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine has loaded; known after `start`."""
+        assert self._info is not None, "the engine has not started"
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process; None while there is none."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Starts the process and waits until the model is loaded.
+
+        Raises:
+            EngineLoadError: it cannot be loaded.
+        """
+        self._first = asyncio.get_running_loop().create_future()
+        self._launch()
+        await self._first
+
+    async def stop(self) -> None:
+        """Ends the process; running requests hear that it died."""
+        self._stopping = True
+        if self._restart:
+            self._restart.cancel()
+        if self._process:
+            await self._process.stop()
+            await asyncio.sleep(0)  # lets the process's last message, its end, be handled
+
+    async def wait_ready(self) -> None:
+        """Waits until the engine can take requests; returns at once when it can."""
+        await self._ready.wait()
+
+    def next_id(self) -> int:
+        """A fresh id for a request."""
+        return next(self._ids)
+
+    def submit(self, request: EngineRequest, on_event: OnEvent) -> None:
+        """Begins a request. `on_event` hears everything about it, on the event loop, until it ends."""
+        assert self._process is not None
+        self._running[request.id] = on_event
+        self._process.send(Submit(request))
+
+    def cancel(self, request_id: int) -> None:
+        """Drops a request; nothing more is heard of it."""
+        if self._running.pop(request_id, None) and self._process:
+            self._process.send(CancelRequest(request_id))
+
+    def cancel_choice(self, request_id: int, index: int) -> None:
+        """Drops one choice of a running request."""
+        if request_id in self._running and self._process:
+            self._process.send(CancelChoice(request_id, index))
+
+    def _launch(self) -> None:
+        self._restart = None
+        self._process = EngineProcess(self._loader, self._on_message)
+
+    def _on_message(self, message: Message | None) -> None:
+        match message:
+            case StepEvents(events):
+                for event in events:
+                    self._dispatch(event)
+            case Ready(info):
+                self._info = info
+                self._backoff_s = _FIRST_BACKOFF_S
+                self._ready.set()
+                self._on_ready(True)
+                if self._first and not self._first.done():
+                    self._first.set_result(None)
+            case LoadFailed(text):
+                log.error("the model cannot be loaded: %s", text)
+                if self._first and not self._first.done():
+                    self._stopping = True
+                    self._first.set_exception(EngineLoadError(text))
+            case None:
+                self._ended()
+
+    def _dispatch(self, event: Event) -> None:
+        on_event = self._running.get(event.id)
+        if on_event is None:
+            return  # cancelled while the event was on its way
+        match event:
+            case RequestFailed():
+                del self._running[event.id]
+            case TokenOutput() | ImagesTaken():
+                pass
+        try:
+            on_event(event)
+        except Exception:  # a fault in one request's handler must not cost the others their events
+            log.exception("an event of request %d could not be handled", event.id)
+            self.cancel(event.id)
+            on_event(RequestFailed(event.id, "its event could not be handled"))
+
+    def _ended(self) -> None:
+        self._process = None
+        if self._ready.is_set():
+            self._ready.clear()
+            self._on_ready(False)
+        running, self._running = self._running, {}
+        for on_event in running.values():
+            on_event(EngineDied())
+        if self._first and not self._first.done():
+            self._stopping = True
+            self._first.set_exception(EngineLoadError("the engine process died while it loaded the model"))
+        if self._stopping:
+            return
+        log.error("the engine process died under %d requests; it starts again", len(running))
+        self._restart = asyncio.get_running_loop().call_later(self._backoff_s, self._launch)
+        self._backoff_s = min(self._backoff_s * 2, _LAST_BACKOFF_S)
+
+    def finish(self, request_id: int) -> None:
+        """Says that a request has ended of itself and nothing more is to be heard of it."""
+        self._running.pop(request_id, None)

@@ -1,0 +1,239 @@
+"""The words that the engine's parts say to each other.
+
+Owns the messages between server and engine process, the unit of work that the scheduler hands to
+the runner, and the runner's interface. Knows neither gRPC nor torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class FinishReason(Enum):
+    """Why a choice ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; `seed` fixes every random number of the request."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """What an image's cached states belong to. Tenants never share."""
+
+    tenant: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """One image of a prompt, as uint8 tiles in shared memory.
+
+    `rows` x `columns` is the canvas in tiles. The memory block holds rows * columns tiles of
+    [3, tile, tile] bytes, RGB planes, tiles in reading order.
+    """
+
+    key: ImageKey
+    rows: int
+    columns: int
+    memory_name: str
+
+    @property
+    def num_tiles(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt and how to answer it. Already validated: it fits the context and the caches.
+
+    `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`.
+    `stop_token_ids` end a choice and are its last token.
+    """
+
+    id: int
+    tokens: tuple[int, ...]
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    images: tuple[ImageInput, ...] = ()
+    image_positions: tuple[int, ...] = ()
+
+
+# --- from the server to the engine process -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Begin a request."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Drop a request with all its choices; without effect on one that has ended."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelChoice:
+    """Drop one choice, because its text met a stop string."""
+
+    id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End the engine process."""
+
+
+Command = Submit | CancelRequest | CancelChoice | Shutdown
+
+
+# --- from the engine process to the server -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine has loaded and what fits it.
+
+    `max_tokens` is the longest sequence (prompt and answer) that model, limits and cache allow.
+    `max_image_tiles` is how many tiles of images one request may hold.
+    """
+
+    dtype: str
+    device: str
+    max_tokens: int
+    max_image_tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesTaken:
+    """The engine has copied a request's tiles: their shared memory may go."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One more token of one choice, and why the choice ended if it did."""
+
+    id: int
+    index: int
+    token: int
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A request that cannot go on. `detail` is for the log, not for callers."""
+
+    id: int
+    detail: str
+
+
+Event = ImagesTaken | TokenOutput | RequestFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; `message` is for the operator."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvents:
+    """All that one step of the engine produced."""
+
+    events: tuple[Event, ...]
+
+
+Message = Ready | LoadFailed | StepEvents
+
+
+# --- between scheduler and runner --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A run of tokens of one sequence to be computed in this step.
+
+    `tokens` stand at positions start, start + 1, … of the sequence; keys and values go to `pages`,
+    which cover everything up to the last of them. `image_keys` are the request's images in order
+    and `image_positions` where their tokens stand. When `choices` is not empty, the logits of the
+    last token are sampled once for each of these choices.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    pages: tuple[int, ...]
+    sampling: SamplingParams
+    choices: tuple[int, ...]
+    image_keys: tuple[ImageKey, ...]
+    image_positions: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutput:
+    """The tokens sampled for a row's choices, or why the row failed."""
+
+    tokens: tuple[int, ...] = ()
+    error: str | None = None
+
+
+class Runner(Protocol):
+    """Does the arithmetic. Holds the pages' and the images' tensors, but decides nothing."""
+
+    def take_image(self, image: ImageInput) -> None:
+        """Copies an image's tiles out of shared memory and keeps them until `drop_image`."""
+
+    def drop_image(self, key: ImageKey) -> None:
+        """Forgets an image's tiles; its states stay until `free_image_states`."""
+
+    def encode_image(self, key: ImageKey) -> None:
+        """Computes the states of an image whose tiles it holds."""
+
+    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
+        """Forgets the states of images."""
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies pages, each (source, target); all sources are read before any target is written."""
+
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """Computes all rows as one batch; may be repeated with the same rows.
+
+        Raises whatever goes wrong with the batch as a whole; a row whose logits are not finite is
+        reported in its output instead.
+        """
+        ...

@@ -1,0 +1,135 @@
+"""What can go wrong, with the code that callers see.
+
+Owns the classes and their one translation to google.rpc.Status. What is bland outside is told in
+full in the log, by whoever catches it.
+"""
+
+import math
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "spyglass"
+
+
+class SpyglassError(Exception):
+    """A refusal or failure that a caller may know about; the text is for the caller.
+
+    `field` is the path of the field at fault, `reason` a word for programs.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    default_reason: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self, message: str, *, field: str | None = None, reason: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.reason = reason or self.default_reason
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(SpyglassError):
+    """The request is wrong in itself."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    default_reason = "invalid_request"
+
+
+class Unsupported(InvalidRequest):
+    """The request uses a field that is not honoured yet."""
+
+    default_reason = "unsupported_parameter"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field} is not supported yet", field=field)
+
+
+class InvalidImage(InvalidRequest):
+    """An image cannot be used."""
+
+    default_reason = "invalid_image"
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt and its answer do not fit the context."""
+
+    default_reason = "context_length_exceeded"
+
+
+class ModelNotFound(SpyglassError):
+    """No model of this name is served."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    default_reason = "model_not_found"
+
+
+class Unauthenticated(SpyglassError):
+    """There is no valid key. The text is always the same, so that nothing can be learned from it."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    default_reason = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("a valid API key is needed: authorization: Bearer KEY")
+
+
+class Forbidden(SpyglassError):
+    """The key is valid, but not for this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    default_reason = "permission_denied"
+
+
+class TooManyRequests(SpyglassError):
+    """The queue is full."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    default_reason = "too_many_requests"
+
+
+class Cancelled(SpyglassError):
+    """The caller wanted no more."""
+
+    code = grpc.StatusCode.CANCELLED
+    default_reason = "cancelled"
+
+
+class DeadlineExceeded(SpyglassError):
+    """The generation took longer than it was allowed."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    default_reason = "timeout"
+
+
+class Unavailable(SpyglassError):
+    """The server cannot serve this now; another try may succeed."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    default_reason = "server_draining"
+
+
+def to_status(error: BaseException) -> status_pb2.Status:
+    """The status that a caller sees. Of an unknown error it says nothing."""
+    if not isinstance(error, SpyglassError):
+        error = SpyglassError("internal error")
+    details: list[any_pb2.Any] = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration(seconds=math.ceil(error.retry_after_s))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+
+
+def _pack(
+    detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,266 @@
+"""The life of one generation, from its Start to its one Finished.
+
+Owns the order: validate, admit, wait for images, prepare, meter, run, close. Whatever happens on the
+way, exactly one Finished is emitted, and a record that was opened is closed. Knows nothing of streams:
+events go to a callback.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from spyglass.v1 import inference_pb2
+
+from spyglass_server import codec
+from spyglass_server.admission import Admission
+from spyglass_server.auth import Identity, KeyStore, Scope
+from spyglass_server.cancellation import to_the_end
+from spyglass_server.config import Prices
+from spyglass_server.engine.shared import SharedTiles
+from spyglass_server.engine.supervisor import AsyncEngine, EngineDied
+from spyglass_server.engine.types import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
+from spyglass_server.errors import (
+    Cancelled,
+    ContextTooLong,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidImage,
+    InvalidRequest,
+    ModelNotFound,
+    SpyglassError,
+    Unavailable,
+    to_status,
+)
+from spyglass_server.ledger import Ledger
+from spyglass_server.output import Choices
+from spyglass_server.prompt import Prompt, PromptMaker
+from spyglass_server.upload import Upload
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every generation uses."""
+
+    engine: AsyncEngine
+    prompts: PromptMaker
+    ledger: Ledger
+    keys: KeyStore
+    admission: Admission
+    workers: Executor
+    served_names: tuple[str, ...]
+    image_limits: codec.ImageLimits
+    prices: Prices
+    request_timeout_s: float
+
+    def resolve_model(self, name: str) -> str:
+        """The name that a generation is billed under.
+
+        Raises:
+            ModelNotFound: no such model is served.
+        """
+        if name and name not in self.served_names:
+            raise ModelNotFound(f"the model {name!r} is not served here", field="model")
+        return name or self.served_names[0]
+
+    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
+        """Makes the prompt, in a worker thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.workers, self.prompts.prepare, spec.input, images)
+
+
+class Generation:
+    """One generation. `run` is its whole life, and a task of its owner's."""
+
+    def __init__(
+        self,
+        event_id: int,
+        start: inference_pb2.Start,
+        identity: Identity,
+        services: Services,
+        emit: Callable[[inference_pb2.Event], None],
+    ) -> None:
+        self._id = event_id
+        self._start = start
+        self._identity = identity
+        self._services = services
+        self._emit = emit
+        self._upload = Upload()
+        self._ending: SpyglassError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._may_be_ended = False
+        self._record: int | None = None
+        self._prompt_tokens = 0
+        self._choices: Choices | None = None
+
+    def start(self) -> asyncio.Task[None]:
+        """Begins `run` as a task."""
+        self._task = asyncio.create_task(self.run(), name=f"generation-{self._id}")
+        return self._task
+
+    def end(self, error: SpyglassError | None = None) -> None:
+        """Ends the generation early, with an error that says why; a cancel by default."""
+        if self._ending is None:
+            self._ending = error or Cancelled("the caller cancelled the generation")
+            if self._task is not None and self._may_be_ended:
+                self._task.cancel()
+
+    def add_chunk(self, chunk: inference_pb2.ImageChunk) -> None:
+        """Takes a piece of an announced image; a wrong one ends the generation."""
+        try:
+            self._upload.add(chunk)
+        except InvalidRequest as error:
+            self.end(error)
+
+    async def run(self) -> None:
+        """Runs to the end. Raises only CancelledError, when it was cancelled by others than `end`."""
+        error: BaseException | None = None
+        try:
+            if self._ending is not None:  # it was ended before it began
+                raise self._ending
+            self._may_be_ended = True
+            await self._run()
+        except asyncio.CancelledError as cancelled:
+            error = self._ending or cancelled
+        except Exception as problem:
+            error = problem
+            if not isinstance(problem, SpyglassError):
+                log.exception("a generation failed")
+        self._may_be_ended = False
+        await to_the_end(self._close(error))
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+
+    async def _run(self) -> None:
+        spec = codec.decode_start(self._start, self._services.image_limits)
+        payer = self._payer(spec)
+        model = self._services.resolve_model(spec.model)
+        limit_s = self._services.request_timeout_s
+        try:
+            async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
+                with self._services.admission.admit():
+                    await self._run_admitted(spec, payer, model)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the generation took longer than it was allowed") from error
+
+    async def _run_admitted(self, spec: codec.Spec, payer: Identity, model: str) -> None:
+        services = self._services
+        self._upload.expect(spec, services.image_limits)
+        self._emit(codec.accepted(self._id))
+        images = await self._upload.complete()
+        prompt = await services.prepare(spec, images)
+        await services.engine.wait_ready()
+        max_tokens = self._fit(spec, prompt)
+        self._prompt_tokens = len(prompt.tokens)
+        await to_the_end(self._open_record(payer, spec.request_id, model))
+        self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens=0))
+        await self._generate(spec, prompt, payer, max_tokens)
+
+    async def _open_record(self, payer: Identity, request_id: str, model: str) -> None:
+        """From here on the generation is metered."""
+        self._record = await self._services.ledger.open(
+            payer.key_id, request_id, model, self._prompt_tokens, cached_tokens=0
+        )
+
+    def _payer(self, spec: codec.Spec) -> Identity:
+        """Whose key is billed: the caller's, or on a gateway's stream that of the end user."""
+        if self._identity.scope is not Scope.ACT_FOR_OTHERS:
+            if spec.caller_key is not None:
+                raise Forbidden("this key may not act for others", field="caller")
+            return self._identity
+        if spec.caller_key is None:
+            raise InvalidRequest("a gateway names the caller of each generation", field="caller")
+        return self._services.keys.check(spec.caller_key)
+
+    def _fit(self, spec: codec.Spec, prompt: Prompt) -> int:
+        """How many tokens a choice may have."""
+        info = self._services.engine.info
+        room = info.max_tokens - len(prompt.tokens)
+        wanted = spec.max_tokens or 1
+        if wanted > room:
+            raise ContextTooLong(
+                f"the context is {info.max_tokens} tokens; the prompt has {len(prompt.tokens)} "
+                f"and its answer would have {'at least 1' if spec.max_tokens is None else spec.max_tokens}",
+                field="stopping.max_tokens" if spec.max_tokens and room > 0 else None,
+            )
+        tiles = sum(len(image.pixels) for image in prompt.images)
+        if tiles > info.max_image_tiles:
+            raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
+        return spec.max_tokens or min(room, codec.MAX_TOKENS)
+
+    async def _generate(self, spec: codec.Spec, prompt: Prompt, payer: Identity, max_tokens: int) -> None:
+        """Runs the engine's part. Its events come to `on_event`, on the event loop."""
+        engine = self._services.engine
+        stop_token_ids = spec.stop_token_ids | (
+            frozenset() if spec.ignore_eos else self._services.prompts.stop_token_ids
+        )
+        self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
+        tiles = SharedTiles(
+            [(ImageKey(payer.key_id, i.digest), i.rows, i.columns, i.pixels.data) for i in prompt.images]
+        )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request_id = engine.next_id()
+
+        def settle(error: SpyglassError | None) -> None:
+            if done.done():
+                return  # the task has been cancelled and is about to let go
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def on_event(event: Event | EngineDied) -> None:
+            match event:
+                case TokenOutput(index=index):
+                    if (delta := choices.push(event)) is None:
+                        return
+                    self._emit(codec.delta(self._id, index, *delta))
+                    if choices.is_done:
+                        engine.finish(request_id)
+                        settle(None)
+                    elif event.finish is None and delta.finish is not None:
+                        engine.cancel_choice(request_id, index)
+                case ImagesTaken():
+                    tiles.release()
+                case RequestFailed(detail=detail):
+                    log.error("request %s failed in the engine: %s", spec.request_id, detail)
+                    settle(SpyglassError("internal error"))
+                case EngineDied():
+                    settle(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
+
+        request = EngineRequest(
+            id=request_id,
+            tokens=prompt.tokens,
+            max_tokens=max_tokens,
+            stop_token_ids=stop_token_ids,
+            sampling=spec.sampling,
+            n=spec.n,
+            images=tiles.inputs,
+            image_positions=prompt.image_positions,
+        )
+        try:
+            engine.submit(request, on_event)
+            await done
+        finally:
+            engine.cancel(request_id)
+            tiles.release()
+
+    async def _close(self, error: BaseException | None) -> None:
+        """Closes the record, if there is one, and emits Finished."""
+        usage = None
+        if self._record is not None:
+            usage = self._usage()
+            outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
+            await self._services.ledger.close(self._record, usage.completion_tokens, usage.estimated_cost, outcome)
+        self._emit(codec.finished(self._id, usage, to_status(error) if error is not None else None))
+
+    def _usage(self) -> inference_pb2.Usage:
+        completion_tokens = self._choices.num_tokens if self._choices else 0
+        return inference_pb2.Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=completion_tokens,
+            estimated_cost=self._services.prices.cost(self._prompt_tokens, 0, completion_tokens),
+        )

@@ -1,0 +1,69 @@
+"""Events on their way to one client.
+
+Owns the order of a stream's events and their packing into frames: one frame holds all that has
+happened since the last one, so a step of the engine is one message, and a client that reads slowly
+gets fewer and larger ones. Knows nothing of what the events mean.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from spyglass.v1 import inference_pb2
+
+
+class Outbox:
+    """The events of one stream; one reader takes frames, anyone may push."""
+
+    def __init__(self) -> None:
+        self._events: list[inference_pb2.Event] = []
+        self._open_deltas: dict[tuple[int, int], inference_pb2.Delta] = {}
+        self._go_away: inference_pb2.GoAway | None = None
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def push(self, event: inference_pb2.Event) -> None:
+        """Adds an event; a delta joins an earlier one of its choice that has not been taken yet."""
+        if event.WhichOneof("kind") == "delta":
+            key = (event.id, event.delta.index)
+            earlier = self._open_deltas.get(key)
+            if earlier is not None:
+                _join(earlier, event.delta)
+                return
+            self._open_deltas[key] = event.delta
+        self._events.append(event)
+        self._wake.set()
+
+    def go_away(self, reason: str) -> None:
+        """Tells the client to start nothing more on this stream."""
+        self._go_away = inference_pb2.GoAway(reason=reason)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Ends `frames` after what has been pushed."""
+        self._closed = True
+        self._wake.set()
+
+    async def frames(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Yields frames until the outbox is closed and empty."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._events or self._go_away:
+                yield self._take()
+            elif self._closed:
+                return
+            if self._closed:
+                self._wake.set()
+
+    def _take(self) -> inference_pb2.GenerateResponse:
+        frame = inference_pb2.GenerateResponse(events=self._events, go_away=self._go_away)
+        self._events, self._open_deltas, self._go_away = [], {}, None
+        return frame
+
+
+def _join(earlier: inference_pb2.Delta, later: inference_pb2.Delta) -> None:
+    earlier.text += later.text
+    earlier.token_ids.extend(later.token_ids)
+    earlier.finish_reason = later.finish_reason
+    if later.HasField("stop_string"):
+        earlier.stop_string = later.stop_string

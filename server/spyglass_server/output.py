@@ -1,0 +1,52 @@
+"""What a generation has given so far: text and counts of its choices.
+
+Owns the rule of what counts: a choice's tokens up to the one that completed its stop. What the engine
+made beyond that is neither sent nor billed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spyglass_server.engine.types import FinishReason, TokenOutput
+from spyglass_server.prompt.detokenizer import Detokenizer
+
+
+class DeltaParts(NamedTuple):
+    """More of one choice, in the order of `codec.delta`'s arguments."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: FinishReason | None
+    stop_string: str | None
+
+
+class Choices:
+    """The choices of one generation."""
+
+    def __init__(self, detokenizers: Sequence[Detokenizer]) -> None:
+        self._detokenizers = detokenizers
+        self._running = set(range(len(detokenizers)))
+        self.num_tokens = 0
+        """Generated tokens of all choices that count."""
+
+    @property
+    def is_done(self) -> bool:
+        return not self._running
+
+    def push(self, output: TokenOutput) -> DeltaParts | None:
+        """Takes a token; returns None when its choice has already ended."""
+        if output.index not in self._running:
+            return None
+        detokenizer = self._detokenizers[output.index]
+        self.num_tokens += 1
+        finish = output.finish
+        text = ""
+        if finish is not FinishReason.STOP:  # a stop token is no text
+            text = detokenizer.push(output.token)
+        if finish is not None and detokenizer.stopped_by is None:
+            text += detokenizer.flush()
+        if detokenizer.stopped_by is not None:
+            finish = FinishReason.STOP
+        if finish is not None:
+            self._running.discard(output.index)
+        return DeltaParts(text, (output.token,), finish, detokenizer.stopped_by)

@@ -1,0 +1,8 @@
+"""From a conversation to tokens and tiles, and from tokens back to text.
+
+Pure functions of a checkpoint's own files: no network, no model, no torch.
+"""
+
+from spyglass_server.prompt.prepare import Prompt, PromptMaker
+
+__all__ = ["Prompt", "PromptMaker"]

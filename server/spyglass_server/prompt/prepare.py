@@ -1,0 +1,118 @@
+"""Makes prompts: the way from a request's input to tokens and tiles.
+
+Owns the order of template, tokenizer and images, and that the three agree. Pure work for a thread:
+knows nothing of asyncio, the engine, or who asks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.files import read_prompt_files
+from spyglass_server.prompt.images import ImageTiles, decode_image, tile_image
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message
+from spyglass_server.prompt.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ChatInput:
+    """A conversation; `image_fields` names the request's field of each image, in reading order."""
+
+    messages: tuple[Message, ...]
+    image_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """A ready prompt in which control tokens are parsed."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensInput:
+    """A ready prompt as token ids."""
+
+    ids: tuple[int, ...]
+
+
+Input = ChatInput | TextInput | TokensInput
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, where the image tokens stand among them, and the images' tiles."""
+
+    tokens: tuple[int, ...]
+    image_positions: tuple[int, ...] = ()
+    images: tuple[ImageTiles, ...] = ()
+
+
+class PromptMaker:
+    """Makes prompts for one checkpoint. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, max_image_pixels: int, chat_template: Path | None = None) -> None:
+        """Reads a checkpoint folder's tokenizer and templates; `chat_template` replaces its own.
+
+        Raises:
+            ValueError, OSError: a file is missing or wrong; the text is for the operator.
+        """
+        files = read_prompt_files(folder)
+        self.tokenizer = TextTokenizer(files.tokenizer_path)
+        self.stop_token_ids = files.stop_token_ids
+        self._vocab_size = files.vocab_size
+        self._image_token_id = files.image_token_id
+        self._image_spec = files.image_spec
+        self._max_image_pixels = max_image_pixels
+        source = chat_template.read_text("utf-8") if chat_template else files.chat_template or LLAMA3_TEMPLATE
+        self._template = ChatTemplate(source, files.special_tokens, self.tokenizer.special_tokens)
+
+    def prepare(self, given: Input, images: Sequence[bytes] = ()) -> Prompt:
+        """Makes the prompt of a request. `images` are encoded pictures, in reading order.
+
+        Raises:
+            InvalidRequest: the input cannot be a prompt of this model.
+        """
+        match given:
+            case ChatInput(messages, image_fields):
+                tokens = self._render(messages)
+                tiles = [
+                    tile_image(decode_image(data, self._max_image_pixels, field), self._image_spec)
+                    for data, field in zip(images, image_fields, strict=True)
+                ]
+            case TextInput(text):
+                tokens, tiles = self.tokenizer.encode_prompt(text), []
+            case TokensInput(ids):
+                tokens, tiles = list(ids), []
+        positions = tuple(i for i, token in enumerate(tokens) if token == self._image_token_id)
+        self._check(given, tokens, positions, len(tiles))
+        return Prompt(tuple(tokens), positions, tuple(tiles))
+
+    def detokenizer(self, stop: Sequence[str]) -> Detokenizer:
+        """A fresh detokenizer for one choice."""
+        return Detokenizer(self.tokenizer, stop)
+
+    def _render(self, messages: Sequence[Message]) -> list[int]:
+        text, restore = self._template.render(messages)
+        tokens: list[int] = []
+        for piece, control in self.tokenizer.split_control(text):
+            tokens += self.tokenizer.encode_text(restore(piece)) if control is None else [control]
+        return tokens
+
+    def _check(self, given: Input, tokens: list[int], positions: tuple[int, ...], num_images: int) -> None:
+        field = {ChatInput: "chat.messages", TextInput: "text", TokensInput: "tokens.ids"}[type(given)]
+        if not tokens:
+            raise InvalidRequest("the prompt is empty", field=field)
+        if isinstance(given, ChatInput):
+            if len(positions) != num_images:
+                raise InvalidRequest(
+                    f"the model's chat template shows {len(positions)} of the conversation's {num_images} images; "
+                    "the operator can choose another with --chat-template",
+                    field=field,
+                )
+        elif positions:
+            raise InvalidRequest("the image token can stand only in chat messages, with an image", field=field)
+        if max(tokens) >= self._vocab_size and any(t >= self._vocab_size and t != self._image_token_id for t in tokens):
+            raise InvalidRequest(f"the model has no token {max(tokens)}", field=field)

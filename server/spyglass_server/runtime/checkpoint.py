@@ -1,0 +1,86 @@
+"""Loads weights from a checkpoint folder into the model.
+
+Owns the reading of (sharded) safetensors files; nothing else is ever opened, so a checkpoint cannot
+run code. Each tensor is read from the mapped file when its parameter's turn comes, so that loading
+needs little more memory than the model.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
+
+log = logging.getLogger(__name__)
+
+
+def load_model(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mllama:
+    """Builds the model with a checkpoint's weights.
+
+    Raises:
+        ValueError: tensors are missing or of the wrong shape, or a file is damaged.
+        OSError: a file cannot be read.
+    """
+    with init_empty_weights():
+        model = Mllama(config)
+    try:
+        tensors = _Tensors(folder)
+        for name, parameter in model.named_parameters():
+            value = _read(tensors, name, config, parameter.shape)
+            set_module_tensor_to_device(model, name, device, value=value, dtype=dtype)
+    except SafetensorError as error:
+        raise ValueError(f"a weight file in {folder} is damaged: {error}") from error
+    if unused := tensors.unused():
+        log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
+    return model.requires_grad_(False).eval()
+
+
+def _read(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Tensor:
+    if name == "text.head.weight" and config.text.tied_embeddings:
+        return tensors.get("language_model.embed_tokens.weight")[: shape[0]]
+    parts = [tensors.get(source) for source in checkpoint_names(name, config)]
+    value = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if value.numel() != shape.numel() or value.shape[0] != shape[0]:
+        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {list(value.shape)}")
+    return value.reshape(shape)
+
+
+class _Tensors:
+    """The tensors of a folder's safetensors files by canonical name."""
+
+    def __init__(self, folder: Path) -> None:
+        files = _weight_files(folder)
+        self._files: list[Any] = [safe_open(path, framework="pt", device="cpu") for path in files]
+        self._where = {canonical_name(name): (file, name) for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._unused = set(self._where)
+
+    def get(self, name: str) -> Tensor:
+        if name not in self._where:
+            raise ValueError(f"the checkpoint has no tensor {name!r}")
+        self._unused.discard(name)
+        file, raw = self._where[name]
+        tensor: Tensor = file.get_tensor(raw)
+        return tensor
+
+    def unused(self) -> list[str]:
+        return sorted(self._unused)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any("/" in name or not name.endswith(".safetensors") for name in names):
+            raise ValueError(f"{index.name} names a file that is not a safetensors file of this folder")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    raise ValueError(f"{folder} has no model.safetensors; other weight formats are not loaded")

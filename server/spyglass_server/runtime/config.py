@@ -1,0 +1,168 @@
+"""The shape of a Mllama checkpoint.
+
+Owns the reading of config.json (through transformers, which knows its versions) into frozen
+dataclasses. Knows nothing of weights.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding; `factor` 1 means plain, else the scaling of Llama 3."""
+
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The text model. `cross_layers` are indices among all `num_layers`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    norm_eps: float
+    max_position: int
+    cross_layers: tuple[int, ...]
+    rope: RopeConfig
+    tied_embeddings: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_self_layers(self) -> int:
+        return self.num_layers - len(self.cross_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The vision encoder. `intermediate_layers`: states before these layers join the output."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_global_layers: int
+    num_heads: int
+    norm_eps: float
+    tile_size: int
+    patch_size: int
+    max_tiles: int
+    intermediate_layers: tuple[int, ...]
+    aspect_ratios: tuple[tuple[int, int], ...]
+    output_size: int
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Patches and the class token."""
+        return (self.tile_size // self.patch_size) ** 2 + 1
+
+    def aspect_ratio_id(self, rows: int, columns: int) -> int:
+        """The row of the aspect-ratio tables for a canvas; 0 is for padding."""
+        return self.aspect_ratios.index((rows, columns)) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A whole checkpoint. `dtype` is the one that it was saved in."""
+
+    text: TextConfig
+    vision: VisionConfig
+    dtype: torch.dtype
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Reads a checkpoint folder's configuration.
+
+    Raises:
+        ValueError: it is not a Mllama checkpoint, or of a form that this engine does not run.
+        OSError: a file cannot be read.
+    """
+    from transformers import MllamaConfig
+
+    raw = json.loads((folder / "config.json").read_text())
+    if raw.get("model_type") != "mllama":
+        raise ValueError(f"{folder} holds a model of type {raw.get('model_type')!r}; only 'mllama' is served")
+    config = MllamaConfig.from_pretrained(folder, local_files_only=True)
+    text, vision = config.text_config, config.vision_config
+    if text.hidden_act != "silu" or vision.hidden_act != "gelu":
+        raise ValueError(f"activations {text.hidden_act!r} and {vision.hidden_act!r} are not those of Mllama")
+    mean, std = _normalisation(folder)
+    return ModelConfig(
+        text=TextConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_kv_heads=text.num_key_value_heads,
+            norm_eps=text.rms_norm_eps,
+            max_position=text.max_position_embeddings,
+            cross_layers=tuple(text.cross_attention_layers),
+            rope=_rope(text.rope_parameters),
+            tied_embeddings=bool(text.tie_word_embeddings),
+        ),
+        vision=VisionConfig(
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_layers=vision.num_hidden_layers,
+            num_global_layers=vision.num_global_layers,
+            num_heads=vision.attention_heads,
+            norm_eps=vision.norm_eps,
+            tile_size=vision.image_size,
+            patch_size=vision.patch_size,
+            max_tiles=vision.max_num_tiles,
+            intermediate_layers=tuple(vision.intermediate_layers_indices),
+            aspect_ratios=tuple((rows, columns) for rows, columns in vision.supported_aspect_ratios),
+            output_size=vision.vision_output_dim,
+        ),
+        dtype=_dtype(config.dtype or text.dtype),
+        image_mean=mean,
+        image_std=std,
+    )
+
+
+def _rope(parameters: dict[str, Any]) -> RopeConfig:
+    kind = parameters.get("rope_type", "default")
+    theta = float(parameters["rope_theta"])
+    if kind == "default":
+        return RopeConfig(theta)
+    if kind != "llama3":
+        raise ValueError(f"rotary embedding of type {kind!r} is not supported; Mllama has 'llama3'")
+    return RopeConfig(
+        theta,
+        factor=float(parameters["factor"]),
+        low_freq_factor=float(parameters["low_freq_factor"]),
+        high_freq_factor=float(parameters["high_freq_factor"]),
+        original_max_position=int(parameters["original_max_position_embeddings"]),
+    )
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = folder / "preprocessor_config.json"
+    raw = json.loads(path.read_text()) if path.exists() else {}
+    return tuple(raw.get("image_mean", CLIP_MEAN)), tuple(raw.get("image_std", CLIP_STD))

@@ -1,0 +1,98 @@
+"""Puts an engine together from a checkpoint folder and settings.
+
+Owns the sizes of the caches. The server makes a `CheckpointLoader` and sends it to the engine
+process; torch is imported only there, when `load` runs.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.images import ImageCache
+from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.types import EngineInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from spyglass_server.runtime.config import ModelConfig
+
+PAGE_SIZE = 16
+_LONGEST_BY_DEFAULT = 32768
+_CPU_NICENESS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLoader:
+    """How to load the engine. `max_model_len` None means what the model was made for, at most 32768."""
+
+    folder: Path
+    dtype: str
+    device: str
+    max_model_len: int | None
+    cache_bytes: int
+    image_cache_bytes: int
+    limits: Limits
+
+    def load(self) -> tuple[EngineCore, EngineInfo]:
+        """Loads the model into this process.
+
+        Raises:
+            ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
+        """
+        from spyglass_server.runtime.attention import PagedCache
+        from spyglass_server.runtime.checkpoint import load_model
+        from spyglass_server.runtime.config import load_config
+        from spyglass_server.runtime.runner import ModelRunner
+
+        config = load_config(self.folder)
+        device = _choose_device(self.device)
+        dtype = _choose_dtype(self.dtype, config)
+        if device.type == "cpu":
+            os.nice(_CPU_NICENESS)  # the event loops of server and bridge go first
+        num_pages = self.cache_bytes // PagedCache.page_bytes(config.text, PAGE_SIZE, dtype)
+        max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
+        model = load_model(self.folder, config, dtype, device)
+        max_tiles = self.image_cache_bytes // ModelRunner.tile_bytes(model, dtype)
+        if max_tiles < config.vision.max_tiles:
+            raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need 4")
+        runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
+        scheduler = Scheduler(self.limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+        name = str(dtype).removeprefix("torch.")
+        return EngineCore(scheduler, runner), EngineInfo(name, device.type, max_tokens, max_tiles)
+
+    def _max_tokens(self, config: "ModelConfig", room: int) -> int:
+        made_for = config.text.max_position
+        if self.max_model_len is None:
+            longest = min(made_for, _LONGEST_BY_DEFAULT, room)
+            if longest < 1:
+                raise ValueError("--cache-bytes has no room for a single page")
+            return longest
+        if self.max_model_len > made_for:
+            raise ValueError(f"--max-model-len is {self.max_model_len}, but the model was made for {made_for} tokens")
+        if self.max_model_len > room:
+            raise ValueError(f"--max-model-len is {self.max_model_len}, but --cache-bytes has room for {room} tokens")
+        return self.max_model_len
+
+
+def _choose_device(name: str) -> "torch.device":
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch sees no CUDA device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _choose_dtype(name: str, config: "ModelConfig") -> "torch.dtype":
+    import torch
+
+    dtype = config.dtype if name == "auto" else getattr(torch, name)
+    if dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"the checkpoint is in {dtype}; choose --dtype bfloat16 or float32")
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,86 @@
+"""Pieces that several layers share: norm, rotary embedding, attention of a few queries.
+
+Knows nothing of batches, pages or images.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spyglass_server.runtime.config import RopeConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32, over the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """The text model's feed-forward; gate and up projections are one matrix."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden: Tensor = self.down(F.silu(gate) * up)
+        return hidden
+
+
+def rotary_frequencies(config: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
+    """The angle per position of each pair of dimensions, float32 [head_dim / 2].
+
+    Llama 3 stretches the long wavelengths by `factor`, leaves the short ones, and blends between.
+    Source: apply_scaling in Meta's llama3/model.py.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    frequencies = 1.0 / (config.theta**exponents)
+    if config.factor == 1.0:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    longest = config.original_max_position / config.low_freq_factor
+    shortest = config.original_max_position / config.high_freq_factor
+    blend = (config.original_max_position / wavelengths - config.low_freq_factor) / (
+        config.high_freq_factor - config.low_freq_factor
+    )
+    blended = (1 - blend) * frequencies / config.factor + blend * frequencies
+    stretched = torch.where(wavelengths > longest, frequencies / config.factor, frequencies)
+    return torch.where((wavelengths >= shortest) & (wavelengths <= longest), blended, stretched)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies the rotary embedding to x [tokens, heads, head_dim]; cos and sin are [tokens, 1, head_dim].
+
+    Dimension i pairs with i + head_dim / 2, as in Hugging Face checkpoints.
+    """
+    low, high = x.float().chunk(2, dim=-1)
+    turned = torch.cat((-high, low), dim=-1)
+    return (x.float() * cos + turned * sin).to(x.dtype)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention in which several query heads share a key head.
+
+    q [tokens, heads, head_dim], k and v [kv_heads, context, head_dim], mask [tokens, context] is True
+    where a query sees a key; None lets all see all. Returns [tokens, heads * head_dim].
+    """
+    tokens, heads, head_dim = q.shape
+    kv_heads, context, _ = k.shape
+    shared = heads // kv_heads
+    grouped = q.view(tokens, kv_heads, shared, head_dim)
+    if tokens == 1:  # the heads of a group are as good as tokens: nothing needs to be repeated
+        return F.scaled_dot_product_attention(grouped.permute(1, 0, 2, 3), k[:, None], v[:, None]).reshape(1, -1)
+    k, v = (x[:, None].expand(kv_heads, shared, context, head_dim) for x in (k, v))
+    out = F.scaled_dot_product_attention(grouped.permute(1, 2, 0, 3), k, v, attn_mask=mask)
+    return out.permute(2, 0, 1, 3).reshape(tokens, -1)

@@ -1,0 +1,111 @@
+"""The text model: a flat batch of tokens in, hidden states out.
+
+Owns the order of the layers and which tokens the cross-attention layers touch. Where keys and values
+live is the caches' business, which sequence a token belongs to the plan's.
+
+A token that sees no image leaves a cross-attention layer as it came: the reference multiplies both
+the attention's and the feed-forward's output by zero there. So these layers compute only the tokens
+that see one, and a batch without images skips them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from spyglass_server.runtime.attention import BatchPlan, CrossPlan, PagedCache
+from spyglass_server.runtime.config import TextConfig
+from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU, rotate
+
+
+class SelfAttentionLayer(nn.Module):
+    """Attention among the tokens of a sequence, and the feed-forward after it."""
+
+    def __init__(self, config: TextConfig, cache_layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.cache_layer = cache_layer
+        width = config.num_heads + 2 * config.num_kv_heads
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.qkv = nn.Linear(config.hidden_size, width * config.head_dim, bias=False)
+        self.o = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor, plan: BatchPlan, cache: PagedCache, cos: Tensor, sin: Tensor) -> Tensor:
+        config = self.config
+        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, config.head_dim)
+        q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+        cache.write(self.cache_layer, plan, rotate(k, cos, sin), v)
+        x = x + self.o(cache.attend(self.cache_layer, plan, rotate(q, cos, sin)))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class CrossAttentionLayer(nn.Module):
+    """Attention of text tokens to the states of the images that they see, behind tanh gates."""
+
+    def __init__(self, config: TextConfig, cache_layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.cache_layer = cache_layer
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.q = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
+        self.kv = nn.Linear(config.hidden_size, 2 * config.num_kv_heads * config.head_dim, bias=False)
+        self.o = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.attention_gate = nn.Parameter(torch.empty(1))
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.mlp_gate = nn.Parameter(torch.empty(1))
+
+    def image_states(self, image: Tensor) -> Tensor:
+        """Keys and values for an image [tokens, hidden]: [2, kv_heads, tokens, head_dim]."""
+        kv = self.kv(image).view(image.shape[0], 2, self.config.num_kv_heads, self.config.head_dim)
+        k, v = kv.permute(1, 2, 0, 3)
+        return torch.stack((self.k_norm(k), v))
+
+    def forward(self, x: Tensor, plan: CrossPlan) -> Tensor:
+        seeing = x[plan.index]
+        q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
+        attended = plan.attend(self.cache_layer, self.q_norm(q))
+        seeing = seeing + self.attention_gate.tanh() * self.o(attended)
+        seeing = seeing + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(seeing))
+        return x.index_copy(0, plan.index, seeing)
+
+
+class TextModel(nn.Module):
+    """All layers, the embedding before them and the head after them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+        layers: list[nn.Module] = []
+        for index in range(config.num_layers):
+            num_cross = sum(layer < index for layer in config.cross_layers)
+            if index in config.cross_layers:
+                layers.append(CrossAttentionLayer(config, num_cross))
+            else:
+                layers.append(SelfAttentionLayer(config, index - num_cross))
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def cross_layers(self) -> list[CrossAttentionLayer]:
+        return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
+
+    def forward(self, plan: BatchPlan, cache: PagedCache, cos: Tensor, sin: Tensor) -> Tensor:
+        """Hidden states of all tokens of the batch, [tokens, hidden]. cos and sin are the plan's positions'."""
+        x: Tensor = self.embedding(plan.tokens)
+        for layer in self.layers:
+            if isinstance(layer, SelfAttentionLayer):
+                x = layer(x, plan, cache, cos, sin)
+            elif plan.cross is not None:
+                x = layer(x, plan.cross)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of hidden states [rows, hidden], float32 [rows, vocabulary]."""
+        out: Tensor = self.head(self.norm(x))
+        return out.float()

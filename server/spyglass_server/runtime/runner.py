@@ -1,0 +1,102 @@
+"""Executes what the scheduler has decided: batches of rows, images, page copies.
+
+Owns the tensors that pages and image keys stand for. Decides nothing.
+"""
+
+from collections.abc import Sequence
+from multiprocessing.shared_memory import SharedMemory
+
+import torch
+from torch import Tensor
+
+from spyglass_server.engine.types import ImageInput, ImageKey, Row, RowOutput
+from spyglass_server.runtime.attention import BatchPlan, PagedCache, plan_batch
+from spyglass_server.runtime.model.layers import rotary_frequencies
+from spyglass_server.runtime.model.mllama import Mllama
+from spyglass_server.runtime.sampler import Draw, sample
+
+
+class ModelRunner:
+    """The runner of a Mllama model on one device."""
+
+    def __init__(self, model: Mllama, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._device = device
+        config = model.config
+        self._cache = PagedCache(config.text, num_pages, page_size, dtype, device)
+        self._frequencies = rotary_frequencies(config.text.rope, config.text.head_dim, device)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (config.image_mean, config.image_std)
+        )
+        self._images: dict[ImageKey, tuple[ImageInput, Tensor]] = {}
+        self._states: dict[ImageKey, Tensor] = {}
+
+    @staticmethod
+    def tile_bytes(model: Mllama, dtype: torch.dtype) -> int:
+        """How much memory the states of one tile take."""
+        text, vision = model.config.text, model.config.vision
+        return len(text.cross_layers) * 2 * text.num_kv_heads * text.head_dim * vision.tokens_per_tile * dtype.itemsize
+
+    def take_image(self, image: ImageInput) -> None:
+        tile = self._model.config.vision.tile_size
+        shape = (image.num_tiles, 3, tile, tile)
+        memory = SharedMemory(image.memory_name)
+        try:
+            view = torch.frombuffer(memory.buf, dtype=torch.uint8, count=torch.Size(shape).numel())
+            self._images[image.key] = (image, view.view(shape).clone())
+            del view  # the memory cannot be closed while a tensor looks at it
+        finally:
+            memory.close()
+
+    def drop_image(self, key: ImageKey) -> None:
+        del self._images[key]
+
+    @torch.inference_mode()
+    def encode_image(self, key: ImageKey) -> None:
+        image, tiles = self._images[key]
+        pixels = (tiles.to(self._device).float() / 255 - self._mean) / self._std
+        encoded = self._model.vision(pixels.to(self._dtype), image.rows, image.columns)
+        if not encoded.isfinite().all():
+            raise FloatingPointError("the states of an image are not finite")
+        self._states[key] = torch.stack([layer.image_states(encoded) for layer in self._model.text.cross_layers])
+
+    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
+        for key in keys:
+            del self._states[key]
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        if pairs:
+            self._cache.copy(pairs)
+
+    @torch.inference_mode()
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        plan = plan_batch(rows, self._cache.page_size, self._states, self._device)
+        hidden = self._hidden(plan)
+        sampled = [i for i, row in enumerate(rows) if row.choices]
+        if not sampled:
+            return [RowOutput()] * len(rows)
+        logits = self._model.text.logits(hidden[plan.last[sampled]])
+        finite = logits.isfinite().all(dim=-1).tolist()
+        draws = [
+            Draw(at, rows[i].sampling, choice, rows[i].end)
+            for at, i in enumerate(sampled)
+            for choice in rows[i].choices
+        ]
+        tokens = iter(sample(logits.nan_to_num(), draws))
+        outputs = [RowOutput()] * len(rows)
+        for at, i in enumerate(sampled):
+            chosen = tuple(next(tokens) for _ in rows[i].choices)
+            outputs[i] = RowOutput(chosen) if finite[at] else RowOutput(error="the logits are not finite")
+        return outputs
+
+    @torch.inference_mode()
+    def logits(self, row: Row) -> Tensor:
+        """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
+        plan = plan_batch([row], self._cache.page_size, self._states, self._device)
+        return self._model.text.logits(self._hidden(plan))
+
+    def _hidden(self, plan: BatchPlan) -> Tensor:
+        angles = (plan.positions.float()[:, None] * self._frequencies).repeat(1, 2)[:, None]
+        hidden: Tensor = self._model.text(plan, self._cache, angles.cos(), angles.sin())
+        return hidden

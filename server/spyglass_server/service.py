@@ -1,0 +1,148 @@
+"""The calls of InferenceService.
+
+Owns what each call answers; the life of a generation is `Generation`'s, a stream's rules are
+`Session`'s, keys and errors are the boundary's.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from grpc import aio
+from spyglass.v1 import inference_pb2, inference_pb2_grpc
+
+from spyglass_server import codec
+from spyglass_server.auth import Identity, Scope
+from spyglass_server.boundary import caller
+from spyglass_server.errors import Forbidden, InvalidRequest
+from spyglass_server.generation import Services
+from spyglass_server.ledger import Record
+from spyglass_server.session import Session
+
+_MAX_RECORDS = 1000
+
+if TYPE_CHECKING:  # generic only in the stubs
+    Context = aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers calls. Stateless but for the streams that are open."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._sessions: set[Session] = set()
+        self._loaded_s = time.time()
+
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[inference_pb2.GenerateRequest], context: "Context"
+    ) -> None:
+        session = Session(caller(), self._services)
+        self._sessions.add(session)
+        reader = asyncio.create_task(session.read(request_iterator), name="stream-reader")
+        try:
+            async for frame in session.frames():
+                await context.write(frame)
+            if reader.done():
+                reader.result()  # raises what was wrong with the stream
+        finally:
+            self._sessions.discard(session)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await session.aclose()
+
+    async def ListModels(  # noqa: N802
+        self, request: inference_pb2.ListModelsRequest, context: "Context"
+    ) -> inference_pb2.ListModelsResponse:
+        return inference_pb2.ListModelsResponse(models=[self._model(name) for name in self._services.served_names])
+
+    async def GetModel(  # noqa: N802
+        self, request: inference_pb2.GetModelRequest, context: "Context"
+    ) -> inference_pb2.GetModelResponse:
+        return inference_pb2.GetModelResponse(model=self._model(self._services.resolve_model(request.model)))
+
+    async def CountTokens(  # noqa: N802
+        self, request: inference_pb2.CountTokensRequest, context: "Context"
+    ) -> inference_pb2.CountTokensResponse:
+        spec = codec.decode_start(request.start, self._services.image_limits)
+        self._services.resolve_model(spec.model)
+        images = [data for data in spec.images if data is not None]
+        if len(images) < len(spec.images):
+            raise InvalidRequest("images must be inline to be counted", field="start.chat")
+        prompt = await self._services.prepare(spec, images)
+        return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens))
+
+    async def CheckAccess(  # noqa: N802
+        self, request: inference_pb2.CheckAccessRequest, context: "Context"
+    ) -> inference_pb2.CheckAccessResponse:
+        identity = caller()
+        if request.HasField("caller"):
+            identity = self._behind(identity, request.caller)
+        return inference_pb2.CheckAccessResponse(key_id=identity.key_id)
+
+    async def GetUsage(  # noqa: N802
+        self, request: inference_pb2.GetUsageRequest, context: "Context"
+    ) -> inference_pb2.GetUsageResponse:
+        if request.max_records > _MAX_RECORDS:
+            raise InvalidRequest(f"at most {_MAX_RECORDS} records can be listed", field="max_records")
+        key_id = caller().key_id
+        total = await self._services.ledger.total(key_id)
+        latest = await self._services.ledger.latest(key_id, request.max_records)
+        return inference_pb2.GetUsageResponse(
+            key_id=key_id,
+            generations=total.generations,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+            estimated_cost=total.cost_usd,
+            records=[_record(record) for record in latest],
+        )
+
+    def drain(self) -> None:
+        """Asks the clients of all streams to go away."""
+        for session in self._sessions:
+            session.drain()
+
+    def abandon(self) -> None:
+        """Ends all generations that still run."""
+        for session in self._sessions:
+            session.abandon()
+
+    def _behind(self, gateway: Identity, behind: inference_pb2.Caller) -> Identity:
+        if gateway.scope is not Scope.ACT_FOR_OTHERS:
+            raise Forbidden("this key may not act for others", field="caller")
+        return self._services.keys.check(behind.bearer_key)
+
+    def _model(self, name: str) -> inference_pb2.Model:
+        services, info = self._services, self._services.engine.info
+        return inference_pb2.Model(
+            id=name,
+            description="A model of the Llama 3.2 Vision architecture: text and images in, text out.",
+            created=codec.timestamp(self._loaded_s),
+            context_length=info.max_tokens,
+            max_tokens=min(info.max_tokens, codec.MAX_TOKENS),
+            pricing=inference_pb2.Pricing(
+                input_tokens=services.prices.input,
+                output_tokens=services.prices.output,
+                cached_input_tokens=services.prices.cached_input,
+            ),
+            dtype=info.dtype,
+            max_images=services.image_limits.max_images,
+            max_image_bytes=services.image_limits.max_bytes,
+            tags=["text-generation", "multimodal", "vision", info.dtype],
+        )
+
+
+def _record(record: Record) -> inference_pb2.UsageRecord:
+    return inference_pb2.UsageRecord(
+        request_id=record.request_id,
+        model=record.model,
+        started=codec.timestamp(record.started_s),
+        finished=codec.timestamp(record.finished_s),
+        usage=inference_pb2.Usage(
+            prompt_tokens=record.prompt_tokens,
+            completion_tokens=record.completion_tokens,
+            cached_tokens=record.cached_tokens,
+            estimated_cost=record.cost_usd,
+        ),
+        outcome=record.outcome,
+    )

@@ -1,0 +1,96 @@
+"""One Generate stream: many generations, one outbox.
+
+Owns the rules of ids on a stream and the end of its generations when it ends. Knows nothing of what a
+generation does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from spyglass.v1 import inference_pb2
+
+from spyglass_server.auth import Identity
+from spyglass_server.errors import InvalidRequest, Unavailable
+from spyglass_server.generation import Generation, Services
+from spyglass_server.outbox import Outbox
+
+
+class Session:
+    """The server's side of one stream."""
+
+    def __init__(self, identity: Identity, services: Services) -> None:
+        self._identity = identity
+        self._services = services
+        self._outbox = Outbox()
+        self._running: dict[int, Generation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_id = -1
+        self._no_more = False
+
+    async def read(self, requests: AsyncIterator[inference_pb2.GenerateRequest]) -> None:
+        """Takes the client's messages until it closes its half.
+
+        Raises:
+            InvalidRequest: an id breaks the order; the whole stream is at fault.
+        """
+        try:
+            async for request in requests:
+                self._take(request)
+        except BaseException:
+            self._outbox.close()
+            raise
+        self._no_more = True
+        self._close_if_done()
+
+    def frames(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """What is to be sent, until nothing can follow."""
+        return self._outbox.frames()
+
+    def drain(self) -> None:
+        """Tells the client to go away; what runs goes on to its end."""
+        self._no_more = True
+        self._outbox.go_away("the server is going down")
+        self._close_if_done()
+
+    def abandon(self) -> None:
+        """Ends what still runs, because the server goes down now."""
+        for generation in list(self._running.values()):
+            generation.end(Unavailable("the server is going down", retry_after_s=1.0))
+
+    async def aclose(self) -> None:
+        """Cancels what still runs and waits until it has let go of everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take(self, request: inference_pb2.GenerateRequest) -> None:
+        match request.WhichOneof("kind"):
+            case "start":
+                self._begin(request.id, request.start)
+            case "image_chunk":
+                if generation := self._running.get(request.id):
+                    generation.add_chunk(request.image_chunk)
+            case "cancel":
+                if generation := self._running.get(request.id):
+                    generation.end()
+            case _:
+                raise InvalidRequest("a message needs start, image_chunk or cancel", field="kind")
+
+    def _begin(self, event_id: int, start: inference_pb2.Start) -> None:
+        if event_id <= self._last_id:
+            raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
+        self._last_id = event_id
+        generation = Generation(event_id, start, self._identity, self._services, self._outbox.push)
+        self._running[event_id] = generation
+        task = generation.start()
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(event_id, done))
+
+    def _ended(self, event_id: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        del self._running[event_id]
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._no_more and not self._running:
+            self._outbox.close()

@@ -1,0 +1,62 @@
+"""Announced images of one generation, as their pieces come in.
+
+Owns the order and the limits of pieces. Knows nothing of what an image is.
+"""
+
+import asyncio
+
+from spyglass.v1 import inference_pb2
+
+from spyglass_server.codec import MAX_CHUNK_BYTES, ImageLimits, Spec
+from spyglass_server.errors import InvalidImage, InvalidRequest
+from spyglass_server.prompt.prepare import ChatInput
+
+_FIELD = "image_chunk"
+
+
+class Upload:
+    """The images of one generation, inline and announced."""
+
+    def __init__(self) -> None:
+        self._images: list[bytes | None] = []
+        self._fields: tuple[str, ...] = ()
+        self._pieces: dict[int, bytearray] = {}
+        self._max_bytes = 0
+        self._complete = asyncio.Event()
+
+    def expect(self, spec: Spec, limits: ImageLimits) -> None:
+        """Says which images there are; until then no pieces may come."""
+        self._images = list(spec.images)
+        self._fields = spec.input.image_fields if isinstance(spec.input, ChatInput) else ()
+        self._pieces = {i: bytearray() for i, data in enumerate(spec.images) if data is None}
+        self._max_bytes = limits.max_bytes
+        self._check_complete()
+
+    def add(self, chunk: inference_pb2.ImageChunk) -> None:
+        """Takes the next piece of an image.
+
+        Raises:
+            InvalidRequest: no such image is awaited, or a limit is passed.
+        """
+        pieces = self._pieces.get(chunk.image_index)
+        if pieces is None:
+            raise InvalidRequest(f"no image {chunk.image_index} is awaited", field=f"{_FIELD}.image_index")
+        if len(chunk.data) > MAX_CHUNK_BYTES:
+            raise InvalidRequest(f"a piece of an image has at most {MAX_CHUNK_BYTES} bytes", field=f"{_FIELD}.data")
+        pieces += chunk.data
+        if len(pieces) > self._max_bytes:
+            raise InvalidImage(
+                f"the image is larger than {self._max_bytes} bytes", field=self._fields[chunk.image_index]
+            )
+        if chunk.last:
+            self._images[chunk.image_index] = bytes(self._pieces.pop(chunk.image_index))
+            self._check_complete()
+
+    async def complete(self) -> list[bytes]:
+        """Waits until all images are there and returns them in reading order."""
+        await self._complete.wait()
+        return [data for data in self._images if data is not None]
+
+    def _check_complete(self) -> None:
+        if not self._pieces:
+            self._complete.set()

@@ -1,0 +1,62 @@
+"""Spyglass's side of the comparisons: the real loader, image path and runner, in this process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from spyglass_server.engine.shared import SharedTiles
+from spyglass_server.engine.types import ImageKey, Row, SamplingParams
+from spyglass_server.prompt.files import read_prompt_files
+from spyglass_server.prompt.images import tile_image
+from spyglass_server.runtime.checkpoint import load_model
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.runner import ModelRunner
+
+PAGE_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A loaded checkpoint."""
+
+    runner: ModelRunner
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, num_pages: int = 64) -> "Ours":
+        device = torch.device("cpu")
+        config = load_config(folder)
+        return cls(ModelRunner(load_model(folder, config, dtype, device), num_pages, PAGE_SIZE, dtype, device), folder)
+
+    def row(self, token_ids: list[int], images: list[Image.Image], choices: tuple[int, ...] = ()) -> Row:
+        """Encodes the images and lays out the prompt as one row."""
+        files = read_prompt_files(self.folder)
+        tiles = [tile_image(image, files.image_spec) for image in images]
+        shared = SharedTiles([(ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles])
+        try:
+            for image in shared.inputs:
+                self.runner.take_image(image)
+                self.runner.encode_image(image.key)
+        finally:
+            shared.release()
+        return Row(
+            tokens=tuple(token_ids),
+            start=0,
+            pages=tuple(range(-(-len(token_ids) // PAGE_SIZE))),
+            sampling=SamplingParams(temperature=0.0),
+            choices=choices,
+            image_keys=tuple(image.key for image in shared.inputs),
+            image_positions=tuple(i for i, token in enumerate(token_ids) if token == files.image_token_id),
+        )
+
+    def logits(self, token_ids: list[int], images: list[Image.Image]) -> torch.Tensor:
+        """Logits of every prompt position, float32 [tokens, vocabulary]."""
+        return self.runner.logits(self.row(token_ids, images))
+
+
+def prompt_logits(
+    folder: Path, token_ids: list[int], images: list[Image.Image], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Logits of every prompt position of a checkpoint, float32 [tokens, vocabulary]."""
+    return Ours.load(folder, dtype).logits(token_ids, images)
