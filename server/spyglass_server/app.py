@@ -64,7 +64,7 @@ class Server:
         self.engine = AsyncEngine(loader or _loader(config, folder), self._on_engine_ready)
         self._servicer = InferenceServicer(self._services())
         self._server: aio.Server | None = None
-        self._stopping = False
+        self._stopping = self._stopped = False
         self.address = config.address
         """Where it listens; after `start` with the port that was chosen for port 0."""
 
@@ -96,7 +96,10 @@ class Server:
             await asyncio.wait_for(self._admission.wait_idle(), self._config.drain_timeout_s)
 
     async def stop(self) -> None:
-        """Ends what still runs with an error, and everything else; also after a `start` that failed."""
+        """Ends what still runs with an error, and everything else; also after a `start` that failed, and again."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._stopping = True
         self._admission.drain()
         self._servicer.abandon()

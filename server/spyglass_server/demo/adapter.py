@@ -66,10 +66,11 @@ def _vision_tensors(rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
     yield prefix + "class_embedding", _normal(rng, WIDTH, std=WIDTH**-0.5)
     yield prefix + "gated_positional_embedding.gate", _filled(1, _OPEN)
     yield prefix + "gated_positional_embedding.embedding", _normal(rng, _NUM_POSITIONS, WIDTH, std=WIDTH**-0.5)
-    yield prefix + "gated_positional_embedding.tile_embedding.weight", _canvas_positions()
+    yield prefix + "gated_positional_embedding.tile_embedding.weight", by_aspect_ratio(_canvas_positions())
     for name in ("pre_tile_positional_embedding", "post_tile_positional_embedding"):
         yield f"{prefix}{name}.gate", _filled(1, _OPEN)
-        yield f"{prefix}{name}.embedding.weight", _tile_table(rng)
+        places = _normal(rng, MAX_TILES, MAX_TILES, 1, WIDTH, std=WIDTH**-0.5)
+        yield f"{prefix}{name}.embedding.weight", by_aspect_ratio(places)
     for name in ("layernorm_pre", "layernorm_post"):
         yield from _layer_norm(f"{prefix}{name}.", WIDTH)
     for layer in range(NUM_LOCAL_LAYERS):
@@ -110,28 +111,30 @@ def _cross_tensors(rng: np.random.Generator, prefix: str, text: Sizes) -> Iterat
 
 
 def _canvas_positions() -> Array:
-    """The position of every patch on the whole canvas: [aspect ratio ids, tiles * positions * WIDTH].
+    """Where each patch lies on the largest canvas: [MAX_TILES, MAX_TILES, positions, WIDTH].
 
-    2-D sine and cosine: half of the width tells the row, half the column, in patches of the canvas.
-    Tiles that an aspect ratio does not have, class tokens and id 0 have zeros.
+    2-D sine and cosine: half of the width tells the row, half the column, in patches. Class tokens have zeros.
     """
-    table = np.zeros((len(ASPECT_RATIOS) + 1, MAX_TILES, _NUM_POSITIONS, WIDTH), np.float32)
+    side = MAX_TILES * _GRID
+    y, x = np.indices((side, side))[..., None]
     frequencies = 100.0 ** -(np.arange(WIDTH // 4) / (WIDTH // 4))
-    for index, (rows, columns) in enumerate(ASPECT_RATIOS, start=1):
-        for tile in range(rows * columns):
-            y, x = np.indices((_GRID, _GRID)).reshape(2, -1)
-            y, x = y + tile // columns * _GRID, x + tile % columns * _GRID
-            angles = np.concatenate([y[:, None] * frequencies, x[:, None] * frequencies], axis=1)
-            table[index, tile, 1:] = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * WIDTH**-0.5
-    return table.reshape(len(table), -1)
+    angles = np.concatenate([y * frequencies, x * frequencies], axis=-1)
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1) * WIDTH**-0.5
+    tiles = waves.reshape(MAX_TILES, _GRID, MAX_TILES, _GRID, WIDTH).swapaxes(1, 2)
+    grid = np.zeros((MAX_TILES, MAX_TILES, _NUM_POSITIONS, WIDTH), np.float32)
+    grid[:, :, 1:] = tiles.reshape(MAX_TILES, MAX_TILES, -1, WIDTH)
+    return grid
 
 
-def _tile_table(rng: np.random.Generator) -> Array:
-    """One vector for each tile of each aspect ratio; zeros where there is no tile: [ids, tiles * WIDTH]."""
-    table = _normal(rng, len(ASPECT_RATIOS) + 1, MAX_TILES, WIDTH, std=WIDTH**-0.5)
-    table[0] = 0
+def by_aspect_ratio(grid: Array) -> Array:
+    """Lays out what belongs to each place of a tile, as checkpoints have it: a row for each aspect ratio id.
+
+    From [MAX_TILES, MAX_TILES, positions, WIDTH] to [ids, tiles * positions * WIDTH]. Tiles that an aspect
+    ratio does not have, and id 0, are zeros.
+    """
+    table = np.zeros((len(ASPECT_RATIOS) + 1, MAX_TILES, *grid.shape[2:]), np.float32)
     for index, (rows, columns) in enumerate(ASPECT_RATIOS, start=1):
-        table[index, rows * columns :] = 0
+        table[index, : rows * columns] = grid[:rows, :columns].reshape(rows * columns, *grid.shape[2:])
     return table.reshape(len(table), -1)
 
 

@@ -38,9 +38,9 @@ def prepare(folder: Path, progress: Progress) -> Path:
         DemoError: SmolLM2 is not installed, or `folder` holds something else than an embedded model.
         OSError: the disk is full, or the folder cannot be written.
     """
+    folder = folder.absolute()
     if _is_current(folder):
         return folder
-    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(f".{folder.name}.lock"), progress):
         if not _is_current(folder):

@@ -1,0 +1,227 @@
+"""Stand-ins for the model, and a server one can start in a line with the faults one wants."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from grpc import aio
+from spyglass.settings import SETTINGS
+from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
+from spyglass_server.app import Server
+from spyglass_server.config import resolve
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.images import ImageCache
+from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
+
+KEY = "test-key"
+BRIDGE_KEY = "test-bridge-key"
+
+
+class FakeRunner:
+    """Computes no tensors, but keeps books as a model would, and notices every mistake of the scheduler.
+
+    A page holds the tokens that were written to it. A row may only be computed when all earlier
+    positions of its sequence stand in its pages, and its images are encoded. The next token is a hash
+    of everything that the model would have seen.
+    """
+
+    def __init__(self, page_size: int, vocab_size: int = 251, alphabet: Sequence[int] | None = None) -> None:
+        self.page_size = page_size
+        self.pages: dict[int, dict[int, int]] = {}
+        self.tiles: set[ImageKey] = set()
+        self.states: set[ImageKey] = set()
+        self.num_encoded = 0
+        self.alphabet = alphabet or range(vocab_size)
+        self.bad_tokens: set[int] = set()
+
+    def take_image(self, image: ImageInput) -> None:
+        assert image.key not in self.tiles
+        self.tiles.add(image.key)
+
+    def drop_image(self, key: ImageKey) -> None:
+        self.tiles.remove(key)
+
+    def encode_image(self, key: ImageKey) -> None:
+        assert key in self.tiles
+        assert key not in self.states
+        self.num_encoded += 1
+        self.states.add(key)
+
+    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
+        self.states.difference_update(keys)
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        contents = [dict(self.pages[source]) for source, _ in pairs]
+        for (_, target), content in zip(pairs, contents, strict=True):
+            self.pages[target] = content
+
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        if any(token in self.bad_tokens for row in rows for token in row.tokens):
+            raise RuntimeError("a bad token")
+        writes = {(row.pages[p // self.page_size], p) for row in rows for p in range(row.start, row.end)}
+        assert len(writes) == sum(len(row.tokens) for row in rows), "two rows write to the same place"
+        for row in rows:
+            for position, token in zip(range(row.start, row.end), row.tokens, strict=True):
+                page = self.pages.setdefault(row.pages[position // self.page_size], {})
+                page[position % self.page_size] = token
+        return [RowOutput(tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
+
+    def _next(self, row: Row, choice: int) -> int:
+        assert all(key in self.states for key in row.image_keys), "an image is not encoded"
+        seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
+        digest = hashlib.sha256(repr((seen, row.image_keys, row.sampling.seed, choice)).encode()).digest()
+        return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]
+
+
+@dataclass(frozen=True)
+class FakeLoader:
+    """Loads an engine with a FakeRunner; picklable, so that it works across the process's start."""
+
+    num_pages: int = 256
+    page_size: int = 4
+    max_tiles: int = 16
+    limits: Limits = field(default_factory=lambda: Limits(max_batch=16, max_step_tokens=64))
+    step_s: float = 0.0
+    bad_token: int | None = None
+    fails: str | None = None
+    alphabet: tuple[int, ...] = tuple(range(64, 90))  # a to z in the tiny tokenizer
+
+    def load(self) -> tuple[EngineCore, EngineInfo]:
+        if self.fails:
+            raise ValueError(self.fails)
+        runner = _SlowRunner(self.page_size, alphabet=self.alphabet)
+        runner.step_s = self.step_s
+        if self.bad_token is not None:
+            runner.bad_tokens.add(self.bad_token)
+        scheduler = Scheduler(self.limits, PagePool(self.num_pages, self.page_size), ImageCache(self.max_tiles))
+        info = EngineInfo("float32", "fake", self.num_pages * self.page_size, self.max_tiles)
+        return EngineCore(scheduler, runner), info
+
+
+class _SlowRunner(FakeRunner):
+    step_s = 0.0
+
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        time.sleep(self.step_s)
+        return super().execute(rows)
+
+
+@dataclass
+class TestServer:
+    """A running server and a channel to it."""
+
+    __test__ = False
+
+    server: Server
+    channel: aio.Channel
+
+    @property
+    def stub(self) -> "inference_pb2_grpc.InferenceServiceAsyncStub":
+        return inference_pb2_grpc.InferenceServiceStub(self.channel)
+
+    def open_stream(self, key: str = KEY) -> "Stream":
+        return Stream(self.stub.Generate(metadata=auth(key)))
+
+    def kill_engine(self) -> None:
+        pid = self.server.engine.pid
+        assert pid is not None
+        os.kill(pid, 9)
+
+
+class Stream:
+    """A client's side of a Generate stream, without any cleverness."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.frames: list[inference_pb2.GenerateResponse] = []
+
+    async def start(self, event_id: int, start: inference_pb2.Start) -> None:
+        await self.call.write(inference_pb2.GenerateRequest(id=event_id, start=start))
+
+    async def cancel(self, event_id: int) -> None:
+        await self.call.write(inference_pb2.GenerateRequest(id=event_id, cancel=inference_pb2.Cancel()))
+
+    async def send_chunk(self, event_id: int, index: int, data: bytes, last: bool) -> None:
+        chunk = inference_pb2.ImageChunk(image_index=index, data=data, last=last)
+        await self.call.write(inference_pb2.GenerateRequest(id=event_id, image_chunk=chunk))
+
+    async def until(self, event_id: int, kind: str) -> inference_pb2.Event:
+        """Reads on until an event of this kind has come for this id; finds it among earlier ones too."""
+        while True:
+            for frame in self.frames:
+                for event in frame.events:
+                    if event.id == event_id and event.WhichOneof("kind") == kind:
+                        return event
+                    assert event.id != event_id or not event.HasField("finished"), event
+            frame = await self.call.read()
+            assert frame is not aio.EOF, f"the stream ended before {kind} of {event_id}"
+            self.frames.append(frame)
+
+    async def finish(self) -> None:
+        """Half-closes and reads to the end."""
+        await self.call.done_writing()
+        while (frame := await self.call.read()) is not aio.EOF:
+            self.frames.append(frame)
+
+    def events(self, event_id: int) -> list[inference_pb2.Event]:
+        return [event for frame in self.frames for event in frame.events if event.id == event_id]
+
+    def text(self, event_id: int, index: int = 0) -> str:
+        return "".join(
+            event.delta.text
+            for event in self.events(event_id)
+            if event.WhichOneof("kind") == "delta" and event.delta.index == index
+        )
+
+    def finished(self, event_id: int) -> inference_pb2.Finished:
+        found = [event.finished for event in self.events(event_id) if event.WhichOneof("kind") == "finished"]
+        assert len(found) == 1, f"{len(found)} Finished for {event_id}"
+        return found[0]
+
+
+def auth(key: str = KEY) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key}"),)
+
+
+def chat(text: str, **options: Any) -> inference_pb2.Start:
+    """A Start with one user message."""
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(text=text)])
+    return inference_pb2.Start(chat=chat_pb2.Chat(messages=[message]), **options)
+
+
+def image_chat(text: str, images: Sequence[bytes | None], **options: Any) -> inference_pb2.Start:
+    """A Start with one user message that shows images; None is an announced one."""
+    parts = [
+        chat_pb2.Part(image=chat_pb2.Image(announced=chat_pb2.Announced()))
+        if data is None
+        else chat_pb2.Part(image=chat_pb2.Image(data=data))
+        for data in images
+    ]
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[*parts, chat_pb2.Part(text=text)])
+    return inference_pb2.Start(chat=chat_pb2.Chat(messages=[message]), **options)
+
+
+@contextlib.asynccontextmanager
+async def run_test_server(
+    checkpoint: Path, data_dir: Path, loader: Any = None, **settings: Any
+) -> AsyncIterator[TestServer]:
+    """Starts a server on a free port; `loader` None loads the real model of the checkpoint."""
+    defaults = {setting.dest: setting.default for setting in SETTINGS}
+    given = {"grpc": "127.0.0.1:0", "api_key": (KEY,), "bridge_key": BRIDGE_KEY, "drain_timeout": 5.0}
+    given |= {"model": str(checkpoint), "data_dir": str(data_dir)}
+    config = resolve(SimpleNamespace(**(defaults | given | settings)))  # type: ignore[arg-type]
+    server = Server(replace(config), checkpoint, loader)
+    try:
+        await server.start()
+        async with aio.insecure_channel(server.address) as channel:
+            yield TestServer(server, channel)
+    finally:
+        await server.stop()

@@ -1,0 +1,71 @@
+"""Keys and the ledger."""
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from spyglass_server.auth import KeyStore, Scope
+from spyglass_server.config import Prices
+from spyglass_server.errors import Unauthenticated
+from spyglass_server.ledger import Ledger, Total
+
+
+def test_configured_keys_are_valid_and_no_others(tmp_path: Path) -> None:
+    keys, made = KeyStore.open(tmp_path, ("a", "b"), "bridge-secret")
+    assert made is None
+    assert keys.check_header("Bearer a").key_id != keys.check_header("bearer b").key_id
+    assert keys.check("a").scope is Scope.GENERATE
+    assert keys.check("bridge-secret").scope is Scope.ACT_FOR_OTHERS
+    for header in (None, "", "Bearer", "Bearer ", "Bearer c", "Basic a", "a", "Bearer  a", "Bearer ' OR 1=1--"):
+        with pytest.raises(Unauthenticated) as refusal:
+            keys.check_header(header)
+        assert str(refusal.value) == "a valid API key is needed: authorization: Bearer KEY"
+
+
+def test_a_key_is_made_once_and_kept_as_a_hash(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    keys, made = KeyStore.open(data_dir, (), None)
+    assert made is not None
+    assert len(made) > 40
+    again, second = KeyStore.open(data_dir, (), None)
+    assert second is None
+    assert again.check(made) == keys.check(made)
+    (stored,) = data_dir.iterdir()
+    assert made not in stored.read_text()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+
+
+async def test_a_record_is_opened_and_closed_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "usage.sqlite3")
+    record = await ledger.open("k", "r", "m", prompt_tokens=10, cached_tokens=2)
+    (running,) = await ledger.latest("k", 5)
+    assert (running.finished_s, running.outcome) == (None, "")
+    await ledger.close(record, 7, 0.5, "OK")
+    await ledger.close(record, 70, 5.0, "INTERNAL")
+    (closed,) = await ledger.latest("k", 5)
+    assert (closed.completion_tokens, closed.cost_usd, closed.outcome) == (7, 0.5, "OK")
+    assert await ledger.total("k") == Total(1, 10, 7, 0.5)
+    assert await ledger.total("another") == Total(0, 0, 0, 0.0)
+    await ledger.aclose()
+
+
+async def test_records_that_a_crash_left_open_are_closed_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite3"
+    ledger = Ledger(path)
+    await ledger.open("k", "r", "m", 10, 0)
+    again = Ledger(path)  # as another process would, after a crash
+    (lost,) = await again.latest("k", 1)
+    assert lost.outcome == "LOST"
+    await ledger.aclose()
+    await again.aclose()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+
+
+def test_cost_is_tokens_times_price() -> None:
+    prices = Prices(input=0.35, output=0.40, cached_input=0.1)
+    assert prices.cost(1000, 0, 500) == 1000 * 0.35 / 1e6 + 500 * 0.40 / 1e6
+    assert prices.cost(1000, 1000, 0) == pytest.approx(1000 * 0.1 / 1e6)

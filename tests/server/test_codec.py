@@ -1,0 +1,137 @@
+"""Validation of a Start: wrong fields are named, and nothing is accepted and ignored."""
+
+import math
+from typing import Any
+
+import pytest
+from fakes import chat, image_chat
+from google.protobuf import duration_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass_server.codec import ImageLimits, Spec, decode_start
+from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
+
+LIMITS = ImageLimits(max_images=2, max_bytes=100)
+
+
+def decode(start: inference_pb2.Start) -> Spec:
+    return decode_start(start, LIMITS)
+
+
+def sampling(**fields: Any) -> inference_pb2.Start:
+    return chat("hi", sampling=options_pb2.Sampling(**fields))
+
+
+def stopping(**fields: Any) -> inference_pb2.Start:
+    return chat("hi", stopping=options_pb2.Stopping(**fields))
+
+
+def message(**fields: Any) -> inference_pb2.Start:
+    return inference_pb2.Start(chat=chat_pb2.Chat(messages=[chat_pb2.Message(**fields)]))
+
+
+UNSUPPORTED = {
+    "priority": chat("hi", priority=1),
+    "idempotency_key": chat("hi", idempotency_key="x"),
+    "traceparent": chat("hi", traceparent="x"),
+    "cache_salt": chat("hi", cache_salt="x"),
+    "chat.tools": inference_pb2.Start(chat=chat_pb2.Chat(tools=[chat_pb2.Tool(name="f")])),
+    "chat.tool_choice": inference_pb2.Start(chat=chat_pb2.Chat(tool_choice=chat_pb2.ToolChoice(name="f"))),
+    "sampling.presence_penalty": sampling(presence_penalty=0.5),
+    "sampling.frequency_penalty": sampling(frequency_penalty=0.0),
+    "sampling.repetition_penalty": sampling(repetition_penalty=1.5),
+    "sampling.logit_bias": sampling(logit_bias={1: 2.0}),
+    "stopping.min_tokens": stopping(min_tokens=1),
+    "output.logprobs": chat("hi", output=options_pb2.Output(logprobs=True)),
+    "output.top_logprobs": chat("hi", output=options_pb2.Output(top_logprobs=1)),
+    "output.prompt_logprobs": chat("hi", output=options_pb2.Output(prompt_logprobs=True)),
+    "output.echo": chat("hi", output=options_pb2.Output(echo=True)),
+    "format.json_object": chat("hi", format=options_pb2.OutputFormat(json_object=options_pb2.JsonObjectFormat())),
+    "format.json_schema": chat(
+        "hi", format=options_pb2.OutputFormat(json_schema=options_pb2.JsonSchemaFormat(schema_json="{}"))
+    ),
+    "format.regex": chat("hi", format=options_pb2.OutputFormat(regex="a")),
+    "format.grammar": chat("hi", format=options_pb2.OutputFormat(grammar="a")),
+    "chat.messages[0].parts[0].image.detail": message(
+        role=chat_pb2.ROLE_USER,
+        parts=[chat_pb2.Part(image=chat_pb2.Image(data=b"x", detail=chat_pb2.IMAGE_DETAIL_LOW))],
+    ),
+}
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_what_is_not_honoured_is_refused_by_name(field: str) -> None:
+    with pytest.raises(Unsupported) as refusal:
+        decode(UNSUPPORTED[field])
+    assert refusal.value.field == field
+    assert refusal.value.reason == "unsupported_parameter"
+
+
+WRONG = {
+    "chat": inference_pb2.Start(),
+    "chat.messages": inference_pb2.Start(chat=chat_pb2.Chat()),
+    "chat.messages[0].role": message(parts=[chat_pb2.Part(text="x")]),
+    "chat.messages[0].parts[0].image": message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part()]),
+    "chat.messages[0].tool_calls": message(role=chat_pb2.ROLE_USER, tool_calls=[chat_pb2.ToolCall()]),
+    "chat.messages[0].tool_calls[0].arguments_json": message(
+        role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall(arguments_json="[" * 100_000)]
+    ),
+    "n": chat("hi", n=5),
+    "sampling.top_p": sampling(top_p=0.0),
+    "sampling.min_p": sampling(min_p=1.5),
+    "stopping.max_tokens": stopping(max_tokens=0),
+    "stopping.strings": stopping(strings=["x"] * 17),
+    "stopping.strings[1]": stopping(strings=["x", ""]),
+    "stopping.strings[0]": stopping(strings=["x" * 257]),
+    "stopping.token_ids": stopping(token_ids=range(17)),
+    "timeout": chat("hi", timeout=duration_pb2.Duration()),
+    "request_id": chat("hi", request_id="a\nb"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_fields_are_named(field: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        decode(WRONG[field])
+    assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("temperature", [-0.1, 2.1, math.nan, math.inf, -math.inf])
+def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(sampling(temperature=temperature))
+
+
+def test_zero_n_is_refused_and_an_absent_one_is_one() -> None:
+    with pytest.raises(InvalidRequest):
+        decode(chat("hi", n=0))
+    assert decode(chat("hi")).n == 1
+
+
+def test_an_explicit_zero_differs_from_an_absent_field() -> None:
+    assert decode(sampling(temperature=0.0)).sampling.temperature == 0.0
+    assert decode(chat("hi")).sampling.temperature == 1.0
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_every_seed_arrives(seed: int) -> None:
+    assert decode(sampling(seed=seed)).sampling.seed == seed
+
+
+def test_without_a_seed_answers_differ() -> None:
+    assert decode(chat("hi")).sampling.seed != decode(chat("hi")).sampling.seed
+
+
+def test_images_are_counted_and_measured() -> None:
+    assert decode(image_chat("hi", [b"x" * 100, None])).images == (b"x" * 100, None)
+    with pytest.raises(InvalidImage, match="3 images; 2 are allowed"):
+        decode(image_chat("hi", [None, None, None]))
+    with pytest.raises(InvalidImage, match="larger than 100 bytes"):
+        decode(image_chat("hi", [b"x" * 101]))
+
+
+def test_images_stand_only_in_user_messages() -> None:
+    part = chat_pb2.Part(image=chat_pb2.Image(data=b"x"))
+    with pytest.raises(InvalidImage, match="user messages"):
+        decode(message(role=chat_pb2.ROLE_SYSTEM, parts=[part]))

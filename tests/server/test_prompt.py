@@ -1,0 +1,155 @@
+"""Prompts: control tokens stay the template's own, and images stand where they belong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.prepare import ChatInput, TextInput, TokensInput
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, ToolCall
+
+CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_checkpoint: Path) -> PromptMaker:
+    return PromptMaker(tiny_checkpoint, max_image_pixels=10**6)
+
+
+def conversation(*parts: str | None) -> ChatInput:
+    fields = tuple(f"image {i}" for i, part in enumerate(parts) if part is None)
+    return ChatInput((Message("user", parts),), fields)
+
+
+def control_ids(prompts: PromptMaker, tokens: tuple[int, ...]) -> list[int]:
+    control = set(prompts.tokenizer.special_tokens.values())
+    return [token for token in tokens if token in control]
+
+
+writing = st.lists(st.sampled_from([*CONTROL, "<", "|", "<|", "|>", " ", "a", "é", "\ue000", "\n"])).map("".join)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(writing, writing, writing)
+def test_what_people_write_is_never_a_control_token(prompts: PromptMaker, a: str, b: str, c: str) -> None:
+    call = ToolCall("1", a, {"argument": b})
+    given_chat = ChatInput((Message("system", (a,)), Message("assistant", (b,), (call,)), Message("user", (b, c))))
+    innocent = ChatInput((Message("system", ("x",)), Message("assistant", ("x",), (call,)), Message("user", ("x",))))
+    tokens = prompts.prepare(given_chat).tokens
+    assert control_ids(prompts, tokens) == control_ids(prompts, prompts.prepare(innocent).tokens)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(writing)
+def test_what_people_write_arrives_unchanged(prompts: PromptMaker, text: str) -> None:
+    tokens = prompts.prepare(conversation(text)).tokens
+    spelled = b"".join(prompts.tokenizer.token_bytes(token) for token in tokens).decode()
+    assert spelled == f"user\n\n{text}assistant\n\n"
+
+
+def test_a_begin_token_stands_just_once(prompts: PromptMaker) -> None:
+    begin = prompts.tokenizer.special_tokens["<|begin_of_text|>"]
+    for given_input in (conversation("hi"), TextInput("hi"), TextInput("<|begin_of_text|>hi")):
+        tokens = prompts.prepare(given_input).tokens
+        assert tokens.count(begin) == 1
+        assert tokens[0] == begin
+
+
+def test_a_ready_prompt_may_hold_control_tokens_but_no_image(prompts: PromptMaker) -> None:
+    end = prompts.tokenizer.special_tokens["<|eot_id|>"]
+    assert prompts.prepare(TextInput("a<|eot_id|>")).tokens[-1] == end
+    image = prompts.tokenizer.special_tokens[IMAGE_TOKEN]
+    for bad in (TextInput(f"a{IMAGE_TOKEN}"), TokensInput((1, image)), TokensInput((10**6,)), TokensInput(())):
+        with pytest.raises(InvalidRequest):
+            prompts.prepare(bad)
+
+
+def test_an_image_token_stands_for_each_image_and_literal_ones_are_text(prompts: PromptMaker, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    prompt = prompts.prepare(conversation("one", None, IMAGE_TOKEN, None, "two"), [path.read_bytes()] * 2)
+    image = prompts.tokenizer.special_tokens[IMAGE_TOKEN]
+    assert [prompt.tokens[position] for position in prompt.image_positions] == [image, image]
+    assert prompt.tokens.count(image) == 2
+    assert len(prompt.images) == 2
+
+
+def test_the_last_message_of_the_assistant_is_continued(prompts: PromptMaker) -> None:
+    chat = ChatInput((Message("user", ("hi",)), Message("assistant", ("Once upon a ",))))
+    tokens = prompts.prepare(chat).tokens
+    assert prompts.tokenizer.encode_text("Once upon a ") == list(tokens[-len("Once upon a ") :])
+
+
+def test_a_template_that_loses_images_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    prompts = PromptMaker(tiny_checkpoint, 10**6, tmp_path / "t.jinja")
+    with pytest.raises(InvalidRequest, match=r"0 of the conversation's 1 images.*--chat-template"):
+        prompts.prepare(conversation("look", None), [(tmp_path / "a.png").read_bytes()])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('no system') }}",
+        "{{ messages[0].content.foo.bar }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+    ],
+)
+def test_a_template_that_refuses_is_named_in_the_error(tiny_checkpoint: Path, tmp_path: Path, source: str) -> None:
+    (tmp_path / "t.jinja").write_text(source)
+    prompts = PromptMaker(tiny_checkpoint, 10**6, tmp_path / "t.jinja")
+    with pytest.raises(InvalidRequest, match="--chat-template"):
+        prompts.prepare(conversation("hi"))
+
+
+def test_a_template_that_does_not_compile_is_the_operators_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{% for %}")
+    with pytest.raises(ValueError, match="chat template"):
+        PromptMaker(tiny_checkpoint, 10**6, tmp_path / "t.jinja")
+
+
+def test_the_builtin_template_says_what_the_reference_says() -> None:
+    template = ChatTemplate(LLAMA3_TEMPLATE, {"bos_token": "<|begin_of_text|>"}, CONTROL)
+    call = ToolCall("1", "f", {"a": "b"})
+    text, restore = template.render(
+        [
+            Message("system", (" s ",)),
+            Message("user", ("u", None)),
+            Message("assistant", (), (call,)),
+            Message("tool", ("r",), tool_call_id="1"),
+        ]
+    )
+    assert restore(text) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n s <|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nu<|image|><|eot_id|>"
+        '<|start_header_id|>assistant<|end_header_id|>\n\n{"type": "function", "name": "f", "parameters": {"a": "b"}}'
+        "<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\nr<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_templates_are_found_where_checkpoints_keep_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    settings_file = tmp_path / "tokenizer_config.json"
+    plain = {key: value for key, value in json.loads(settings_file.read_text()).items() if key != "chat_template"}
+
+    def rendered() -> str:
+        maker = PromptMaker(tmp_path, 10**6)
+        return b"".join(map(maker.tokenizer.token_bytes, maker.prepare(conversation("x")).tokens)).decode()
+
+    settings_file.write_text(json.dumps(plain | {"chat_template": [{"name": "default", "template": "list"}]}))
+    assert rendered() == "list"
+    settings_file.write_text(json.dumps(plain | {"chat_template": "string"}))
+    assert rendered() == "string"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    assert rendered() == "json"
+    (tmp_path / "chat_template.jinja").write_text("jinja")
+    assert rendered() == "jinja"

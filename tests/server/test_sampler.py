@@ -1,0 +1,72 @@
+"""Sampling: the filters keep what they say, and random numbers do not depend on company."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spyglass_server.engine.types import SamplingParams
+from spyglass_server.runtime.sampler import Draw, sample, uniform
+
+LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0]])
+
+
+def draw_many(params: SamplingParams, count: int = 4000) -> dict[int, float]:
+    """How often each token is drawn at different positions."""
+    drawn = sample(LOGITS, [Draw(0, params, 0, position) for position in range(count)])
+    tokens, counts = np.unique(drawn, return_counts=True)
+    return dict(zip(tokens.tolist(), (counts / count).tolist(), strict=True))
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    assert sample(LOGITS, [Draw(0, SamplingParams(temperature=0.0), 0, 0)]) == [0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_as_often_as_their_probability(temperature: float) -> None:
+    shares = draw_many(SamplingParams(temperature=temperature))
+    for token, probability in enumerate((LOGITS[0] / temperature).softmax(-1).tolist()):
+        assert shares.get(token, 0.0) == pytest.approx(probability, abs=0.03)
+
+
+def test_filters_keep_the_best() -> None:
+    assert set(draw_many(SamplingParams(top_k=2))) == {0, 2}
+    assert set(draw_many(SamplingParams(top_p=0.7))) == {0, 2}  # 0.64 is not yet 0.7
+    assert set(draw_many(SamplingParams(top_p=1e-9))) == {0}
+    assert set(draw_many(SamplingParams(min_p=0.3))) == {0, 2}  # e^-1 = 0.37, e^-2 = 0.14
+    assert set(draw_many(SamplingParams(min_p=1.0))) == {0}
+
+
+def test_top_p_is_of_what_top_k_leaves() -> None:
+    # of tokens 0 and 2 alone, token 0 has 0.73
+    assert set(draw_many(SamplingParams(top_k=2, top_p=0.72))) == {0}
+    assert set(draw_many(SamplingParams(top_k=2, top_p=0.74))) == {0, 2}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.builds(
+            SamplingParams,
+            temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+            top_p=st.sampled_from([0.1, 0.9, 1.0]),
+            top_k=st.sampled_from([0, 1, 7, 999]),
+            min_p=st.sampled_from([0.0, 0.2]),
+            seed=st.integers(0, 2**64 - 1),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_choice_does_not_depend_on_its_company(params: list[SamplingParams]) -> None:
+    logits = torch.randn(len(params), 300, generator=torch.Generator().manual_seed(1)) * 3
+    draws = [Draw(i, one, choice=i % 2, position=10 + i) for i, one in enumerate(params)]
+    together = sample(logits, draws)
+    alone = [sample(logits[i : i + 1], [Draw(0, d.params, d.choice, d.position)])[0] for i, d in enumerate(draws)]
+    assert together == alone
+
+
+def test_random_numbers_differ_by_seed_choice_and_position() -> None:
+    numbers = {uniform(seed, choice, position) for seed in range(5) for choice in range(5) for position in range(5)}
+    assert len(numbers) == 125
+    assert all(0 <= number < 1 for number in numbers)

@@ -1,0 +1,249 @@
+"""The scheduler with its core: whatever happens around a request, its answer is the one it gives alone."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from fakes import FakeRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.images import ImageCache
+from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.types import (
+    EngineRequest,
+    FinishReason,
+    ImageInput,
+    ImageKey,
+    RequestFailed,
+    SamplingParams,
+    TokenOutput,
+)
+
+PAGE_SIZE = 4
+IMAGE = 250
+
+Answer = dict[tuple[int, int], list[int]]
+
+
+def engine(
+    num_pages: int = 64, max_tiles: int = 8, max_batch: int = 8, max_step_tokens: int = 32
+) -> tuple[EngineCore, FakeRunner]:
+    runner = FakeRunner(PAGE_SIZE)
+    scheduler = Scheduler(Limits(max_batch, max_step_tokens), PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+    return EngineCore(scheduler, runner), runner
+
+
+def image(name: int, num_tiles: int = 1, tenant: str = "t") -> ImageInput:
+    return ImageInput(ImageKey(tenant, bytes([name])), 1, num_tiles, f"block-{name}")
+
+
+def request(request_id: int, length: int = 5, **fields: object) -> EngineRequest:
+    tokens = tuple(random.Random(request_id).randrange(200) for _ in range(length))
+    return replace(EngineRequest(id=request_id, tokens=tokens, max_tokens=6), **fields)  # type: ignore[arg-type]
+
+
+def collect(core: EngineCore, answers: Answer) -> list[RequestFailed]:
+    failed = []
+    for event in core.step():
+        if isinstance(event, TokenOutput):
+            answers.setdefault((event.id, event.index), []).append(event.token)
+        elif isinstance(event, RequestFailed):
+            failed.append(event)
+    core.check()
+    return failed
+
+
+def run_to_end(core: EngineCore, max_steps: int = 5000) -> Answer:
+    answers: Answer = {}
+    for _ in range(max_steps):
+        if not core.has_work:
+            return answers
+        assert not collect(core, answers)
+    raise AssertionError("the engine does not come to an end")
+
+
+def alone(wanted: EngineRequest) -> Answer:
+    core, _ = engine()
+    core.submit(wanted)
+    return run_to_end(core)
+
+
+def test_one_request_runs_to_its_length() -> None:
+    (tokens,) = alone(request(1)).values()
+    assert len(tokens) == 6
+
+
+def test_a_stop_token_ends_a_choice_and_is_its_last_token() -> None:
+    (tokens,) = alone(request(1)).values()
+    (stopped,) = alone(request(1, stop_token_ids=frozenset({tokens[2]}))).values()
+    assert stopped == tokens[:3]
+
+
+def test_finish_reasons_are_told_with_the_last_token() -> None:
+    core, _ = engine()
+    core.submit(request(1, max_tokens=2))
+    outputs = [event for _ in range(3) for event in core.step() if isinstance(event, TokenOutput)]
+    assert [output.finish for output in outputs] == [None, FinishReason.LENGTH]
+
+
+def test_choices_share_the_prompt_and_differ() -> None:
+    core, runner = engine()
+    core.submit(request(1, length=9, n=3, sampling=SamplingParams(seed=7)))
+    answers = run_to_end(core)
+    assert sorted(answers) == [(1, 0), (1, 1), (1, 2)]
+    assert len({tuple(tokens) for tokens in answers.values()}) == 3
+    assert len(runner.pages) < 3 * 3 + 3  # nine tokens of prompt stand in three pages, once
+
+
+def test_a_prompt_longer_than_a_step_is_computed_in_pieces() -> None:
+    long = request(1, length=30)
+    core, _ = engine(max_step_tokens=4)
+    core.submit(long)
+    assert run_to_end(core) == alone(long)
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
+    core, _ = engine(max_step_tokens=4)
+    answers: Answer = {}
+    core.submit(request(1, length=3, max_tokens=40))
+    collect(core, answers)
+    core.submit(request(2, length=40))
+    for _ in range(10):
+        before = len(answers[1, 0])
+        collect(core, answers)
+        assert len(answers[1, 0]) == before + 1
+
+
+def test_preempted_requests_finish_with_the_same_tokens() -> None:
+    wanted = [request(i, length=6, max_tokens=20) for i in range(1, 9)]
+    core, _ = engine(num_pages=10)  # one request needs seven
+    for one in wanted:
+        core.submit(one)
+    answers = run_to_end(core)
+    assert answers == {key: tokens for one in wanted for key, tokens in alone(one).items()}
+
+
+def test_an_image_is_encoded_once_for_all_who_look_at_it() -> None:
+    core, runner = engine()
+    for i in range(1, 5):
+        core.submit(request(i, images=(image(1),), image_positions=(0,)))
+    run_to_end(core)
+    assert runner.num_encoded == 1
+    assert not runner.tiles, "tiles are dropped when nobody needs them"
+
+
+def test_tenants_never_share_image_states() -> None:
+    core, runner = engine()
+    for i, tenant in enumerate("ab"):
+        core.submit(request(i, images=(image(1, tenant=tenant),), image_positions=(0,)))
+    run_to_end(core)
+    assert runner.num_encoded == 2
+
+
+def test_images_beyond_the_budget_wait_and_old_states_make_room() -> None:
+    core, runner = engine(max_tiles=4)
+    for i in range(1, 6):
+        core.submit(request(i, images=(image(i, num_tiles=3),), image_positions=(1,)))
+    assert len(run_to_end(core)) == 5
+    assert len(runner.states) == 1
+
+
+def test_a_bad_row_fails_alone() -> None:
+    core, runner = engine()
+    good = [request(i) for i in range(1, 6)]
+    bad = replace(request(6), tokens=(249, 249))
+    runner.bad_tokens.add(249)
+    for one in [*good[:3], bad, *good[3:]]:
+        core.submit(one)
+    answers: Answer = {}
+    failed: list[RequestFailed] = []
+    while core.has_work:
+        failed += collect(core, answers)
+    assert [event.id for event in failed] == [6]
+    assert answers == {key: tokens for one in good for key, tokens in alone(one).items()}
+
+
+def test_an_image_that_cannot_be_encoded_fails_its_requests_only() -> None:
+    core, runner = engine()
+    core.submit(request(1))
+    core.submit(request(2, images=(image(1),), image_positions=(0,)))
+    runner.tiles.clear()  # as if its memory had gone
+    answers: Answer = {}
+    failed: list[RequestFailed] = []
+    runner.drop_image = lambda key: None  # type: ignore[method-assign]
+    while core.has_work:
+        failed += collect(core, answers)
+    assert [event.id for event in failed] == [2]
+    assert answers == alone(request(1))
+
+
+def test_images_that_cannot_be_taken_fail_the_request_at_once() -> None:
+    core, runner = engine()
+    runner.tiles.add(image(1).key)  # taking it again is refused
+    (event,) = core.submit(request(1, images=(image(1),), image_positions=(0,)))
+    assert isinstance(event, RequestFailed)
+    assert not core.has_work
+
+
+@pytest.mark.parametrize("index", [None, 0, 1])
+def test_cancelling_frees_everything(index: int | None) -> None:
+    core, _ = engine()
+    core.submit(request(1, length=9, n=2, images=(image(1),), image_positions=(0,)))
+    answers: Answer = {}
+    for _ in range(3):
+        collect(core, answers)
+    core.cancel(1, index)
+    rest = run_to_end(core)
+    assert set(rest) == (set() if index is None else {(1, 1 - index)})
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> list[tuple[str, int]]:
+    kinds = st.sampled_from(["submit", "submit", "step", "step", "step", "cancel", "cancel choice"])
+    return draw(st.lists(st.tuples(kinds, st.integers(0, 2**16)), min_size=5, max_size=60))
+
+
+@settings(max_examples=150, deadline=None)
+@given(operations(), st.integers(9, 20), st.integers(2, 9))
+def test_any_mix_gives_the_answers_of_runs_alone(
+    steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int
+) -> None:
+    core, _ = engine(num_pages, max_tiles=4, max_batch=5, max_step_tokens=max_step_tokens)
+    wanted: dict[int, EngineRequest] = {}
+    cancelled: set[tuple[int, int]] = set()
+    answers: Answer = {}
+    for kind, number in steps:
+        choose = random.Random(number)
+        if kind == "submit":
+            one = _random_request(len(wanted) + 1, choose)
+            wanted[one.id] = one
+            core.submit(one)
+        elif kind == "step":
+            assert not collect(core, answers)
+        elif wanted:
+            victim = choose.choice(list(wanted.values()))
+            index = None if kind == "cancel" else choose.randrange(victim.n)
+            core.cancel(victim.id, index)
+            cancelled |= {(victim.id, i) for i in range(victim.n) if index in (None, i)}
+    for key, tokens in run_to_end(core).items():
+        answers.setdefault(key, []).extend(tokens)
+    for one in wanted.values():
+        for key, tokens in alone(one).items():
+            got = answers.get(key, [])
+            assert got == (tokens[: len(got)] if key in cancelled else tokens)
+
+
+def _random_request(request_id: int, choose: random.Random) -> EngineRequest:
+    length = choose.randrange(1, 16)
+    positions = sorted(choose.sample(range(length), choose.choice([0, 0, min(1, length), min(2, length)])))
+    return request(
+        request_id,
+        length=length,
+        max_tokens=choose.randrange(1, 14),
+        n=choose.choice([1, 1, 2, 3]),
+        images=tuple(image(name, 1 + name % 2) for name in (choose.randrange(5) for _ in positions)),
+        image_positions=tuple(positions),
+        sampling=SamplingParams(seed=choose.randrange(9)),
+    )

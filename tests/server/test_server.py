@@ -1,0 +1,552 @@
+"""The server over gRPC with a fake model: the life of an id, limits, faults."""
+
+import asyncio
+import io
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.supervisor import EngineLoadError
+from spyglass_server.prompt.tokenizer import TextTokenizer
+
+Start = Callable[..., Awaitable[TestServer]]
+
+SLOW = FakeLoader(step_s=0.02)
+
+
+@pytest.fixture
+async def start(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts servers with the faults that a test wants; they are stopped after it."""
+    async with AsyncExitStack() as stack:
+
+        async def start(loader: FakeLoader | None = None, **settings: Any) -> TestServer:
+            run = run_test_server(tiny_checkpoint, tmp_path / "data", loader or FakeLoader(), **settings)
+            return await stack.enter_async_context(run)
+
+        yield start
+
+
+def tokens(count: int, **fields: Any) -> inference_pb2.Start:
+    return chat("hi", stopping=options_pb2.Stopping(max_tokens=count), **fields)
+
+
+def picture(size: tuple[int, int] = (20, 20), colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def kinds(stream: Stream, event_id: int) -> list[str]:
+    return [str(event.WhichOneof("kind")) for event in stream.events(event_id)]
+
+
+def error_code(finished: inference_pb2.Finished) -> str:
+    return next(code.name for code in grpc.StatusCode if code.value[0] == finished.error.code)
+
+
+def reason(error: status_pb2.Status) -> str:
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in error.details)
+    assert info.domain == "spyglass"
+    return info.reason
+
+
+async def records(server: TestServer, key: str = KEY) -> list[inference_pb2.UsageRecord]:
+    usage = await server.stub.GetUsage(inference_pb2.GetUsageRequest(max_records=1000), metadata=auth(key))
+    return list(usage.records)
+
+
+# --- the life of an id -------------------------------------------------------------------------
+
+
+async def test_a_generation_goes_through_its_states_in_order(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    await stream.start(1, tokens(5))
+    await stream.finish()
+    assert list(dict.fromkeys(kinds(stream, 1))) == ["accepted", "started", "delta", "finished"]
+    assert sum(len(event.delta.token_ids) for event in stream.events(1)) == len(stream.text(1)) == 5
+    usage = stream.finished(1).usage
+    assert usage.completion_tokens == 5
+    assert usage.prompt_tokens == stream.events(1)[1].started.prompt_tokens > 0
+    assert usage.estimated_cost == usage.prompt_tokens * 0.35 / 1e6 + 5 * 0.40 / 1e6
+    assert await stream.call.code() is grpc.StatusCode.OK
+
+
+async def test_one_frame_holds_a_step_of_all_generations(start: Start) -> None:
+    server = await start(FakeLoader(step_s=0.01))
+    stream = server.open_stream()
+    for event_id in range(1, 9):
+        await stream.start(event_id, tokens(20))
+    await stream.finish()
+    with_deltas = [f for f in stream.frames if any(e.WhichOneof("kind") == "delta" for e in f.events)]
+    assert len(with_deltas) < 2 * 20  # not 8 * 20
+    assert max(len(frame.events) for frame in with_deltas) >= 8
+
+
+async def test_many_generations_end_once_each_whatever_is_done_to_them(start: Start) -> None:
+    server = await start(FakeLoader(step_s=0.001, num_pages=40, limits=Limits(4, 16)))
+    stream = server.open_stream()
+    choose = random.Random(0)
+    for event_id in range(1, 61):
+        await stream.start(event_id, tokens(choose.randrange(1, 30), n=choose.randrange(1, 4)))
+        for _ in range(choose.randrange(3)):
+            await stream.cancel(choose.randrange(1, 70))
+        if choose.random() < 0.3:
+            await asyncio.sleep(0.005)
+    await stream.finish()
+    started = 0
+    for event_id in range(1, 61):
+        ended = stream.finished(event_id)
+        assert kinds(stream, event_id)[-1] == "finished"
+        assert error_code(ended) in ("OK", "CANCELLED")
+        if ended.HasField("usage"):
+            started += 1
+            delivered = sum(len(e.delta.token_ids) for e in stream.events(event_id))
+            assert delivered <= ended.usage.completion_tokens
+    assert len(await records(server)) == started
+
+
+async def test_ids_must_grow(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    await stream.start(5, tokens(900))
+    await stream.until(5, "started")
+    await stream.start(5, tokens(1))
+    with pytest.raises(aio.AioRpcError) as failure:
+        await stream.finish()
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await _until_records_closed(server)
+
+
+async def test_ids_of_two_streams_never_meet(start: Start) -> None:
+    server = await start(SLOW)
+    first, second = server.open_stream(), server.open_stream()
+    await first.start(1, tokens(200))
+    await second.start(1, tokens(3))
+    await first.until(1, "started")
+    await second.cancel(2)
+    await second.finish()
+    assert second.finished(1).usage.completion_tokens == 3
+    await first.cancel(1)
+    await first.finish()
+    assert error_code(first.finished(1)) == "CANCELLED"
+
+
+async def test_cancel_ends_a_generation_with_its_usage_so_far(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    await stream.start(1, tokens(500))
+    await stream.until(1, "delta")
+    await stream.cancel(1)
+    await stream.finish()
+    ended = stream.finished(1)
+    assert error_code(ended) == "CANCELLED"
+    assert 1 <= ended.usage.completion_tokens < 500
+    (record,) = await records(server)
+    assert (record.outcome, record.usage.completion_tokens) == ("CANCELLED", ended.usage.completion_tokens)
+
+
+async def test_cancel_right_behind_a_start_sticks(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    for event_id in range(1, 20):
+        await stream.start(event_id, tokens(500))
+        await stream.cancel(event_id)
+    await stream.finish()
+    assert {error_code(stream.finished(event_id)) for event_id in range(1, 20)} == {"CANCELLED"}
+
+
+async def test_cancelling_the_call_cancels_its_generations(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    await stream.start(1, tokens(500))
+    await stream.until(1, "delta")
+    stream.call.cancel()
+    await _until_records_closed(server)
+    (record,) = await records(server)
+    assert record.outcome == "CANCELLED"
+    assert record.usage.completion_tokens >= 1
+
+
+async def test_an_error_of_one_generation_leaves_the_stream_alive(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    await stream.start(1, chat("hi", priority=3))
+    await stream.start(2, chat("hi", model="another"))
+    await stream.start(3, tokens(2))
+    await stream.finish()
+    assert kinds(stream, 1) == ["finished"]
+    assert reason(stream.finished(1).error) == "unsupported_parameter"
+    assert error_code(stream.finished(2)) == "NOT_FOUND"
+    assert error_code(stream.finished(3)) == "OK"
+    assert len(await records(server)) == 1
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+async def test_the_same_seed_gives_the_same_text_and_choices_differ(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    sampling = options_pb2.Sampling(seed=5)
+    for event_id in (1, 2):
+        await stream.start(event_id, tokens(12, n=3, sampling=sampling))
+    await stream.finish()
+    texts = [stream.text(1, index) for index in range(3)]
+    assert len(set(texts)) == 3
+    assert texts == [stream.text(2, index) for index in range(3)]
+    assert stream.finished(1).usage.completion_tokens == 36
+
+
+async def test_a_stop_string_ends_the_text_before_it(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    seed = options_pb2.Sampling(seed=1)
+    await stream.start(1, tokens(30, sampling=seed))
+    await stream.until(1, "finished")
+    whole = stream.text(1)
+    stop = whole[10:13]
+    await stream.start(
+        2, chat("hi", sampling=seed, stopping=options_pb2.Stopping(max_tokens=30, strings=["never", stop]))
+    )
+    await stream.finish()
+    assert stream.text(2) == whole[: whole.index(stop)]
+    last = [event.delta for event in stream.events(2) if event.WhichOneof("kind") == "delta"][-1]
+    assert (last.finish_reason, last.stop_string) == (inference_pb2.FINISH_REASON_STOP, stop)
+    assert stream.finished(2).usage.completion_tokens == whole.index(stop) + 3
+
+
+async def test_stop_tokens_end_an_answer_unless_they_are_ignored(start: Start, tiny_checkpoint: Path) -> None:
+    end = TextTokenizer(tiny_checkpoint / "tokenizer.json").special_tokens["<|eot_id|>"]
+    letter = 64
+    server = await start(FakeLoader(alphabet=(letter, end)))  # now it says nothing else
+    stream = server.open_stream()
+    seed = options_pb2.Sampling(seed=1)
+    await stream.start(1, tokens(50, sampling=seed))
+    await stream.start(2, chat("hi", sampling=seed, stopping=options_pb2.Stopping(max_tokens=50, ignore_eos=True)))
+    await stream.start(3, chat("hi", sampling=seed, stopping=options_pb2.Stopping(max_tokens=50, token_ids=[letter])))
+    await stream.finish()
+    (*letters, last), all_ids, stopped = (
+        [token for event in stream.events(i) for token in event.delta.token_ids] for i in (1, 2, 3)
+    )
+    assert (set(letters) <= {letter}, last) == (True, end)
+    assert stream.text(1) == "a" * len(letters)
+    assert (len(all_ids), set(all_ids)) == (50, {letter, end})
+    assert stopped == [all_ids[0]]
+
+
+async def test_a_timeout_ends_a_generation(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    await stream.start(1, tokens(500, timeout=duration_pb2.Duration(nanos=200_000_000)))
+    await stream.finish()
+    ended = stream.finished(1)
+    assert error_code(ended) == "DEADLINE_EXCEEDED"
+    assert ended.usage.completion_tokens >= 1
+
+
+async def test_a_prompt_and_answer_beyond_the_context_are_refused(start: Start) -> None:
+    server = await start(FakeLoader(num_pages=20))  # 80 tokens
+    stream = server.open_stream()
+    await stream.start(1, chat("x" * 100))
+    await stream.start(2, tokens(80))
+    await stream.start(3, chat("x"))
+    await stream.finish()
+    assert {reason(stream.finished(i).error) for i in (1, 2)} == {"context_length_exceeded"}
+    assert not stream.finished(1).HasField("usage")
+    total = stream.finished(3).usage
+    assert total.prompt_tokens + total.completion_tokens == 80
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+async def test_images_come_inline_and_in_pieces(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    inline, announced = picture(colour="red"), picture((60, 60), "blue")
+    await stream.start(1, image_chat("what", [inline, None], stopping=options_pb2.Stopping(max_tokens=2)))
+    await stream.until(1, "accepted")
+    for at in range(0, len(announced), 50):
+        await stream.send_chunk(1, 1, announced[at : at + 50], last=at + 50 >= len(announced))
+    await stream.start(2, image_chat("what", [inline, announced], stopping=options_pb2.Stopping(max_tokens=2)))
+    await stream.finish()
+    assert error_code(stream.finished(1)) == "OK"
+    assert stream.finished(1).usage.prompt_tokens == stream.finished(2).usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("index", "data", "expected"),
+    [(1, b"x", "invalid_request"), (0, b"x" * (300 << 10), "invalid_request"), (0, b"no image", "invalid_image")],
+)
+async def test_wrong_pieces_end_their_generation_only(start: Start, index: int, data: bytes, expected: str) -> None:
+    server = await start()
+    stream = server.open_stream()
+    await stream.start(1, image_chat("what", [None]))
+    await stream.until(1, "accepted")
+    await stream.send_chunk(1, index, data, last=True)
+    await stream.start(2, tokens(2))
+    await stream.finish()
+    assert reason(stream.finished(1).error) == expected
+    assert error_code(stream.finished(2)) == "OK"
+    assert len(await records(server)) == 1
+
+
+async def test_an_image_that_grows_beyond_the_limit_is_cut_off(start: Start) -> None:
+    server = await start(max_image_bytes=1000)
+    stream = server.open_stream()
+    await stream.start(1, image_chat("what", [None]))
+    await stream.until(1, "accepted")
+    for _ in range(3):
+        await stream.send_chunk(1, 0, b"x" * 400, last=False)
+    await stream.finish()
+    assert reason(stream.finished(1).error) == "invalid_image"
+
+
+async def test_more_tiles_than_there_is_room_for_are_refused(start: Start) -> None:
+    server = await start(FakeLoader(max_tiles=4))
+    stream = server.open_stream()
+    await stream.start(1, image_chat("what", [picture((100, 100), c) for c in ("red", "green")]))
+    await stream.finish()
+    assert reason(stream.finished(1).error) == "invalid_image"
+
+
+# --- keys, other calls -------------------------------------------------------------------------
+
+
+async def test_every_call_takes_a_key(start: Start) -> None:
+    stub = (await start()).stub
+    calls: list[Callable[..., Any]] = [
+        lambda metadata: stub.ListModels(inference_pb2.ListModelsRequest(), metadata=metadata),
+        lambda metadata: stub.GetModel(inference_pb2.GetModelRequest(), metadata=metadata),
+        lambda metadata: stub.CountTokens(inference_pb2.CountTokensRequest(start=chat("hi")), metadata=metadata),
+        lambda metadata: stub.CheckAccess(inference_pb2.CheckAccessRequest(), metadata=metadata),
+        lambda metadata: stub.GetUsage(inference_pb2.GetUsageRequest(), metadata=metadata),
+        lambda metadata: stub.Generate(metadata=metadata).read(),
+    ]
+    refusals = set()
+    for call in calls:
+        for metadata in (None, auth("wrong"), auth(""), auth(f"{KEY} x"), (("authorization", KEY),)):
+            with pytest.raises(aio.AioRpcError) as refusal:
+                await call(metadata)
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            refusals.add(refusal.value.details())
+    assert len(refusals) == 1
+
+
+async def test_only_a_gateway_acts_for_others_and_its_callers_pay(start: Start) -> None:
+    server = await start(api_key=(KEY, "alice"))
+    caller = inference_pb2.Caller(bearer_key="alice")
+    plain, gateway = server.open_stream(), server.open_stream(BRIDGE_KEY)
+    await plain.start(1, tokens(2, caller=caller))
+    await gateway.start(1, tokens(2, caller=caller))
+    await gateway.start(2, tokens(2))
+    await gateway.start(3, tokens(2, caller=inference_pb2.Caller(bearer_key="mallory")))
+    await plain.finish()
+    await gateway.finish()
+    assert error_code(plain.finished(1)) == "PERMISSION_DENIED"
+    codes = [error_code(gateway.finished(i)) for i in (1, 2, 3)]
+    assert codes == ["OK", "INVALID_ARGUMENT", "UNAUTHENTICATED"]
+    assert len(await records(server, "alice")) == 1
+    assert not await records(server)
+
+
+async def test_access_can_be_checked_for_others(start: Start) -> None:
+    stub = (await start()).stub
+
+    async def check(key: str, caller: str | None) -> str:
+        behind = inference_pb2.Caller(bearer_key=caller) if caller else None
+        request = inference_pb2.CheckAccessRequest(caller=behind)
+        try:
+            return (await stub.CheckAccess(request, metadata=auth(key))).key_id[:4]
+        except aio.AioRpcError as error:
+            return error.code().name
+
+    assert await check(KEY, None) == await check(BRIDGE_KEY, KEY) == "key-"
+    assert await check(BRIDGE_KEY, "wrong") == "UNAUTHENTICATED"
+    assert await check(KEY, KEY) == "PERMISSION_DENIED"
+
+
+async def test_models_are_described(start: Start) -> None:
+    stub = (await start(served_model_name=("a/b", "c"), price_input=1.5)).stub
+    models = (await stub.ListModels(inference_pb2.ListModelsRequest(), metadata=auth())).models
+    assert [model.id for model in models] == ["a/b", "c"]
+    assert (models[0].pricing.input_tokens, models[0].pricing.output_tokens) == (1.5, 0.40)
+    assert models[0].context_length == 1024
+    found = await stub.GetModel(inference_pb2.GetModelRequest(model="c"), metadata=auth())
+    assert found.model.id == "c"
+    with pytest.raises(aio.AioRpcError) as refusal:
+        await stub.GetModel(inference_pb2.GetModelRequest(model="d"), metadata=auth())
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_tokens_are_counted_as_a_generation_would(start: Start) -> None:
+    server = await start()
+    wanted = image_chat("what is this", [picture()], stopping=options_pb2.Stopping(max_tokens=1))
+    counted = await server.stub.CountTokens(inference_pb2.CountTokensRequest(start=wanted), metadata=auth())
+    stream = server.open_stream()
+    await stream.start(1, wanted)
+    await stream.finish()
+    assert counted.prompt_tokens == stream.finished(1).usage.prompt_tokens
+    with pytest.raises(aio.AioRpcError, match="inline"):
+        await server.stub.CountTokens(inference_pb2.CountTokensRequest(start=image_chat("x", [None])), metadata=auth())
+
+
+async def test_usage_is_summed_up(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    await stream.start(1, tokens(3, request_id="mine"))
+    await stream.start(2, tokens(4))
+    await stream.finish()
+    usage = await server.stub.GetUsage(inference_pb2.GetUsageRequest(max_records=5), metadata=auth())
+    assert (usage.generations, usage.completion_tokens) == (2, 7)
+    assert usage.estimated_cost == pytest.approx(sum(record.usage.estimated_cost for record in usage.records))
+    assert "mine" in [record.request_id for record in usage.records]
+    assert {record.outcome for record in usage.records} == {"OK"}
+
+
+async def test_an_unknown_error_says_nothing_outside(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await start()
+
+    def explode(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(server.server._prompts, "prepare", explode)
+    stream = server.open_stream()
+    await stream.start(1, tokens(2))
+    await stream.finish()
+    assert error_code(stream.finished(1)) == "INTERNAL"
+    assert stream.finished(1).error.message == "internal error"
+
+
+# --- faults ------------------------------------------------------------------------------------
+
+
+async def test_a_full_queue_refuses_before_images_are_sent(start: Start) -> None:
+    server = await start(SLOW, max_pending=2)
+    stream = server.open_stream()
+    for event_id in (1, 2):
+        await stream.start(event_id, tokens(500))
+    await stream.start(3, image_chat("what", [None]))
+    await stream.until(3, "finished")
+    assert kinds(stream, 3) == ["finished"]
+    refusal = stream.finished(3).error
+    assert reason(refusal) == "too_many_requests"
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in refusal.details)
+    assert retry.retry_delay.seconds >= 1
+    await stream.cancel(1)
+    await stream.until(1, "finished")
+    await stream.start(4, tokens(1))
+    await stream.until(4, "finished")
+    assert error_code(stream.finished(4)) == "OK"
+    stream.call.cancel()
+
+
+async def test_a_bad_row_costs_its_neighbours_nothing(start: Start) -> None:
+    healthy, faulty = await start(), await start(FakeLoader(bad_token=ord("!") - 33))
+    texts = []
+    for server in (healthy, faulty):
+        stream = server.open_stream()
+        for event_id in range(1, 16):
+            await stream.start(event_id, tokens(8, sampling=options_pb2.Sampling(seed=event_id)))
+        await stream.start(16, chat("!"))
+        await stream.finish()
+        texts.append([stream.text(event_id) for event_id in range(1, 16)])
+        ended = error_code(stream.finished(16))
+        assert ended == ("OK" if server is healthy else "INTERNAL")
+    assert texts[0] == texts[1]
+
+
+async def test_a_killed_engine_fails_its_generations_and_comes_back(start: Start) -> None:
+    server = await start(SLOW)
+    health = health_pb2_grpc.HealthStub(server.channel)
+    request = health_pb2.HealthCheckRequest(service="spyglass.v1.InferenceService")
+    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    stream = server.open_stream()
+    for event_id in range(1, 9):
+        await stream.start(event_id, tokens(500))
+    for event_id in range(1, 9):
+        await stream.until(event_id, "delta")
+    server.kill_engine()
+    for event_id in range(1, 9):
+        await stream.until(event_id, "finished")
+        assert error_code(stream.finished(event_id)) == "UNAVAILABLE"
+        assert reason(stream.finished(event_id).error) == "engine_restarted"
+    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await stream.start(9, tokens(3))  # waits for the engine by itself
+    await stream.finish()
+    assert error_code(stream.finished(9)) == "OK"
+    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    outcomes = sorted(record.outcome for record in await records(server))
+    assert outcomes == ["OK", *["UNAVAILABLE"] * 8]
+    assert all(record.usage.completion_tokens for record in await records(server))
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_start(start: Start) -> None:
+    with pytest.raises(EngineLoadError, match="no such tensor"):
+        await start(FakeLoader(fails="no such tensor"))
+
+
+async def test_draining_lets_what_runs_end_and_refuses_the_rest(start: Start) -> None:
+    server = await start(SLOW)
+    stream, idle = server.open_stream(), server.open_stream()
+    await stream.start(1, tokens(40))
+    await idle.start(1, tokens(1))
+    await stream.until(1, "delta")
+    await idle.until(1, "finished")
+    draining = asyncio.create_task(server.server.drain())
+    await asyncio.sleep(0.1)
+    await stream.start(2, tokens(1))
+    while (frame := await stream.call.read()) is not aio.EOF:
+        stream.frames.append(frame)
+    await draining
+    assert stream.finished(1).usage.completion_tokens == 40
+    assert reason(stream.finished(2).error) == "server_draining"
+    assert any(frame.HasField("go_away") for frame in stream.frames)
+    assert (await idle.call.read()).HasField("go_away")
+    assert await idle.call.read() is aio.EOF
+
+
+async def test_what_outlives_the_drain_ends_with_an_error(start: Start) -> None:
+    server = await start(SLOW, drain_timeout=0.1)
+    stream = server.open_stream()
+    await stream.start(1, tokens(500))
+    await stream.until(1, "delta")
+    await server.server.drain()
+    stopping = asyncio.create_task(server.server.stop())
+    await stream.until(1, "finished")
+    assert reason(stream.finished(1).error) == "server_draining"
+    await stopping
+
+
+async def test_roles_reach_the_template(start: Start) -> None:
+    server = await start()
+    roles = (chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT, chat_pb2.ROLE_TOOL, chat_pb2.ROLE_USER)
+    messages = [chat_pb2.Message(role=role, parts=[chat_pb2.Part(text="x")]) for role in roles]
+    wanted = inference_pb2.Start(chat=chat_pb2.Chat(messages=messages))
+    counted = await server.stub.CountTokens(inference_pb2.CountTokensRequest(start=wanted), metadata=auth())
+    spelled = sum(len(f"{role}\n\nx") + 3 for role in ("system", "user", "assistant", "ipython", "user"))
+    assert counted.prompt_tokens == 1 + spelled + len("assistant\n\n") + 2
+
+
+async def _until_records_closed(server: TestServer) -> None:
+    for _ in range(200):
+        found = await records(server)
+        if found and all(record.outcome for record in found):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("a record was never closed")
