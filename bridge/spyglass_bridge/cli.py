@@ -1,0 +1,58 @@
+"""The command `spyglass-bridge`."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+from spyglass.settings import add_settings
+
+from spyglass_bridge.config import BridgeConfig
+from spyglass_bridge.server import run_bridge
+
+
+def main() -> None:
+    """Runs a bridge until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(
+        prog="spyglass-bridge",
+        description="Serves an OpenAI-compatible HTTP API in front of a Spyglass server.",
+    )
+    add_settings(parser, "bridge")
+    try:
+        config = BridgeConfig.from_args(parser.parse_args())
+    except ValueError as error:
+        parser.error(str(error))
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    sys.exit(_run(config))
+
+
+def _run(config: BridgeConfig) -> str | None:
+    """Serves, and returns the complaint to end with, if there is one."""
+    complaint = None
+    try:
+        asyncio.run(_serve(config))
+    except* OSError as errors:
+        complaint = f"spyglass-bridge: {errors.exceptions[0]}"
+    return complaint
+
+
+async def _serve(config: BridgeConfig) -> None:
+    """Drains at the first signal and ends at once at the second."""
+    signals = asyncio.Queue[signal.Signals]()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    async with run_bridge(config) as bridge:
+        print(f"spyglass-bridge: listening on {bridge.address}", flush=True)
+        await signals.get()
+        draining = asyncio.create_task(bridge.drain())
+        second = asyncio.create_task(signals.get())
+        await asyncio.wait((draining, second), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, second):
+            task.cancel()
+        await asyncio.gather(draining, second, return_exceptions=True)

@@ -1,0 +1,87 @@
+"""The settings of a bridge, read once and never changed."""
+
+import argparse
+import ipaddress
+from dataclasses import dataclass
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where to listen; port 0 takes any free one."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket."""
+
+    path: str
+
+
+Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeConfig:
+    """What one bridge process needs to know. `request_timeout_s` 0 leaves the limit to the server."""
+
+    bridge_key: str
+    http: Address = TcpAddress("127.0.0.1", 8000)
+    grpc_target: str = "127.0.0.1:50051"
+    max_body_bytes: int = 64 << 20
+    max_image_bytes: int = 20 << 20
+    request_timeout_s: float = 600.0
+    drain_timeout_s: float = 30.0
+    allowed_image_names: frozenset[str] = frozenset()
+    allowed_image_networks: tuple[Network, ...] = ()
+    log_level: str = "info"
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "BridgeConfig":
+        """Takes the options of `spyglass-bridge`. Raises ValueError for one that cannot be used."""
+        if not args.bridge_key:
+            raise ValueError(
+                "--bridge-key is missing: give the key that the server knows for its bridge "
+                "(spyglass serve makes one up for both)"
+            )
+        if not (args.bridge_key.isascii() and args.bridge_key.isprintable()) or " " in args.bridge_key:
+            raise ValueError("--bridge-key may hold only printable ASCII characters and no spaces")
+        names, networks = parse_allowed_hosts(args.allow_image_host)
+        return cls(
+            bridge_key=args.bridge_key,
+            http=parse_address(args.http),
+            grpc_target=args.grpc,
+            max_body_bytes=args.max_body_bytes,
+            max_image_bytes=args.max_image_bytes,
+            request_timeout_s=args.request_timeout,
+            drain_timeout_s=args.drain_timeout,
+            allowed_image_names=names,
+            allowed_image_networks=networks,
+            log_level=args.log_level,
+        )
+
+
+def parse_address(text: str) -> Address:
+    """Splits HOST:PORT, [HOST]:PORT or unix:PATH."""
+    if text.startswith("unix:"):
+        return UnixAddress(text.removeprefix("unix:"))
+    host, _, port = text.rpartition(":")
+    return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def parse_allowed_hosts(entries: tuple[str, ...]) -> tuple[frozenset[str], tuple[Network, ...]]:
+    """Sorts the entries of --allow-image-host into host names and networks."""
+    names: set[str] = set()
+    networks: list[Network] = []
+    for entry in entries:
+        try:
+            networks.append(ipaddress.ip_network(entry.removeprefix("[").removesuffix("]")))
+        except ValueError:
+            if "/" in entry or not entry:
+                raise ValueError(f"--allow-image-host: {entry!r} is neither a host name nor a network") from None
+            names.add(entry.lower().rstrip("."))
+    return frozenset(names), tuple(networks)

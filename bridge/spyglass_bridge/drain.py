@@ -1,0 +1,47 @@
+"""The end of a bridge: no new calls, while those that run go on."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from spyglass_bridge.errors import ApiError
+
+
+class Drain:
+    """Counts the calls that run and, once begun, refuses new ones."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._begun = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def begun(self) -> bool:
+        return self._begun
+
+    def begin(self) -> None:
+        self._begun = True
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Holds the bridge open for a call. Raises ApiError 503 when it is ending."""
+        if self._begun:
+            raise ApiError(503, "The server is shutting down.", code="server_draining", retry_after_s=1)
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Waits until nothing runs; False when that took too long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

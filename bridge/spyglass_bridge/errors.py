@@ -1,0 +1,209 @@
+"""The errors of the bridge, and the one place where a status of the server becomes an HTTP answer.
+
+Owns the table of canonical codes and the names that a field of the protocol has over HTTP. Knows
+nothing of routes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+ERROR_DOMAIN = "spyglass"
+_STATUS_METADATA_KEY = "grpc-status-details-bin"
+
+
+class ApiError(Exception):
+    """A refusal as a client of the HTTP API sees it.
+
+    `param` is the path of the field at fault, such as `messages[0].content`. `retry_after_s`
+    becomes a Retry-After header.
+    """
+
+    def __init__(
+        self,
+        http_status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.kind = kind or _kind(http_status)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.http_status == 504:
+            headers["x-should-retry"] = "false"
+        return headers
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_request") -> ApiError:
+    """A fault in the request: 400."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def unsupported(param: str, what: str | None = None) -> ApiError:
+    """Something that OpenAI's API has and this server does not honour yet: 400."""
+    message = f"{what or param} is not supported by this server yet."
+    return ApiError(400, message, code="unsupported_parameter", param=param)
+
+
+def invalid_api_key() -> ApiError:
+    """One answer for a missing, malformed or wrong key, so that it tells a stranger nothing."""
+    return ApiError(401, "The API key is missing or wrong. Send it as: Authorization: Bearer KEY", code=_INVALID_KEY)
+
+
+def server_unavailable() -> ApiError:
+    """The model server does not answer: 503."""
+    return from_status(status_pb2.Status(code=code_pb2.UNAVAILABLE))
+
+
+def internal_error() -> ApiError:
+    """Says nothing; what happened is in the log."""
+    return ApiError(500, _ANSWERS[code_pb2.INTERNAL].message, code="internal_error")
+
+
+def make_status(code: int, message: str, reason: str) -> status_pb2.Status:
+    """A status that the bridge itself gives to a generation, in the form that the server uses."""
+    status = status_pb2.Status(code=code, message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
+    return status
+
+
+def from_status(status: status_pb2.Status) -> ApiError:
+    """Translates a status of the server, field names in its message too.
+
+    The message is passed on only when the server has marked it as meant for people, by an ErrorInfo
+    of its domain; messages of gRPC itself may hold addresses.
+    """
+    answer = _ANSWERS.get(status.code, _ANSWERS[code_pb2.INTERNAL])
+    details = _Details.of(status)
+    if answer.http_status == 401:
+        return invalid_api_key()
+    message = status.message if details.marked and answer.http_status != 500 else ""
+    param = http_name(details.field) if details.field else None
+    if details.field and param:
+        message = message.replace(details.field, param)
+    return ApiError(
+        answer.http_status,
+        message or answer.message,
+        code=details.reason or answer.code,
+        param=param,
+        retry_after_s=max(1, details.retry_after_s) if answer.retry else None,
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> ApiError:
+    """Translates the failure of a whole call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _STATUS_METADATA_KEY and isinstance(value, bytes):
+            return from_status(status_pb2.Status.FromString(value))
+    code: int = error.code().value[0]
+    return from_status(status_pb2.Status(code=code, message=error.details() or ""))
+
+
+def http_name(field: str) -> str:
+    """The name over HTTP of a field of Start; one without such a name stays as it is."""
+    for pattern, name in _FIELD_NAMES:
+        if pattern.fullmatch(field):
+            return pattern.sub(name, field)
+    return field
+
+
+_INVALID_KEY = "invalid_api_key"
+
+_FIELD_NAMES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"chat\.(messages\[\d+\])\.parts(\[\d+\])\.image(\..*)?", r"\1.content\2.image_url.url"),
+        (r"chat\.(messages\[\d+\])\.parts(\[\d+\])(\.text)?", r"\1.content\2\3"),
+        (r"chat\.(messages\[\d+\])\.parts", r"\1.content"),
+        (r"chat\.(messages\[\d+\]\.tool_calls\[\d+\])\.(id)", r"\1.\2"),
+        (r"chat\.(messages\[\d+\]\.tool_calls\[\d+\])\.(name)", r"\1.function.\2"),
+        (r"chat\.(messages\[\d+\]\.tool_calls\[\d+\])\.arguments_json", r"\1.function.arguments"),
+        (r"chat\.((messages|tools|tool_choice).*)", r"\1"),
+        (r"stopping\.strings(\[\d+\])?", r"stop\1"),
+        (r"(?:sampling|stopping|output)\.(\w+.*)", r"\1"),
+        (r"format(\..*)?", r"response_format"),
+    )
+)
+
+
+def _kind(http_status: int) -> str:
+    if http_status == 429:
+        return "rate_limit_error"
+    return "server_error" if http_status >= 500 else "invalid_request_error"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a canonical code becomes when the status says no more."""
+
+    http_status: int
+    code: str
+    message: str
+    retry: bool = False
+
+
+_ANSWERS: Mapping[int, _Answer] = {
+    code_pb2.INVALID_ARGUMENT: _Answer(400, "invalid_request", "The request is not valid."),
+    code_pb2.FAILED_PRECONDITION: _Answer(400, "invalid_request", "The request cannot be served as things are."),
+    code_pb2.OUT_OF_RANGE: _Answer(400, "invalid_request", "A value is out of range."),
+    code_pb2.UNIMPLEMENTED: _Answer(400, "unsupported_parameter", "The server does not support this yet."),
+    code_pb2.UNAUTHENTICATED: _Answer(401, _INVALID_KEY, ""),
+    code_pb2.PERMISSION_DENIED: _Answer(403, "permission_denied", "This key may not do that."),
+    code_pb2.NOT_FOUND: _Answer(404, "model_not_found", "There is no such model."),
+    code_pb2.ALREADY_EXISTS: _Answer(409, "conflict", "There is one already."),
+    code_pb2.ABORTED: _Answer(409, "conflict", "The request was in the way of another."),
+    code_pb2.RESOURCE_EXHAUSTED: _Answer(429, "too_many_requests", "Too many requests.", retry=True),
+    code_pb2.CANCELLED: _Answer(503, "cancelled", "The server cancelled the generation.", retry=True),
+    code_pb2.UNAVAILABLE: _Answer(503, "server_unavailable", "The model server is not available.", retry=True),
+    code_pb2.DEADLINE_EXCEEDED: _Answer(504, "timeout", "The generation took too long."),
+    code_pb2.INTERNAL: _Answer(500, "internal_error", "Something went wrong inside the server."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What the details of a status say."""
+
+    marked: bool = False
+    reason: str | None = None
+    field: str | None = None
+    retry_after_s: int = 0
+
+    @classmethod
+    def of(cls, status: status_pb2.Status) -> "_Details":
+        info = error_details_pb2.ErrorInfo()
+        request = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        for detail in status.details:
+            for message in (info, request, retry):
+                if detail.Is(message.DESCRIPTOR):
+                    detail.Unpack(message)
+        delay = retry.retry_delay
+        return cls(
+            marked=info.domain == ERROR_DOMAIN,
+            reason=info.reason or None,
+            field=request.field_violations[0].field if request.field_violations else None,
+            retry_after_s=delay.seconds + (delay.nanos > 0),
+        )

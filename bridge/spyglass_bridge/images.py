@@ -1,0 +1,128 @@
+"""The images of a conversation: where each comes from and how it gets to the server.
+
+Owns the parsing of data URIs, the choice between sending an image inside Start and after it, and the
+sending. An image is never decoded here.
+"""
+
+import asyncio
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spyglass_bridge.errors import ApiError, invalid
+from spyglass_bridge.fetch import FetchFailed, ImageFetcher
+from spyglass_bridge.link import LinkedGeneration
+
+# Images travel inside Start as long as they stay below this together.
+MAX_INLINE_BYTES = 1 << 20
+
+_DATA_URI = re.compile(r"data:image/(?:jpeg|jpg|png|webp|gif);base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageData:
+    """An image that came with the request. `param` is its path there."""
+
+    data: bytes
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """An image that is to be fetched. `param` is its path in the request."""
+
+    url: str
+    param: str
+
+
+ImageSource = ImageData | ImageUrl
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedImage:
+    """An image that follows its Start. `index` is its place among all images of the conversation."""
+
+    index: int
+    source: ImageSource
+
+
+def parse_image(url: str, param: str, max_bytes: int) -> ImageSource:
+    """Reads the `url` of an image part: a data URI or something to fetch. Raises ApiError 400."""
+    if url[:5].lower() != "data:":
+        return ImageUrl(url, param)
+    prefix = _DATA_URI.match(url)
+    if prefix is None:
+        message = "A data URI must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp or gif."
+        raise invalid_image(message, param)
+    data = _decode(url[prefix.end() :], param, max_bytes)
+    if not data:
+        raise invalid_image("The image is empty.", param)
+    if len(data) > max_bytes:
+        raise _too_large(param, max_bytes)
+    return ImageData(data, param)
+
+
+def _decode(encoded: str, param: str, max_bytes: int) -> bytes:
+    """Decodes base64 without junk, with its padding, and not where the result would be far too large."""
+    if len(encoded) // 4 * 3 > max_bytes + 2:
+        raise _too_large(param, max_bytes)
+    try:
+        # Strict mode still takes too much padding.
+        if len(encoded) % 4 or encoded.endswith("==="):
+            raise ValueError
+        return binascii.a2b_base64(encoded, strict_mode=True)
+    except ValueError:
+        raise invalid_image("The image is not valid base64.", param) from None
+
+
+def _too_large(param: str, max_bytes: int) -> ApiError:
+    return invalid_image(f"The image is larger than {max_bytes} bytes.", param)
+
+
+def invalid_image(message: str, param: str) -> ApiError:
+    return invalid(message, param, code="invalid_image")
+
+
+async def send_images(generation: LinkedGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher) -> bool:
+    """Sends the images as soon as that is welcome. Returns whether the generation started; it ended if not.
+
+    Raises ApiError when an image cannot be fetched.
+    """
+    if not images:
+        return await generation.wait_started()
+    sending = asyncio.create_task(_send_when_accepted(generation, images, fetcher))
+    waiting = asyncio.create_task(generation.wait_started())
+    try:
+        await asyncio.wait((sending, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+        return await waiting
+    finally:
+        sending.cancel()
+        waiting.cancel()
+        await asyncio.gather(sending, waiting, return_exceptions=True)
+
+
+async def _send_when_accepted(
+    generation: LinkedGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher
+) -> None:
+    if not await generation.wait_accepted():
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            for image in images:
+                group.create_task(_send(generation, image, fetcher))
+    except* ApiError as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _send(generation: LinkedGeneration, image: AnnouncedImage, fetcher: ImageFetcher) -> None:
+    if isinstance(image.source, ImageData):
+        data = image.source.data
+    else:
+        try:
+            data = await fetcher.fetch(image.source.url)
+        except FetchFailed as error:
+            raise invalid_image(str(error), image.source.param) from error
+    generation.send_image(image.index, data)

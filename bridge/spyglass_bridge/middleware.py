@@ -1,0 +1,101 @@
+"""What happens around every handler: names, keys, the end of the bridge, and errors."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from spyglass_bridge.access import bearer_key
+from spyglass_bridge.errors import ApiError, internal_error
+from spyglass_bridge.openai.answers import compact_json
+from spyglass_bridge.services import CALLER_KEY, REQUEST_ID, SERVICES
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+_log = logging.getLogger(__name__)
+
+
+@web.middleware
+async def name_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id, which the caller may choose, and logs how it ended."""
+    given = request.headers.get("x-request-id", "")
+    request_id = given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+    request[REQUEST_ID] = request_id
+    began_s = time.monotonic()
+    outcome = "left"
+    try:
+        response = await handler(request)
+        outcome = str(response.status)
+        return response
+    finally:
+        if request.path not in OPEN_PATHS:
+            took_ms = (time.monotonic() - began_s) * 1e3
+            _log.info("%s %s %r %s %.0f ms", request_id, request.method, request.path, outcome, took_ms)
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: puts the request's id on the answer, streaming or not, and no versions."""
+    response.headers[hdrs.SERVER] = "spyglass"
+    if request_id := request.get(REQUEST_ID):
+        response.headers["x-request-id"] = request_id
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns exceptions into OpenAI's error bodies. What is not expected is logged and told nobody."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return error_response(request, error)
+    except web.HTTPException as error:
+        response = error_response(request, _http_error(request, error))
+        if allow := error.headers.get(hdrs.ALLOW):
+            response.headers[hdrs.ALLOW] = allow
+        return response
+    except asyncio.CancelledError:
+        raise
+    except ConnectionResetError:
+        raise
+    except Exception:
+        _log.exception("%s failed", request[REQUEST_ID])
+        return error_response(request, internal_error())
+
+
+@web.middleware
+async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Lets only known keys in, before anything of the body is read, and nobody once the bridge is ending."""
+    if request.path in OPEN_PATHS:
+        return await handler(request)
+    services = request.app[SERVICES]
+    with services.drain.call():
+        key = bearer_key(request.headers.getall(hdrs.AUTHORIZATION, []))
+        await services.access.check(key)
+        request[CALLER_KEY] = key
+        return await handler(request)
+
+
+def error_response(request: web.BaseRequest, error: ApiError) -> web.Response:
+    """OpenAI's error body; closes the connection when the request's body was not read to its end."""
+    response = web.Response(
+        status=error.http_status,
+        text=compact_json(error.body),
+        content_type="application/json",
+        headers=error.headers,
+    )
+    if not request.content.at_eof():
+        response.force_close()
+    return response
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> ApiError:
+    if error.status == 404:
+        return ApiError(404, "There is no such route.", code="not_found")
+    if error.status == 405:
+        return ApiError(405, f"This route does not take {request.method}.", code="method_not_allowed")
+    return ApiError(error.status, error.reason, code="invalid_request")

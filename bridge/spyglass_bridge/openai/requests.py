@@ -1,0 +1,262 @@
+"""The requests of the chat completions API, as far as they are honoured.
+
+Owns types, ranges and the wording of refusals. A parameter is honoured by a field here; one that
+OpenAI's API has and this server does not honour yet stands in a table, and is refused by its name
+unless its value changes nothing. Knows nothing of the protocol behind.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import from_json
+
+from spyglass_bridge.errors import ApiError, invalid, unsupported
+
+# Parameters not honoured yet, each with the values that ask for nothing.
+_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None,),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_tokens": (None, 0),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None, "none"),
+    "repetition_penalty": (None, 1),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+# Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
+# they have no effect on an answer there either, and none here.
+_LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+
+# What an answer of this API holds beside role, content and tool calls when it is sent back as a message.
+_NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "name": (None,),
+    "reasoning_content": (None,),
+    "refusal": (None,),
+}
+_NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "continuous_usage_stats": (None, False),
+    "include_obfuscation": (None, False),
+}
+
+_MAX_FIELDS = 100
+_MAX_TOKENS = 2**31 - 1
+
+
+def _kind(key: str) -> Callable[[Any], str | None]:
+    """Tells the members of a union apart by a field. Tags stand in <> so that paths can leave them out."""
+    return lambda value: f"<{value.get(key)}>" if isinstance(value, dict) else None
+
+
+def _string_or_list(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    return "<list>" if isinstance(value, list) else None
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(_Object):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Object):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(_Object):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+_TextParts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+_Parts = Annotated[
+    list[
+        Annotated[
+            Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+            Discriminator(
+                _kind("type"),
+                custom_error_type="unknown_part",
+                custom_error_message="Each part must be an object whose type is text or image_url",
+            ),
+        ]
+    ],
+    Field(min_length=1, fail_fast=True),
+]
+_STRING_OR_PARTS = Discriminator(
+    _string_or_list,
+    custom_error_type="unknown_content",
+    custom_error_message="Content must be a string or a list of parts",
+)
+_TextContent = Annotated[Annotated[str, Tag("<string>")] | Annotated[_TextParts, Tag("<list>")], _STRING_OR_PARTS]
+_Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<list>")], _STRING_OR_PARTS]
+
+
+class SystemMessage(_Object):
+    role: Literal["system", "developer"]
+    content: _TextContent
+
+
+class UserMessage(_Object):
+    role: Literal["user"]
+    content: _Content
+
+
+class FunctionCall(_Object):
+    name: str
+    arguments: str
+
+
+class ToolCall(_Object):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class AssistantMessage(_Object):
+    """`content` may be missing only beside tool calls."""
+
+    role: Literal["assistant"]
+    content: _TextContent | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+
+
+class ToolMessage(_Object):
+    role: Literal["tool"]
+    content: _TextContent
+    tool_call_id: str
+
+
+Message = Annotated[
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    Discriminator(
+        _kind("role"),
+        custom_error_type="unknown_role",
+        custom_error_message="Each message must be an object whose role is system, developer, user, assistant or tool",
+    ),
+]
+
+_StopString = Annotated[str, Field(min_length=1, max_length=256)]
+_Stop = Annotated[
+    Annotated[_StopString, Tag("<string>")]
+    | Annotated[list[_StopString], Field(max_length=16, fail_fast=True), Tag("<list>")],
+    Discriminator(
+        _string_or_list,
+        custom_error_type="unknown_stop",
+        custom_error_message="Stop must be a string or a list of up to 16 strings",
+    ),
+]
+
+
+class StreamOptions(_Object):
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Object):
+    """A chat completion that is asked for. None means the default."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=4)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=999)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    stop: _Stop | None = None
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise invalid("The body must be a JSON object.")
+    try:
+        return ChatRequest.model_validate(_without_neutral(value))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what changes nothing, in the request and in its messages and stream options."""
+    result = {key: value for key, value in _checked(body, _NEUTRAL_VALUES, "").items() if key not in _LABELS}
+    if isinstance(messages := result.get("messages"), list):
+        result["messages"] = [
+            _checked(message, _NEUTRAL_MESSAGE_VALUES, f"messages[{index}].") for index, message in enumerate(messages)
+        ]
+    if "stream_options" in result:
+        result["stream_options"] = _checked(result["stream_options"], _NEUTRAL_STREAM_OPTIONS, "stream_options.")
+    return result
+
+
+def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:
+    """Takes the fields of a table out of an object; refuses one that asks for something."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > _MAX_FIELDS:
+        raise invalid(f"An object of a request may have at most {_MAX_FIELDS} fields.", prefix.rstrip(".") or None)
+    for key in value.keys() & neutral_values.keys():
+        if not any(_same(value[key], neutral) for neutral in neutral_values[key]):
+            raise unsupported(prefix + key)
+    return {key: item for key, item in value.items() if key not in neutral_values}
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equality as JSON has it: 0 is 0.0, but false is not 0."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    location = first["loc"]
+    if first["type"] == "extra_forbidden":
+        # The caller chose this name, so it may look like a tag.
+        param = _path((*_without_tags(location[:-1]), location[-1]))
+        return ApiError(400, f"Unknown parameter: {param}.", code="unknown_parameter", param=param)
+    param = _path(_without_tags(location))
+    if first["type"] == "missing":
+        return invalid(f"Missing parameter: {param}.", param)
+    return invalid(f"{param}: {first['msg']}.", param)
+
+
+def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(step for step in location if isinstance(step, int) or not step.startswith("<"))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content` for ("messages", 0, "content")."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return path.removeprefix(".")[:256]

@@ -1,0 +1,147 @@
+"""From a chat request to the Start of a generation.
+
+Owns the names that OpenAI's parameters have in the protocol. Knows nothing of JSON or HTTP.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from google.protobuf import duration_pb2
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+
+from spyglass_bridge.errors import ApiError, invalid, unsupported
+from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
+from spyglass_bridge.openai.requests import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolMessage,
+)
+
+# Leaves room below gRPC's limit of 4 MiB for the rest of the message.
+_MAX_START_BYTES = (4 << 20) - (64 << 10)
+
+_ROLES = {
+    "system": chat_pb2.ROLE_SYSTEM,
+    "developer": chat_pb2.ROLE_SYSTEM,
+    "user": chat_pb2.ROLE_USER,
+    "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What a Start holds beside the request itself."""
+
+    request_id: str
+    caller_key: str
+    timeout_s: float
+    max_image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatStart:
+    """A Start with the images that follow it."""
+
+    start: inference_pb2.Start
+    images: tuple[AnnouncedImage, ...]
+
+
+@dataclass(slots=True)
+class _Images:
+    """The images of one conversation, in reading order."""
+
+    max_bytes: int
+    count: int = 0
+    inline_bytes: int = 0
+    announced: list[AnnouncedImage] = field(default_factory=list)
+
+    def add(self, source: ImageSource) -> chat_pb2.Image:
+        index = self.count
+        self.count += 1
+        if isinstance(source, ImageData) and self.inline_bytes + len(source.data) <= MAX_INLINE_BYTES:
+            self.inline_bytes += len(source.data)
+            return chat_pb2.Image(data=source.data)
+        self.announced.append(AnnouncedImage(index, source))
+        return chat_pb2.Image(announced=chat_pb2.Announced())
+
+
+def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
+    """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
+    images = _Images(context.max_image_bytes)
+    start = inference_pb2.Start(
+        request_id=context.request_id,
+        model=request.model,
+        chat=chat_pb2.Chat(
+            messages=[_message(message, f"messages[{i}]", images) for i, message in enumerate(request.messages)]
+        ),
+        sampling=_sampling(request),
+        stopping=_stopping(request),
+        n=request.n,
+        caller=inference_pb2.Caller(bearer_key=context.caller_key),
+    )
+    if context.timeout_s:
+        duration = duration_pb2.Duration()
+        duration.FromNanoseconds(int(context.timeout_s * 1e9))
+        start.timeout.CopyFrom(duration)
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options is only for a stream.", "stream_options")
+    if start.ByteSize() > _MAX_START_BYTES:
+        raise ApiError(
+            400, "The messages are far longer than any context.", code="context_length_exceeded", param="messages"
+        )
+    return ChatStart(start, tuple(images.announced))
+
+
+def _message(message: Message, path: str, images: _Images) -> chat_pb2.Message:
+    result = chat_pb2.Message(role=_ROLES[message.role])
+    if isinstance(message, ToolMessage):
+        result.tool_call_id = message.tool_call_id
+    if isinstance(message, AssistantMessage):
+        if message.content is None and not message.tool_calls:
+            raise invalid("An assistant's message without tool calls needs content.", f"{path}.content")
+        for call in message.tool_calls or ():
+            result.tool_calls.add(id=call.id, name=call.function.name, arguments_json=call.function.arguments)
+    if message.content is not None:
+        result.parts.extend(_parts(message.content, f"{path}.content", images))
+    return result
+
+
+def _parts(
+    content: str | list[TextPart] | list[TextPart | ImagePart], path: str, images: _Images
+) -> Iterator[chat_pb2.Part]:
+    if isinstance(content, str):
+        yield chat_pb2.Part(text=content)
+        return
+    for index, part in enumerate(content):
+        if isinstance(part, TextPart):
+            yield chat_pb2.Part(text=part.text)
+            continue
+        image_path = f"{path}[{index}].image_url"
+        if part.image_url.detail == "low":
+            raise unsupported(f"{image_path}.detail", "detail low")
+        source = parse_image(part.image_url.url, f"{image_path}.url", images.max_bytes)
+        yield chat_pb2.Part(image=images.add(source))
+
+
+def _sampling(request: ChatRequest) -> options_pb2.Sampling:
+    # A negative seed keeps its bits: 2's complement in 64 of them.
+    seed = None if request.seed is None else request.seed % 2**64
+    return options_pb2.Sampling(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        seed=seed,
+    )
+
+
+def _stopping(request: ChatRequest) -> options_pb2.Stopping:
+    limits = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise invalid("max_tokens and max_completion_tokens differ.", "max_completion_tokens")
+    strings = [request.stop] if isinstance(request.stop, str) else request.stop
+    return options_pb2.Stopping(max_tokens=limits.pop() if limits else None, strings=strings)

@@ -1,0 +1,53 @@
+"""What happens to a connection that does not speak HTTP well enough to become a request.
+
+aiohttp answers such a connection with plain text and logs a traceback. Here it gets OpenAI's error
+body, and the log a line. This is the one place that reaches under aiohttp's documented surface.
+"""
+
+import logging
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from spyglass_bridge.errors import ApiError
+from spyglass_bridge.middleware import error_response
+
+_log = logging.getLogger(__name__)
+
+
+class BridgeRunner(web.AppRunner):
+    """An AppRunner whose every answer is JSON."""
+
+    async def _make_server(self) -> web.Server:
+        plain = await super()._make_server()
+        return _Server(
+            plain.request_handler,
+            request_factory=plain.request_factory,
+            handler_cancellation=plain.handler_cancellation,
+            **plain._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Protocol(RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers what the parser refused, and closes the connection. Nothing was sent on it before."""
+        _log.info("bad HTTP from %s: %r", request.remote, exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has already begun")
+        error = ApiError(status, "The request is not valid HTTP.", code="invalid_http")
+        response = error_response(request, error)
+        response.force_close()
+        return response

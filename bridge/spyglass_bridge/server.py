@@ -1,0 +1,76 @@
+"""Running a bridge: the listening socket, and the way it ends."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from spyglass_bridge.app import make_app
+from spyglass_bridge.config import Address, BridgeConfig, UnixAddress
+from spyglass_bridge.fetch import Resolve, resolve_by_system
+from spyglass_bridge.protocol import BridgeRunner
+from spyglass_bridge.services import Services, open_services
+
+# A connection that waits for its next request, or dribbles its headers, is closed after this.
+_KEEP_ALIVE_S = 25.0
+# How long the rest of a refused body is read and thrown away, so that the refusal is seen.
+_LINGER_S = 2.0
+# How long a generation that is ended here has to tell its client.
+_LAST_WORDS_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBridge:
+    """A bridge that listens at `address`: http://HOST:PORT or unix:PATH."""
+
+    address: str
+    _services: Services
+
+    async def drain(self) -> None:
+        """Refuses new calls from now on, and returns when those that run have ended.
+
+        Those that outlast the drain timeout end with an explicit error.
+        """
+        self._services.drain.begin()
+        if not await self._services.drain.wait_idle(self._services.config.drain_timeout_s):
+            _log.warning("the time to drain is over: the running generations are ended")
+            self._services.link.fail_all()
+            await self._services.drain.wait_idle(_LAST_WORDS_S)
+
+
+@asynccontextmanager
+async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system) -> AsyncIterator[RunningBridge]:
+    """Listens while the context is open; generations that run at its end get an explicit error.
+
+    Raises an ExceptionGroup with the OSError when the address cannot be had.
+    """
+    async with open_services(config, resolve) as services:
+        runner = BridgeRunner(
+            make_app(services),
+            access_log=None,
+            handler_cancellation=True,
+            auto_decompress=False,
+            keepalive_timeout=_KEEP_ALIVE_S,
+            lingering_time=_LINGER_S,
+            shutdown_timeout=_LAST_WORDS_S,
+        )
+        await runner.setup()
+        try:
+            yield RunningBridge(await _listen(runner, config.http), services)
+        finally:
+            services.link.fail_all()
+            await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, address: Address) -> str:
+    if isinstance(address, UnixAddress):
+        await web.UnixSite(runner, address.path).start()
+        return f"unix:{address.path}"
+    await web.TCPSite(runner, address.host, address.port).start()
+    port = runner.addresses[0][1]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{port}"

@@ -1,0 +1,79 @@
+"""Limits on the body of a request."""
+
+import gzip
+import json
+
+import pytest
+from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
+from fake_server import USER_KEY, FakeServer
+from raw_http import connect, request_head
+from spyglass_bridge import body as body_module
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_a_body_that_declares_too_much_is_refused_unread(server: FakeServer) -> None:
+    async with run_bridge_under_test(server, max_body_bytes=1000) as bridge, connect(bridge.port) as raw:
+        head = request_head(
+            CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Content_Length=1001
+        )
+        await raw.send(head)
+        assert " 413 " in await raw.head()
+
+
+async def test_a_chunked_body_is_cut_at_the_limit(server: FakeServer) -> None:
+    async with run_bridge_under_test(server, max_body_bytes=1000) as bridge, connect(bridge.port) as raw:
+        head = request_head(
+            CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Transfer_Encoding="chunked"
+        )
+        await raw.send(head + b"400\r\n" + b" " * 0x400 + b"\r\n")  # And no end.
+        assert " 413 " in await raw.head()
+
+
+async def test_a_chunked_body_within_the_limit_is_read(bridge: BridgeUnderTest) -> None:
+    async with connect(bridge.port) as raw:
+        data = json.dumps(ask()).encode()
+        head = request_head(
+            CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Transfer_Encoding="chunked"
+        )
+        await raw.send(head + b"%x\r\n" % len(data) + data + b"\r\n0\r\n\r\n")
+        assert " 200 " in await raw.head()
+
+
+async def test_compressed_bodies_are_refused(bridge: BridgeUnderTest) -> None:
+    data = gzip.compress(b" " * 10_000_000)
+    async with bridge.http.post(CHAT, data=data, headers={**JSON, "Content-Encoding": "gzip"}) as response:
+        assert response.status == 415
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+async def test_other_types_are_refused(bridge: BridgeUnderTest, content_type: str) -> None:
+    headers = {"Content-Type": content_type}
+    async with bridge.http.post(CHAT, data=json.dumps(ask()), headers=headers) as response:
+        assert response.status == 415
+
+
+async def test_a_body_that_dribbles_is_given_up(bridge: BridgeUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "_MAX_WAIT_S", 0.05)
+    async with connect(bridge.port) as raw:
+        head = request_head(
+            CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Content_Length=100
+        )
+        await raw.send(head + b"{")
+        assert " 408 " in await raw.head()
+
+
+async def test_length_and_chunks_together_are_refused(bridge: BridgeUnderTest) -> None:
+    async with connect(bridge.port) as raw:
+        head = request_head(CHAT, Authorization=f"Bearer {USER_KEY}", Content_Length=5, Transfer_Encoding="chunked")
+        await raw.send(head + b"0\r\n\r\n")
+        assert " 400 " in await raw.head()
+        body = await raw.reader.read()  # To its end: the connection is closed.
+        assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+async def test_too_many_headers_are_refused(bridge: BridgeUnderTest) -> None:
+    for headers in ({f"x_{i}": "1" for i in range(300)}, {"x": "y" * 100_000}):
+        async with connect(bridge.port) as raw:
+            await raw.send(request_head(CHAT, **headers))
+            assert " 400 " in await raw.head()

@@ -1,0 +1,197 @@
+"""Validation of chat requests: what is refused, by which name."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from bridge_setup import CHAT, BridgeUnderTest, ask
+from hypothesis import given
+from hypothesis import strategies as st
+from spyglass_bridge.errors import ApiError
+from spyglass_bridge.openai.requests import parse_chat
+from spyglass_bridge.openai.start import CallContext, to_start
+
+CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)
+
+
+def refusal_of(**fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        to_start(parse_chat(json.dumps(ask(**fields)).encode()), CONTEXT)
+    assert caught.value.http_status == 400
+    return caught.value
+
+
+@contextmanager
+def suppress_refusal() -> Iterator[list[ApiError]]:
+    """Collects the refusal, if there is one."""
+    refusals: list[ApiError] = []
+    try:
+        yield refusals
+    except ApiError as error:
+        refusals.append(error)
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": 1000}, "top_k"),
+        ({"top_k": 1.0}, "top_k"),
+        ({"n": 10**9}, "n"),
+        ({"n": True}, "n"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
+        ({"stop": ["x"] * 10_000}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": 3}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": user(None)}, "messages[0].content"),
+        ({"messages": user([])}, "messages[0].content"),
+        ({"messages": user([{"type": "text", "text": "a"}, {"type": "text"}])}, "messages[0].content[1].text"),
+        ({"messages": user([{"type": "video"}])}, "messages[0].content[0]"),
+        (
+            {"messages": user([{"type": "image_url", "image_url": {"url": 1}}])},
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            {"messages": user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,!"}}])},
+            "messages[0].content[0].image_url.url",
+        ),
+        ({"messages": [{"role": "system", "content": [IMAGE]}]}, "messages[0].content[0].type"),
+    ],
+)
+def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: str) -> None:
+    assert refusal_of(**fields).param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 10**6}, "top_logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"echo": True}, "echo"),
+        ({"store": True}, "store"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        (
+            {"messages": user([{"type": "image_url", "image_url": {"url": "https://a/b", "detail": "low"}}])},
+            "messages[0].content[0].image_url.detail",
+        ),
+    ],
+)
+def test_what_is_not_honoured_yet_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    refusal = refusal_of(**fields)
+    assert (refusal.code, refusal.param) == ("unsupported_parameter", param)
+    assert param in refusal.message or "detail" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"chat_template": "x"}, "chat_template"),
+        ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ({"temprature": 1}, "temprature"),
+        ({"<odd>": 1}, "<odd>"),
+        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour"),
+    ],
+)
+def test_unknown_parameters_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    refusal = refusal_of(**fields)
+    assert (refusal.code, refusal.param) == ("unknown_parameter", param)
+
+
+def test_an_answer_may_be_sent_back_as_a_message() -> None:
+    beside: dict[str, Any] = {"refusal": None, "tool_calls": None, "annotations": []}
+    sent_back = {"role": "assistant", "content": "Hi", **beside}
+    to_start(parse_chat(json.dumps(ask(messages=[sent_back])).encode()), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[1]",
+        b"null",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":-Infinity}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":1e999}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"seed":' + b"9" * 5000 + b"}",
+    ],
+)
+async def test_hostile_bodies_are_400(bridge: BridgeUnderTest, body: bytes) -> None:
+    async with bridge.http.post(CHAT, data=body, headers={"Content-Type": "application/json"}) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+    assert not bridge.server.calls
+
+
+def test_of_duplicate_keys_the_last_one_counts() -> None:
+    body = b'{"model":"a","model":"b","messages":[{"role":"user","content":"x"}]}'
+    assert parse_chat(body).model == "b"
+
+
+def test_messages_far_over_any_context_are_refused_before_they_are_sent() -> None:
+    assert refusal_of(messages=user("x" * (5 << 20))).code == "context_length_exceeded"
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1))
+def test_seeds_keep_their_bits(seed: int) -> None:
+    start = to_start(parse_chat(json.dumps(ask(seed=seed)).encode()), CONTEXT).start
+    assert (start.sampling.seed - seed) % 2**64 == 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    key=st.sampled_from(["messages", "stop", "stream_options", "tools", "seed", "temperature", "model", "n"]),
+    value=json_values,
+)
+def test_any_value_is_taken_or_refused_with_400(key: str, value: Any) -> None:
+    with suppress_refusal() as refusals:
+        to_start(parse_chat(json.dumps(ask(**{key: value})).encode()), CONTEXT)
+    for refusal in refusals:
+        assert refusal.http_status == 400
+        assert refusal.param is None or refusal.param.startswith(key)

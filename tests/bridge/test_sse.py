@@ -1,0 +1,46 @@
+"""Event framing and chunks hold together whatever the text is."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge import sse
+from spyglass_bridge.generation import ChoiceDelta
+from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, UsageForm
+
+STOP = pb.FINISH_REASON_STOP
+RUNNING = pb.FINISH_REASON_UNSPECIFIED
+
+
+@given(
+    texts=st.lists(st.text(max_size=20), min_size=1, max_size=10),
+    model=st.text(min_size=1, max_size=10),
+    n=st.integers(1, 4),
+    usage_form=st.sampled_from(UsageForm),
+)
+def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_form: UsageForm) -> None:
+    encoder = ChunkEncoder(AnswerHead(model), n, usage_form)
+    data = sse.frame(*encoder.begin())
+    for text in texts:
+        data += sse.frame(*encoder.deltas([ChoiceDelta(i, text, RUNNING) for i in range(n)]))
+    for i in range(n):
+        data += sse.frame(*encoder.deltas([ChoiceDelta(i, "", STOP)]))
+    data += sse.frame(*encoder.end(pb.Usage(prompt_tokens=1, completion_tokens=2))) + sse.DONE
+
+    frames = data.decode().split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    for i in range(n):
+        mine = [choice for choice in choices if choice["index"] == i]
+        assert mine[0]["delta"]["role"] == "assistant"
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == "".join(texts)
+        assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["stop"]
+        assert mine[-1]["finish_reason"] == "stop"
+    assert {chunk["model"] for chunk in chunks} == {model}
+    assert sum(chunk.get("usage") is not None for chunk in chunks) == (usage_form is not UsageForm.NONE)
+
+
+def test_a_frame_of_nothing_is_empty() -> None:
+    assert sse.frame() == b""

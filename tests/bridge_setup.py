@@ -1,0 +1,86 @@
+"""A bridge in front of a fake server, and an HTTP session to talk to it."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+from fake_server import BRIDGE_KEY, MODEL, PATIENCE_S, USER_KEY, FakeServer
+from spyglass_bridge.config import BridgeConfig, TcpAddress
+from spyglass_bridge.fetch import Resolve, resolve_by_system
+from spyglass_bridge.server import RunningBridge, run_bridge
+
+CHAT = "/v1/openai/chat/completions"
+
+
+@dataclass(frozen=True)
+class BridgeUnderTest:
+    """A running bridge, its server, and a session that holds the user's key."""
+
+    server: FakeServer
+    running: RunningBridge
+    http: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return self.running.address
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def chat(self, **fields: Any) -> tuple[int, dict[str, Any]]:
+        """Posts a chat request with these fields and returns status and JSON."""
+        body = io.BytesIO(json.dumps(ask(**fields)).encode())
+        async with self.http.post(CHAT, data=body, headers={"Content-Type": "application/json"}) as response:
+            return response.status, await response.json()
+
+    async def stream(self, **fields: Any) -> str:
+        """Posts a streaming chat request and returns the whole text of its answer."""
+        async with self.http.post(CHAT, json=ask(stream=True, **fields)) as response:
+            assert response.status == 200, await response.text()
+            return await response.text()
+
+    async def wait_ready(self, status: int = 200) -> None:
+        """Returns when /ready answers with this status."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with self.http.get("/ready") as response:
+                    if response.status == status:
+                        return
+
+
+def ask(**fields: Any) -> dict[str, Any]:
+    """The JSON of a chat request."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}], **fields}
+
+
+def ask_about(*urls: str) -> list[dict[str, Any]]:
+    """Messages with one question about images."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]
+
+
+def config_for(server: FakeServer, **changes: Any) -> BridgeConfig:
+    """Settings of a bridge on a free port."""
+    config = BridgeConfig(
+        bridge_key=BRIDGE_KEY, http=TcpAddress("127.0.0.1", 0), grpc_target=server.target, drain_timeout_s=10
+    )
+    return replace(config, **changes)
+
+
+@asynccontextmanager
+async def run_bridge_under_test(
+    server: FakeServer, resolve: Resolve = resolve_by_system, **changes: Any
+) -> AsyncIterator[BridgeUnderTest]:
+    """Runs a bridge with these changes to its settings while the context is open."""
+    headers = {"Authorization": f"Bearer {USER_KEY}"}
+    async with (
+        run_bridge(config_for(server, **changes), resolve) as running,
+        aiohttp.ClientSession(base_url=running.address, headers=headers) as http,
+    ):
+        yield BridgeUnderTest(server, running, http)
