@@ -74,7 +74,9 @@ def main() -> int:
     default_name = "spyglass-demo" if model == "demo" else Path(model).resolve().name
     server = subprocess.Popen([sys.executable, "-m", "spyglass_client", "serve"], env=environ)
     for number in (signal.SIGINT, signal.SIGTERM):  # the terminal's Ctrl-C reaches the server too
-        signal.signal(number, lambda number, _: server.send_signal(signal.SIGTERM) if number == signal.SIGTERM else None)
+        signal.signal(
+            number, lambda number, _: server.send_signal(signal.SIGTERM) if number == signal.SIGTERM else None
+        )
     url = f"http://{http}"
     while server.poll() is None and not is_ready(url):
         time.sleep(POLL_S)

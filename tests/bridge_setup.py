@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
+
 from fake_server import BRIDGE_KEY, MODEL, PATIENCE_S, USER_KEY, FakeServer
 from spyglass_bridge.config import BridgeConfig, TcpAddress
 from spyglass_bridge.fetch import Resolve, resolve_by_system

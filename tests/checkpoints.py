@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_weights import Sizes, Tensors, VisionSizes, random_tensors
 from safetensors.torch import save_file
-from spyglass_server.demo import default_folder, prepare
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from random_weights import Sizes, Tensors, VisionSizes, random_tensors
+from spyglass_server.demo import default_folder, prepare
 
 IMAGE_TOKEN = "<|image|>"
 SPECIAL_TOKENS = (

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf import timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from grpc import aio
+
 from spyglass.settings import SETTINGS
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_server.app import Server

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from spyglass_server.demo.smollm2 import find_gguf
 from transformers import AutoModelForCausalLM
+
+from spyglass_server.demo.smollm2 import find_gguf
 
 
 @functools.cache

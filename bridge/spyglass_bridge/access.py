@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
-from spyglass.v1 import inference_pb2 as pb
 
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import ApiError, from_rpc_error, invalid_api_key, server_unavailable
 
 if TYPE_CHECKING:
     from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-
     from spyglass_bridge.link import Metadata
 
 _BEARER = re.compile(r"(?i:bearer) ([\x21-\x7e]{1,512})")

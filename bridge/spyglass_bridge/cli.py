@@ -7,7 +7,6 @@ import signal
 import sys
 
 from spyglass.settings import add_settings
-
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.server import run_bridge
 

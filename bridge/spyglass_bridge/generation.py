@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from google.rpc import status_pb2
+
 from spyglass.v1 import inference_pb2 as pb
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.rpc import code_pb2
-from spyglass.v1 import inference_pb2 as pb
 
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import make_status
 from spyglass_bridge.generation import Generation, Update
 from spyglass_bridge.stream import Stream

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from spyglass.v1 import inference_pb2_grpc
 
+from spyglass.v1 import inference_pb2_grpc
 from spyglass_bridge.access import AccessChecker
 from spyglass_bridge.addresses import AddressGuard
 from spyglass_bridge.config import BridgeConfig

@@ -11,8 +11,8 @@ from collections import deque
 
 import grpc
 from google.rpc import code_pb2, status_pb2
-from spyglass.v1 import inference_pb2 as pb
 
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import make_status
 from spyglass_bridge.generation import Generation
 

@@ -15,8 +15,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
-from spyglass.v1 import inference_pb2, inference_pb2_grpc
 
+from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_server.admission import Admission
 from spyglass_server.auth import KeyStore
 from spyglass_server.boundary import Boundary

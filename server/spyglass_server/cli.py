@@ -11,7 +11,6 @@ import sys
 from collections.abc import Awaitable, Sequence
 
 from spyglass.settings import add_settings
-
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
 from spyglass_server.demo import DemoError, default_folder, prepare

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
-from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.types import FinishReason, SamplingParams
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
 from spyglass_server.prompt.prepare import ChatInput, Input, TextInput, TokensInput

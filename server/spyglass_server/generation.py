@@ -12,7 +12,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from spyglass.v1 import inference_pb2
-
 from spyglass_server import codec
 from spyglass_server.admission import Admission
 from spyglass_server.auth import Identity, KeyStore, Scope

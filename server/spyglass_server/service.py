@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
-from spyglass.v1 import inference_pb2, inference_pb2_grpc
 
+from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_server import codec
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.boundary import caller

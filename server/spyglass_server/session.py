@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2
-
 from spyglass_server.auth import Identity
 from spyglass_server.errors import InvalidRequest, Unavailable
 from spyglass_server.generation import Generation, Services

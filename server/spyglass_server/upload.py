@@ -6,7 +6,6 @@ Owns the order and the limits of pieces. Knows nothing of what an image is.
 import asyncio
 
 from spyglass.v1 import inference_pb2
-
 from spyglass_server.codec import MAX_CHUNK_BYTES, ImageLimits, Spec
 from spyglass_server.errors import InvalidImage, InvalidRequest
 from spyglass_server.prompt.prepare import ChatInput

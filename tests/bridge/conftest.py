@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
+
 from bridge_setup import BridgeUnderTest, run_bridge_under_test
 from fake_server import FakeServer, run_fake_server
 

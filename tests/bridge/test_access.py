@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
 from fake_server import MODEL, USER_KEY, FakeServer
 from raw_http import connect, request_head

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+
 from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
 from fake_server import USER_KEY, FakeServer
 from raw_http import connect, request_head

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from fake_server import MODEL, USER_KEY, Reply
 from spyglass.v1 import chat_pb2

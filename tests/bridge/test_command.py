@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from bridge_setup import CHAT, ask, run_bridge_under_test
 from fake_server import BRIDGE_KEY, PATIENCE_S, USER_KEY, FakeServer, Reply
 

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from google.rpc import code_pb2, status_pb2
+
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from fake_server import Reply, make_status
-from google.rpc import code_pb2, status_pb2
 from spyglass_bridge.errors import from_status, http_name
 
 

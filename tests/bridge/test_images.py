@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from bridge_setup import BridgeUnderTest, ask_about, run_bridge_under_test
-from fake_server import PATIENCE_S, FakeServer, Reply, make_status
 from google.rpc import code_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bridge_setup import BridgeUnderTest, ask_about, run_bridge_under_test
+from fake_server import PATIENCE_S, FakeServer, Reply, make_status
 from spyglass_bridge import fetch as fetch_module
 from spyglass_bridge.config import parse_allowed_hosts
 from spyglass_bridge.errors import ApiError

@@ -6,11 +6,12 @@ import json
 import socket
 
 import pytest
-from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test
-from fake_server import PATIENCE_S, FakeServer, Reply, make_status, run_fake_server
 from google.rpc import code_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test
+from fake_server import PATIENCE_S, FakeServer, Reply, make_status, run_fake_server
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.generation import Generation
 

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from google.rpc import code_pb2
+
 from bridge_setup import BridgeUnderTest
 from fake_server import MODEL, USER_KEY, Reply, make_status
-from google.rpc import code_pb2
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from bridge_setup import CHAT, BridgeUnderTest, ask
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.requests import parse_chat
 from spyglass_bridge.openai.start import CallContext, to_start

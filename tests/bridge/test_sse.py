@@ -4,6 +4,7 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
 from spyglass_bridge.generation import ChoiceDelta

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from checkpoints import random_checkpoint, write_prompt_files
 from fidelity.llama_tokenizer import llama_tokenizer
 from fidelity.meta_imports import Meta, import_meta

@@ -6,8 +6,9 @@ Owns the rows and their pages, as a scheduler would. Knows nothing of how logits
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from fidelity.ours import PAGE_SIZE, Ours
 from PIL import Image
+
+from fidelity.ours import PAGE_SIZE, Ours
 from spyglass_server.engine.types import Row
 
 

@@ -7,8 +7,9 @@ templates.
 import base64
 from pathlib import Path
 
-from checkpoints import IMAGE_TOKEN, finish_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from checkpoints import IMAGE_TOKEN, finish_tokenizer
 
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

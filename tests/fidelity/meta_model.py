@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fidelity.meta_imports import Meta
 from PIL import Image
 from safetensors.torch import load_file
+
+from fidelity.meta_imports import Meta
 
 MAX_TOKENS = 1024
 Tensors = dict[str, torch.Tensor]

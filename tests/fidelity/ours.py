@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.types import ImageKey, Row, SamplingParams
 from spyglass_server.prompt.files import read_prompt_files

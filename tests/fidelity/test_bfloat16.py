@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fidelity.meta_imports import Meta
 from fidelity.meta_model import MetaModel
 from fidelity.ours import Ours

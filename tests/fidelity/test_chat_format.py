@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fidelity.meta_imports import Meta
-from fidelity.prompts import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fidelity.meta_imports import Meta
+from fidelity.prompts import picture
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput
 from spyglass_server.prompt.template import Message, ToolCall

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from checkpoints import demo_checkpoint
 from fidelity.decoding import greedy
 from fidelity.meta_imports import Meta

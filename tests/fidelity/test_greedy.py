@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
 from fidelity.decoding import greedy
 from fidelity.ours import Ours
 from fidelity.prompts import PROMPTS

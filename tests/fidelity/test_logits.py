@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from checkpoints import random_checkpoint
 from fidelity import ours
 from fidelity.meta_imports import Meta

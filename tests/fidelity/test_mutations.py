@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
 from fidelity import ours
 from fidelity.meta_model import MetaModel
 from fidelity.prompts import PROMPTS

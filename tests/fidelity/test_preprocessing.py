@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fidelity.meta_imports import Meta
-from fidelity.prompts import picture
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from fidelity.meta_imports import Meta
+from fidelity.prompts import picture
 from spyglass_server.prompt.images import ImageSpec, choose_canvas, decode_image, tile_image
 
 sides = st.integers(1, 3000)

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from spyglass_server.auth import KeyStore, Scope
 from spyglass_server.config import Prices
 from spyglass_server.errors import Unauthenticated

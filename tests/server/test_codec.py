@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import pytest
-from fakes import chat, image_chat
 from google.protobuf import duration_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fakes import chat, image_chat
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.codec import ImageLimits, Spec, decode_start
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt.tokenizer import TextTokenizer
-from tokenizers import Tokenizer
 
 texts = st.text(st.sampled_from("abcn. é€😀👩🏽‍🚀\u0301\n"), max_size=40)
 

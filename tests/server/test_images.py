@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from spyglass_server.errors import InvalidImage
 from spyglass_server.prompt.images import ImageSpec, choose_canvas, decode_image, tile_image
 

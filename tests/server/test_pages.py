@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spyglass_server.engine.pages import OutOfPages, PagePool
 from spyglass_server.engine.spans import image_spans
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput, TextInput, TokensInput

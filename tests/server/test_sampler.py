@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spyglass_server.engine.types import SamplingParams
 from spyglass_server.runtime.sampler import Draw, sample, uniform
 

@@ -4,9 +4,10 @@ import random
 from dataclasses import replace
 
 import pytest
-from fakes import FakeRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fakes import FakeRunner
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Any
 
 from spyglass.v1 import inference_pb2 as pb
-
 from spyglass_bridge.generation import ChoiceDelta
 
 _FINISH_REASONS: dict[int, str] = {

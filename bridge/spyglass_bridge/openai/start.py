@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from google.protobuf import duration_pb2
-from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_bridge.errors import ApiError, invalid, unsupported
 from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
 from spyglass_bridge.openai.requests import (

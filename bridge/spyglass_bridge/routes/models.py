@@ -2,8 +2,8 @@
 
 import grpc
 from aiohttp import web
-from spyglass.v1 import inference_pb2 as pb
 
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import from_rpc_error
 from spyglass_bridge.openai.answers import model_object
 from spyglass_bridge.services import SERVICES

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import demo_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, MllamaForConditionalGeneration
+
+from checkpoints import demo_checkpoint
 from plain_smollm2 import greedy_choices, plain_smollm2
 from spyglass_server.demo import adapter
 from spyglass_server.demo.smollm2 import SmolLM2, find_gguf
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, MllamaForConditionalGeneration
 
 PROMPTS = (
     "What is the capital of France?",

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from spyglass_server.demo import DemoError, checkpoint, default_folder, prepare
 
 
