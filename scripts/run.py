@@ -73,10 +73,8 @@ def main() -> int:
     model = environ.get("SPYGLASS_MODEL") or "demo"
     default_name = "spyglass-demo" if model == "demo" else Path(model).resolve().name
     server = subprocess.Popen([sys.executable, "-m", "spyglass_client", "serve"], env=environ)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal's Ctrl-C reaches the server too
-        signal.signal(
-            number, lambda number, _: server.send_signal(signal.SIGTERM) if number == signal.SIGTERM else None
-        )
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's Ctrl-C reaches `spyglass serve` by itself
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     url = f"http://{http}"
     while server.poll() is None and not is_ready(url):
         time.sleep(POLL_S)

@@ -54,7 +54,8 @@ def kinds(stream: Stream, event_id: int) -> list[str]:
 
 
 def error_code(finished: inference_pb2.Finished) -> str:
-    return next(code.name for code in grpc.StatusCode if code.value[0] == finished.error.code)
+    names: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+    return names[finished.error.code]
 
 
 def reason(error: status_pb2.Status) -> str:
@@ -474,7 +475,7 @@ async def test_a_bad_row_costs_its_neighbours_nothing(start: Start) -> None:
 
 async def test_a_killed_engine_fails_its_generations_and_comes_back(start: Start) -> None:
     server = await start(SLOW)
-    health = health_pb2_grpc.HealthStub(server.channel)
+    health: Any = health_pb2_grpc.HealthStub(server.channel)
     request = health_pb2.HealthCheckRequest(service="spyglass.v1.InferenceService")
     assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
     stream = server.open_stream()

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Shows the events of an answer over HTTP while it is being written.
+set -eu
+
+curl --fail-with-body --silent --show-error --no-buffer \
+  "http://${SPYGLASS_HTTP:-127.0.0.1:8000}/v1/openai/chat/completions" \
+  -H "Content-Type: application/json" \
+  -H "Authorization: Bearer $SPYGLASS_API_KEY" \
+  -d '{
+    "model": "'"${SPYGLASS_CHAT_MODEL:-spyglass-demo}"'",
+    "stream": true,
+    "messages": [
+      {"role": "user", "content": "Hello!"}
+    ],
+    "max_tokens": 64
+  }'

@@ -1,0 +1,67 @@
+"""The Python client of Spyglass: `Client` and `AsyncClient` over gRPC, and the `spyglass` command.
+
+    from spyglass_client import Client
+
+    with Client() as client:
+        print(client.generate("Hello!").text)
+
+Knows the protocol, and neither the server nor the bridge.
+"""
+
+from spyglass_client.account import ModelInfo, Pricing, UsageRecord, UsageSummary
+from spyglass_client.aio import AsyncClient
+from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, Usage
+from spyglass_client.errors import (
+    AuthenticationError,
+    CancelledByServerError,
+    ClientClosedError,
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    SpyglassError,
+    UnavailableError,
+)
+from spyglass_client.generation import AsyncGeneration
+from spyglass_client.messages import ImagePart, ImageSource, Message, assistant, image, system, user
+from spyglass_client.request import Options
+from spyglass_client.sync import Client, Generation
+from spyglass_client.target import Tls
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncGeneration",
+    "AuthenticationError",
+    "CancelledByServerError",
+    "Choice",
+    "Client",
+    "ClientClosedError",
+    "DeadlineError",
+    "FinishReason",
+    "Generation",
+    "ImagePart",
+    "ImageSource",
+    "InternalError",
+    "InvalidRequestError",
+    "Message",
+    "ModelInfo",
+    "NotFoundError",
+    "Options",
+    "PermissionDeniedError",
+    "Pricing",
+    "RateLimitedError",
+    "SpyglassError",
+    "TextChunk",
+    "Tls",
+    "UnavailableError",
+    "Usage",
+    "UsageRecord",
+    "UsageSummary",
+    "assistant",
+    "image",
+    "system",
+    "user",
+]

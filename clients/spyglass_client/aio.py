@@ -1,0 +1,205 @@
+"""The asynchronous client.
+
+Owns the channel, the key and the choice of stream for a new generation. Knows nothing of how a request
+is composed or how events are merged.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import inference_pb2_grpc as pb_grpc
+from spyglass_client.account import ModelInfo, UsageSummary
+from spyglass_client.answer import Answer
+from spyglass_client.errors import ClientClosedError, SpyglassError, UnavailableError, from_rpc_error, lost_status
+from spyglass_client.generation import AsyncGeneration
+from spyglass_client.messages import ImageSource, Message
+from spyglass_client.request import Draft, Options, draft_chat, draft_question
+from spyglass_client.stream import SharedStream
+from spyglass_client.target import Tls, default_api_key, default_target, open_channel
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class AsyncClient:
+    """Asks a Spyglass server over gRPC.
+
+        async with AsyncClient() as client:
+            answer = await client.generate("What is in it?", images=["cat.png"])
+            print(answer.text)
+
+    `target` is HOST:PORT or unix:PATH (default: SPYGLASS_GRPC, else 127.0.0.1:50051); `api_key` defaults
+    to SPYGLASS_API_KEY. `tls` is None for plain text, as on one machine. `call_timeout_s` bounds the
+    short calls (models, usage, …); a generation has `timeout_s`, one of its Options.
+
+    All generations share one stream, which is opened when it is first needed and again after it was
+    lost. The client belongs to the event loop that first uses it. Every method raises SpyglassError
+    when the server cannot be reached or refuses.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        call_timeout_s: float = 30.0,
+    ) -> None:
+        self.target = target or default_target(os.environ)
+        self._tls = tls
+        self._call_timeout_s = call_timeout_s
+        key = api_key or default_api_key(os.environ)
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ValueError("an API key holds only printable ASCII characters")
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._channel: grpc.aio.Channel | None = None
+        self._streams: list[SharedStream] = []
+        self._closed = False
+
+    async def generate(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Asks and waits for the whole answer.
+
+        Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
+        as `text` or as `tokens`, which no chat template touches.
+        """
+        draft = draft_question(question, options, images=images, system=system, text=text, tokens=tokens)
+        return await self._answer(draft)
+
+    def stream(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncGeneration:
+        """Asks, and gives the answer piece by piece; takes what `generate` takes."""
+        return self._generation(
+            draft_question(question, options, images=images, system=system, text=text, tokens=tokens)
+        )
+
+    async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
+        """Continues a conversation and waits for the whole answer."""
+        return await self._answer(draft_chat(messages, options))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AsyncGeneration:
+        """Continues a conversation, and gives the answer piece by piece."""
+        return self._generation(draft_chat(messages, options))
+
+    async def count_tokens(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        model: str | None = None,
+    ) -> int:
+        """How many prompt tokens a request would use; an image counts as one. Its images travel inline."""
+        draft = draft_question(question, {"model": model}, images=images, system=system, text=text, tokens=tokens)
+        return await self._count(draft)
+
+    async def count_chat_tokens(self, messages: Sequence[Message], *, model: str | None = None) -> int:
+        """How many prompt tokens a conversation would use."""
+        return await self._count(draft_chat(messages, {"model": model}))
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that the server runs; the first one answers requests without a model."""
+        response = await self._call(self._stub().ListModels, pb.ListModelsRequest())
+        return [ModelInfo.from_proto(model) for model in response.models]
+
+    async def usage(self, max_records: int = 0) -> UsageSummary:
+        """What the key has used so far, with its latest `max_records` generations, at most 1,000."""
+        request = pb.GetUsageRequest(max_records=max_records)
+        return UsageSummary.from_proto(await self._call(self._stub().GetUsage, request))
+
+    async def check_access(self) -> str:
+        """Checks that the key may call, and returns the key's public name."""
+        response = await self._call(self._stub().CheckAccess, pb.CheckAccessRequest())
+        return response.key_id
+
+    async def close(self) -> None:
+        """Ends what still runs, with ClientClosedError, and closes the connection. May be called twice."""
+        self._closed = True
+        for stream in self._streams:
+            await stream.close()
+        self._streams.clear()
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _answer(self, draft: Draft) -> Answer:
+        async with self._generation(draft) as generation:
+            return await generation.result()
+
+    def _generation(self, draft: Draft) -> AsyncGeneration:
+        async def begin(generation: AsyncGeneration) -> Callable[[], None]:
+            uploads = await asyncio.to_thread(draft.load) if draft.pictures else draft.load()
+            stream = self._stream_for_new()
+            generation_id = stream.submit(draft.start, uploads, generation)
+            return lambda: stream.cancel(generation_id)
+
+        return AsyncGeneration(draft.start.request_id, draft.start.n or 1, begin)
+
+    async def _count(self, draft: Draft) -> int:
+        await asyncio.to_thread(draft.load, inline_bytes=sys.maxsize)
+        request = pb.CountTokensRequest(start=draft.start)
+        response = await self._call(self._stub().CountTokens, request)
+        return response.prompt_tokens
+
+    def _stream_for_new(self) -> SharedStream:
+        """The newest stream, or a new one if that takes no more generations."""
+        if not self._streams or not self._streams[-1].accepting:
+            self._streams = [stream for stream in self._streams if not stream.ended]
+            call = self._stub().Generate(metadata=self._metadata)
+            self._streams.append(SharedStream(call, self._explain_stream_end))
+        return self._streams[-1]
+
+    async def _explain_stream_end(self, error: grpc.aio.AioRpcError) -> SpyglassError:
+        """What ended a stream. Where gRPC has lost the server's status, a short call asks for it again."""
+        if not lost_status(error):
+            return from_rpc_error(error, self.target)
+        try:
+            await self.check_access()
+        except SpyglassError as reason:
+            return reason
+        return UnavailableError("the server ended the stream", reason="STREAM_ENDED")
+
+    def _stub(self) -> "pb_grpc.InferenceServiceAsyncStub":
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        if self._channel is None:
+            self._channel = open_channel(self.target, self._tls)
+        return pb_grpc.InferenceServiceStub(self._channel)
+
+    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        try:
+            return await method(request, metadata=self._metadata, timeout=self._call_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.target) from error

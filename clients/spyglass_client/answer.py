@@ -1,0 +1,90 @@
+"""What comes back from a generation: chunks while it runs, an answer at its end.
+
+Plain values; knows nothing of how they travel.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from spyglass.v1 import inference_pb2 as pb
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+_FINISH_REASONS: dict[pb.FinishReason.ValueType, FinishReason] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+
+def finish_reason_of(reason: pb.FinishReason.ValueType) -> FinishReason | None:
+    """The word for a reason of the protocol; None while the choice goes on."""
+    return _FINISH_REASONS.get(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """More text of one choice.
+
+    `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
+    empty while one is incomplete. `token_ids` are the tokens behind it. `finish_reason` is set in a
+    choice's last chunk.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Metered tokens, and what they cost in US dollars."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    estimated_cost: float = 0.0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @classmethod
+    def from_proto(cls, usage: pb.Usage) -> "Usage":
+        return cls(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.estimated_cost)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One finished answer. `stop_string` is the stop string that ended it, if one did."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_string: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished generation: at least one choice, in order of their index."""
+
+    request_id: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of the first choice."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first choice ended; "cancelled" after `cancel()`."""
+        return self.choices[0].finish_reason

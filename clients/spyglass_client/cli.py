@@ -1,0 +1,187 @@
+"""The `spyglass` command: its options, and how failures look.
+
+Owns the parser and the exit codes: 0 for success, 1 for a failure told in one line, 2 for wrong options,
+130 after Ctrl-C. What a command does is in a module of its own.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from spyglass.settings import add_settings, address, non_negative_float, positive_int
+from spyglass_client.chat import run_chat
+from spyglass_client.errors import SpyglassError
+from spyglass_client.reports import run_models, run_usage
+from spyglass_client.serve import run_serve
+from spyglass_client.target import DEFAULT_TARGET, default_api_key, default_target
+
+_EXAMPLES = """examples:
+  spyglass serve --model demo
+  spyglass chat "Hello!"
+  spyglass chat --image cat.png "What is in the picture?"
+  git diff | spyglass chat --system "Write a commit message for this." -
+  spyglass models
+  spyglass usage --json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(os.environ, with_settings=words[:1] == ["serve"])
+    args = parser.parse_args(words)
+    try:
+        code: int = args.run(args)
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: write no more
+        return 1
+    except (SpyglassError, OSError, ValueError) as error:
+        print(f"spyglass: {_describe(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser(environ: Mapping[str, str], *, with_settings: bool) -> argparse.ArgumentParser:
+    """The whole parser; serve's many options, and their variables, are read only for serve."""
+    parser = argparse.ArgumentParser(
+        prog="spyglass",
+        description="Serves Llama 3.2 Vision models, and talks to them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"spyglass {importlib.metadata.version('spyglass')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    serve = _add_command(commands, "serve", run_serve, "run a server and a bridge until Ctrl-C")
+    if with_settings:
+        add_settings(serve, environ=environ)
+    _add_chat(commands, environ)
+    models = _add_command(commands, "models", run_models, "list the models that a server runs")
+    _add_connection(models, environ)
+    models.add_argument("--json", action="store_true", help="print JSON")
+    usage = _add_command(commands, "usage", run_usage, "show what your key has used")
+    _add_connection(usage, environ)
+    usage.add_argument("--json", action="store_true", help="print JSON")
+    _add_option(
+        usage,
+        environ,
+        "--records",
+        "SPYGLASS_USAGE_RECORDS",
+        "how many of the latest generations to list, at most 1000 (default: 10)",
+        default="10",
+        parse=whole_number,
+        metavar="N",
+    )
+    return parser
+
+
+def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:
+    chat = _add_command(commands, "chat", run_chat, "ask a question and watch the answer being written")
+    chat.add_argument("question", nargs="?", metavar="QUESTION", help="the question; - or nothing reads it from stdin")
+    images = environ.get("SPYGLASS_CHAT_IMAGE", "")
+    chat.add_argument(
+        "--image",
+        action=_Images,
+        default=tuple(path for path in images.split(os.pathsep) if path),
+        metavar="FILE",
+        help=f"a picture to ask about; may be given several times [SPYGLASS_CHAT_IMAGE, separated by {os.pathsep}]",
+    )
+    options: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
+        ("--system", "a system prompt", str, "TEXT"),
+        ("--model", "the model to ask (default: the server's first)", str, "NAME"),
+        ("--max-tokens", "the longest answer, in tokens (default: what fits)", positive_int, "N"),
+        ("--temperature", "0 always takes the most probable token; at most 2 (default: 1)", non_negative_float, "T"),
+        ("--seed", "the same seed gives the same answer (default: a random one)", whole_number, "N"),
+    )
+    for flag, text, parse, metavar in options:
+        variable = "SPYGLASS_CHAT_" + flag.strip("-").upper().replace("-", "_")
+        _add_option(chat, environ, flag, variable, text, parse=parse, metavar=metavar)
+    _add_connection(chat, environ)
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_connection(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    """Where the server is, and the key to it."""
+    parser.add_argument(
+        "--grpc",
+        type=address,
+        default=default_target(environ),
+        metavar="HOST:PORT",
+        help=f"where the server is (default: {DEFAULT_TARGET}) [SPYGLASS_GRPC]",
+    )
+    parser.add_argument(
+        "--api-key",
+        default=default_api_key(environ),
+        metavar="KEY",
+        help="your key; the first one, if the variable holds several [SPYGLASS_API_KEY]",
+    )
+
+
+def _add_option(
+    parser: argparse.ArgumentParser,
+    environ: Mapping[str, str],
+    flag: str,
+    variable: str,
+    text: str,
+    *,
+    parse: Callable[[str], Any],
+    metavar: str,
+    default: str | None = None,
+) -> None:
+    """Adds an option with its variable; argparse checks a default that is a string like an argument."""
+    parser.add_argument(
+        flag,
+        type=parse,
+        default=environ.get(variable) or default,
+        metavar=metavar,
+        help=f"{text} [{variable}]",
+    )
+
+
+def whole_number(text: str) -> int:
+    """A number from 0 up that fits 64 bits."""
+    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+class _Images(argparse.Action):
+    """Collects a repeated option; its first use replaces what the environment said."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [values] if isinstance(earlier, tuple) else [*earlier, values])
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error)
+    if isinstance(error, SpyglassError):
+        if error.field and error.field not in text:
+            text += f" ({error.field})"
+        if error.retry_after_s:
+            text += f"; try again in {error.retry_after_s:g} s"
+    return text

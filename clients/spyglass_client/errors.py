@@ -1,0 +1,180 @@
+"""The exceptions of the client, and the one place where a status of the server becomes one of them.
+
+Owns the table of canonical codes. Knows nothing of streams or commands.
+"""
+
+import copy
+from typing import ClassVar, Self
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from spyglass_client.answer import Usage
+
+ERROR_DOMAIN = "spyglass"
+_STATUS_METADATA_KEY = "grpc-status-details-bin"
+
+
+class SpyglassError(Exception):
+    """Something that went wrong on the way to an answer.
+
+    `code` is the canonical code. `reason` is a short machine-readable word from the server, and `field`
+    the path of the field at fault, such as `sampling.temperature`; both are None when the server named
+    none. `retry_after_s` is the server's advice on when to try again, in seconds. `request_id` names the
+    generation in the server's log and ledger. `usage` is what a generation had used until then, when it
+    was metered.
+    """
+
+    default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str | None = None,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+        request_id: str | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.reason = reason
+        self.field = field
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+        self.usage = usage
+
+    def about(self, request_id: str) -> Self:
+        """A copy of its own for one of several generations that met the same end."""
+        error = copy.copy(self)
+        error.request_id = request_id
+        return error
+
+
+class InvalidRequestError(SpyglassError):
+    """The server cannot do what was asked; `field` often says where the fault is."""
+
+    default_code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class AuthenticationError(SpyglassError):
+    """The API key is missing or wrong."""
+
+    default_code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(SpyglassError):
+    """The API key is known, but may not do this."""
+
+    default_code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class NotFoundError(SpyglassError):
+    """There is no such model."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+
+
+class RateLimitedError(SpyglassError):
+    """The queue is full or a limit is reached; `retry_after_s` says when to come back."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(SpyglassError):
+    """The server cannot be reached, is stopping, or lost the generation. Trying again may help."""
+
+    default_code = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineError(SpyglassError):
+    """It took longer than it was allowed to."""
+
+    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class CancelledByServerError(SpyglassError):
+    """The generation was cancelled, and not by this client's own `cancel`."""
+
+    default_code = grpc.StatusCode.CANCELLED
+
+
+class InternalError(SpyglassError):
+    """A fault of the server, which says no more about it; the server's log does."""
+
+    default_code = grpc.StatusCode.INTERNAL
+
+
+class ClientClosedError(SpyglassError):
+    """The client was closed while the generation ran."""
+
+    default_code = grpc.StatusCode.CANCELLED
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_ERRORS: dict[grpc.StatusCode, type[SpyglassError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
+    grpc.StatusCode.ALREADY_EXISTS: InvalidRequestError,
+    grpc.StatusCode.UNIMPLEMENTED: InvalidRequestError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: RateLimitedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.ABORTED: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.CANCELLED: CancelledByServerError,
+}
+
+
+def from_status(status: status_pb2.Status, request_id: str | None = None, usage: Usage | None = None) -> SpyglassError:
+    """The exception for a status of the server, with what its details say."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    retry_after_s = None
+    for detail in status.details:
+        if detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+        elif not detail.Unpack(info):
+            detail.Unpack(bad_request)
+    violations = bad_request.field_violations
+    return _ERRORS.get(code, InternalError)(
+        status.message or code.name,
+        code=code,
+        reason=info.reason or None if info.domain == ERROR_DOMAIN else None,
+        field=violations[0].field or None if violations else None,
+        retry_after_s=retry_after_s,
+        request_id=request_id,
+        usage=usage,
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> SpyglassError:
+    """The exception for the failure of a whole call to `target`.
+
+    A failure that gRPC itself reports, such as a refused connection, names the target.
+    """
+    for key, value in error.trailing_metadata() or ():
+        if key == _STATUS_METADATA_KEY and isinstance(value, bytes):
+            return from_status(status_pb2.Status.FromString(value))
+    code = error.code()
+    message = error.details() or code.name
+    if code is grpc.StatusCode.UNAVAILABLE:
+        message = f"no connection to {target}: {message}"
+    return from_status(status_pb2.Status(code=code.value[0], message=message))
+
+
+def lost_status(error: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC reports a failed write in place of the status with which the server ended the call.
+
+    It does so at times when the server ends a stream that the client is writing to (grpc issue 36066).
+    """
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"

@@ -1,0 +1,49 @@
+"""Questions to a server and a bridge whether they are ready, in the fewest words of each protocol."""
+
+import asyncio
+
+import grpc
+
+from spyglass_client.target import dialable
+
+PROBE_TIMEOUT_S = 5.0
+_SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse with status SERVING
+
+
+async def grpc_is_serving(address: str) -> bool:
+    """Whether the standard health service at `address` says SERVING for the server as a whole."""
+    async with grpc.aio.insecure_channel(dialable(address)) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=bytes,
+            response_deserializer=bytes,
+        )
+        try:
+            return bool(await check(b"", timeout=PROBE_TIMEOUT_S) == _SERVING)
+        except grpc.aio.AioRpcError:
+            return False
+
+
+async def http_is_ready(address: str, path: str = "/ready") -> bool:
+    """Whether a GET of `path` at HOST:PORT or unix:PATH is answered with 200."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            return await _get_status(address, path) == b"200"
+    except (OSError, TimeoutError):
+        return False
+
+
+async def _get_status(address: str, path: str) -> bytes:
+    """The status code of the answer; empty when there is none."""
+    if address.startswith("unix:"):
+        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    else:
+        host, _, port = dialable(address).rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        _, _, rest = (await reader.readline()).partition(b" ")
+        return rest[:3]
+    finally:
+        writer.close()

@@ -1,0 +1,181 @@
+"""From a friendly call to a Start: options become fields, pictures become inline data or uploads.
+
+Owns the mapping of names and the rule which pictures travel inline. Knows nothing of streams.
+"""
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from spyglass.v1 import chat_pb2
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_client.messages import ImagePart, ImageSource, Message, Role
+
+INLINE_BYTES = 1 << 20
+"""Pictures travel inside the Start up to this size, all together."""
+CHUNK_BYTES = 256 << 10
+"""The largest piece of an announced picture."""
+MAX_START_BYTES = (4 << 20) - (1 << 10)
+"""A little less than the largest message, which also carries the id."""
+
+
+class Options(TypedDict, total=False):
+    """How to generate; what is absent or None is left to the server.
+
+    `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for
+    it in the server's log and ledger; the client makes one up when there is none. `stop` is a string or
+    several; `n` is how many answers to give.
+    """
+
+    model: str | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    n: int | None
+    timeout_s: float | None
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An announced picture. `image_index` is its place among all pictures of the conversation."""
+
+    image_index: int
+    data: bytes
+
+    def chunks(self) -> Iterator[pb.ImageChunk]:
+        """Its pieces, in order; the last one is marked."""
+        for offset in range(0, len(self.data), CHUNK_BYTES):
+            end = offset + CHUNK_BYTES
+            last = end >= len(self.data)
+            yield pb.ImageChunk(image_index=self.image_index, data=self.data[offset:end], last=last)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A Start whose pictures are not read yet; `load` completes it, once."""
+
+    start: pb.Start
+    pictures: tuple[ImagePart, ...] = ()
+
+    def load(self, inline_bytes: int = INLINE_BYTES) -> tuple[Upload, ...]:
+        """Reads the pictures; returns those that are over `inline_bytes` together with the ones before them.
+
+        Blocks on files. Raises OSError for one that cannot be read and ValueError for an empty one or a
+        Start that no message could carry.
+        """
+        slots = (
+            part.image
+            for message in self.start.chat.messages
+            for part in message.parts
+            if part.WhichOneof("kind") == "image"
+        )
+        uploads = []
+        total_bytes = 0
+        for index, (slot, picture) in enumerate(zip(slots, self.pictures, strict=True)):
+            data = _read(picture.source)
+            if total_bytes + len(data) <= inline_bytes:
+                total_bytes += len(data)
+                slot.data = data
+            else:
+                slot.announced.SetInParent()
+                uploads.append(Upload(index, data))
+        if self.start.ByteSize() > MAX_START_BYTES:
+            raise ValueError(f"the request is too large: {self.start.ByteSize():,} bytes; 4 MiB is the most")
+        return tuple(uploads)
+
+
+def draft_question(
+    question: str | None,
+    options: Options,
+    *,
+    images: Iterable[ImageSource] = (),
+    system: str | None = None,
+    text: str | None = None,
+    tokens: Sequence[int] | None = None,
+) -> Draft:
+    """A Draft of one of: a question (with pictures before it), a ready prompt as text, or one as tokens."""
+    if sum(given is not None for given in (question, text, tokens)) != 1:
+        raise ValueError("give exactly one of a question, text= and tokens=")
+    pictures = tuple(ImagePart(source) for source in images)
+    if question is not None:
+        turns = [Message("user", (*pictures, question))]
+        return draft_chat([Message("system", (system,)), *turns] if system is not None else turns, options)
+    if pictures or system is not None:
+        raise ValueError("images= and system= belong to a question; a ready prompt takes neither")
+    start = _start(options)
+    if text is not None:
+        start.text = text
+    else:
+        start.tokens.ids.extend(tokens or ())
+        start.tokens.SetInParent()
+    return Draft(start)
+
+
+def draft_chat(messages: Sequence[Message], options: Options) -> Draft:
+    """A Draft of a conversation, oldest message first."""
+    if not messages:
+        raise ValueError("a conversation needs at least one message")
+    start = _start(options)
+    pictures = []
+    for message in messages:
+        turn = start.chat.messages.add(role=_ROLES[message.role])
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                turn.parts.add().image.SetInParent()
+                pictures.append(part)
+            else:
+                turn.parts.add(text=part)
+    return Draft(start, tuple(pictures))
+
+
+_ROLES: dict[Role, chat_pb2.Role.ValueType] = {
+    "system": chat_pb2.ROLE_SYSTEM,
+    "user": chat_pb2.ROLE_USER,
+    "assistant": chat_pb2.ROLE_ASSISTANT,
+}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+
+
+def _start(options: Options) -> pb.Start:
+    """A Start without a prompt. Raises TypeError for an option that does not exist or has a wrong type."""
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
+    given = {name: value for name, value in options.items() if value is not None}
+    start = pb.Start(request_id=options.get("request_id") or uuid.uuid4().hex, model=options.get("model") or "")
+    for name in _SAMPLING:
+        if name in given:
+            setattr(start.sampling, name, given[name])
+    for name in ("max_tokens", "ignore_eos"):
+        if name in given:
+            setattr(start.stopping, name, given[name])
+    if stop := options.get("stop"):
+        start.stopping.strings.extend([stop] if isinstance(stop, str) else stop)
+    start.stopping.token_ids.extend(options.get("stop_token_ids") or ())
+    if (n := options.get("n")) is not None:
+        start.n = n
+    if (timeout_s := options.get("timeout_s")) is not None:
+        start.timeout.FromNanoseconds(int(timeout_s * 1e9))
+    return start
+
+
+def _read(source: ImageSource) -> bytes:
+    if isinstance(source, bytes):
+        name, data = "an image", source
+    elif isinstance(source, str | os.PathLike):
+        name, data = str(source), Path(source).read_bytes()
+    else:
+        name, data = "an image", source.read()
+    if not data:
+        raise ValueError(f"{name} is empty")
+    return data

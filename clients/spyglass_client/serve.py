@@ -1,0 +1,93 @@
+"""`spyglass serve`: a server and a bridge as one program.
+
+Owns what the two must agree on: the settings, which they get as environment variables, and the bridge's
+key, which nobody else learns. Imports neither of them.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from spyglass.settings import to_environ
+from spyglass_client.aio import AsyncClient
+from spyglass_client.errors import SpyglassError
+from spyglass_client.probes import grpc_is_serving, http_is_ready
+from spyglass_client.supervisor import Program, Supervisor
+from spyglass_client.target import dialable
+
+STOP_GRACE_S = 5.0
+"""How much longer than the drain timeout the processes may take to end."""
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Runs both until a signal. Raises argparse.ArgumentError for settings that the two cannot share."""
+    settings = dict(vars(args))
+    for name in ("http", "grpc"):
+        if settings[name].endswith(":0"):
+            raise argparse.ArgumentError(
+                None, f"--{name}: serve needs a port that both processes know beforehand, not 0"
+            )
+    settings["bridge_key"] = settings["bridge_key"] or secrets.token_urlsafe(32)
+    return asyncio.run(_supervise(settings))
+
+
+def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Program, Program]:
+    """The server and the bridge, for parsed settings and the environment that they inherit."""
+    shared = {**environ, **to_environ(settings)}
+    server = Program(
+        "server",
+        (sys.executable, "-m", "spyglass_server"),
+        shared,
+        partial(grpc_is_serving, settings["grpc"]),
+    )
+    bridge = Program(
+        "bridge",
+        (sys.executable, "-m", "spyglass_bridge"),
+        {**shared, "SPYGLASS_GRPC": dialable(settings["grpc"])},
+        partial(http_is_ready, settings["http"]),
+    )
+    return server, bridge
+
+
+async def banner(settings: Mapping[str, Any]) -> str:
+    """A few lines for people: where it listens and what it serves."""
+    http, grpc = dialable(settings["http"]), dialable(settings["grpc"])
+    lines = [
+        "Spyglass is ready.",
+        f"  HTTP   {http if http.startswith('unix:') else f'http://{http}'}",
+        f"  gRPC   {grpc}",
+    ]
+    try:
+        async with AsyncClient(grpc, api_key=settings["bridge_key"]) as client:
+            lines += [f"  model  {model.id}" for model in await client.models()]
+    except SpyglassError as error:
+        lines.append(f"  model  unknown ({error})")
+    return "\n".join(lines)
+
+
+async def _supervise(settings: Mapping[str, Any]) -> int:
+    async def show_banner() -> None:
+        sys.stdout.write(await banner(settings) + "\n")
+        sys.stdout.flush()
+
+    supervisor = Supervisor(
+        make_programs(settings, os.environ),
+        stop_timeout_s=settings["drain_timeout"] + STOP_GRACE_S,
+        on_ready=show_banner,
+        report=_report,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    return await supervisor.run()
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"spyglass: {line}\n")
+    sys.stderr.flush()

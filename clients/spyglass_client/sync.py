@@ -1,0 +1,177 @@
+"""The client for programs without an event loop: `AsyncClient`, run by a thread of its own.
+
+Owns the crossing between threads and nothing else. May be used from several threads at once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from spyglass_client.account import ModelInfo, UsageSummary
+from spyglass_client.aio import AsyncClient
+from spyglass_client.answer import Answer, TextChunk
+from spyglass_client.background import BackgroundLoop
+from spyglass_client.generation import AsyncGeneration
+from spyglass_client.messages import ImageSource, Message
+from spyglass_client.request import Options
+from spyglass_client.target import Tls
+
+
+class Generation:
+    """A generation that begins when it is first iterated, entered or asked for its result.
+
+    Use it as `with client.stream("…") as generation: for chunk in generation: …`. Leaving the loop or the
+    `with` early cancels it. A failure is raised as a SpyglassError.
+    """
+
+    def __init__(self, generation: AsyncGeneration, loop: BackgroundLoop) -> None:
+        self._generation = generation
+        self._loop = loop
+
+    @property
+    def request_id(self) -> str:
+        """The name of the generation in the server's log and ledger."""
+        return self._generation.request_id
+
+    @property
+    def answer(self) -> Answer:
+        """The answer, once the loop has ended. Raises RuntimeError before."""
+        return self._generation.answer
+
+    def cancel(self) -> None:
+        """Ends the generation early, from any thread; its loop then ends, with the text so far as answer."""
+        self._loop.call(self._generation.cancel)
+
+    def result(self) -> Answer:
+        """Waits for the end and returns the answer; chunks that nobody took are in it."""
+        return self._loop.run(self._generation.result())
+
+    def __iter__(self) -> Iterator[TextChunk]:
+        try:
+            while (chunk := self._loop.run(self._generation.next_chunk())) is not None:
+                yield chunk
+        finally:
+            self.cancel()
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._generation.begin())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class Client:
+    """Asks a Spyglass server over gRPC.
+
+        with Client() as client:
+            print(client.generate("What is in it?", images=["cat.png"]).text)
+
+    Takes what `AsyncClient` takes, and its methods do the same.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        call_timeout_s: float = 30.0,
+    ) -> None:
+        self._client = AsyncClient(target, api_key=api_key, tls=tls, call_timeout_s=call_timeout_s)
+        self._loop = BackgroundLoop("spyglass client")
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """Where the server is."""
+        return self._client.target
+
+    def generate(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Asks and waits for the whole answer.
+
+        Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
+        as `text` or as `tokens`, which no chat template touches.
+        """
+        return self._loop.run(
+            self._client.generate(question, images=images, system=system, text=text, tokens=tokens, **options)
+        )
+
+    def stream(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Asks, and gives the answer piece by piece; takes what `generate` takes."""
+        generation = self._client.stream(question, images=images, system=system, text=text, tokens=tokens, **options)
+        return Generation(generation, self._loop)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
+        """Continues a conversation and waits for the whole answer."""
+        return self._loop.run(self._client.chat(messages, **options))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
+        """Continues a conversation, and gives the answer piece by piece."""
+        return Generation(self._client.stream_chat(messages, **options), self._loop)
+
+    def count_tokens(
+        self,
+        question: str | None = None,
+        *,
+        images: Iterable[ImageSource] = (),
+        system: str | None = None,
+        text: str | None = None,
+        tokens: Sequence[int] | None = None,
+        model: str | None = None,
+    ) -> int:
+        """How many prompt tokens a request would use; an image counts as one. Its images travel inline."""
+        return self._loop.run(
+            self._client.count_tokens(question, images=images, system=system, text=text, tokens=tokens, model=model)
+        )
+
+    def count_chat_tokens(self, messages: Sequence[Message], *, model: str | None = None) -> int:
+        """How many prompt tokens a conversation would use."""
+        return self._loop.run(self._client.count_chat_tokens(messages, model=model))
+
+    def models(self) -> list[ModelInfo]:
+        """The models that the server runs; the first one answers requests without a model."""
+        return self._loop.run(self._client.models())
+
+    def usage(self, max_records: int = 0) -> UsageSummary:
+        """What the key has used so far, with its latest `max_records` generations, at most 1,000."""
+        return self._loop.run(self._client.usage(max_records))
+
+    def check_access(self) -> str:
+        """Checks that the key may call, and returns the key's public name."""
+        return self._loop.run(self._client.check_access())
+
+    def close(self) -> None:
+        """Ends what still runs, with ClientClosedError, and closes the connection. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._loop.run(self._client.close())
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

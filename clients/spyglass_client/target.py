@@ -1,0 +1,65 @@
+"""Where the server is and how to get there: addresses, TLS, the defaults from the environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+TARGET_VARIABLE = "SPYGLASS_GRPC"
+API_KEY_VARIABLE = "SPYGLASS_API_KEY"
+
+_CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How to trust the server, and be trusted: files in PEM format.
+
+    Without `ca_file` the usual authorities are trusted. `cert_file` and `key_file` together are the
+    client's own certificate, for servers that ask for one.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises OSError for one that cannot be read."""
+        ca, key, cert = (
+            None if path is None else path.read_bytes() for path in (self.ca_file, self.key_file, self.cert_file)
+        )
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def open_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
+    """A channel to `target`; it connects when it is first used."""
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+
+
+def default_target(environ: Mapping[str, str]) -> str:
+    """What SPYGLASS_GRPC names, else the server's default on this machine."""
+    return dialable(environ.get(TARGET_VARIABLE) or DEFAULT_TARGET)
+
+
+def default_api_key(environ: Mapping[str, str]) -> str | None:
+    """The first key in SPYGLASS_API_KEY, which for a server may hold several, separated by commas."""
+    return environ.get(API_KEY_VARIABLE, "").split(",")[0].strip() or None
+
+
+def dialable(address: str) -> str:
+    """The address to call for one to listen at: 0.0.0.0 and [::] mean this machine."""
+    host, separator, port = address.rpartition(":")
+    if host in ("0.0.0.0", "*"):
+        host = "127.0.0.1"
+    elif host == "[::]":
+        host = "[::1]"
+    return host + separator + port

@@ -1,0 +1,88 @@
+"""The gRPC examples, each run as it is."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+
+from client.fake_service import FakeService
+from spyglass.v1 import chat_pb2
+
+EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
+PICTURE = (EXAMPLES / "red_circle.png").read_bytes()
+
+
+async def run(service: FakeService, *command: str | Path) -> str:
+    """Runs an example to its good end and returns what it printed."""
+    environ = {
+        **os.environ,
+        "SPYGLASS_GRPC": service.target,
+        "SPYGLASS_API_KEY": "sk-test",
+        "SPYGLASS_CHAT_MODEL": "some-model",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=PIPE, stderr=STDOUT)
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, out.decode()
+    assert set(service.authorizations) <= {"Bearer sk-test"}
+    assert {turn.start.model for turn in service.turns} <= {"some-model"}
+    return out.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("hello_grpc.py", "Hello!"),
+        ("stream_grpc.py", "short story"),
+        ("image_grpc.py", "What is in the picture?"),
+        ("conversation_grpc.py", "Name it, in three words."),
+        ("async_many.py", "What is a prism?"),
+    ],
+)
+async def test_python(service: FakeService, name: str, printed: str) -> None:
+    assert printed in await run(service, sys.executable, EXAMPLES / "python" / name)
+
+
+async def test_a_conversation_keeps_its_picture(service: FakeService) -> None:
+    await run(service, sys.executable, EXAMPLES / "python" / "conversation_grpc.py")
+    assert [len(turn.start.chat.messages) for turn in service.turns] == [2, 4, 6]
+    for turn in service.turns:
+        assert turn.start.chat.messages[1].parts[1].image.data == PICTURE
+
+
+async def test_grpcurl_lists(service: FakeService) -> None:
+    printed = await run(service, EXAMPLES / "grpcurl" / "list.sh")
+    assert "rpc Generate ( stream .spyglass.v1.GenerateRequest )" in printed
+    assert '"id": "spyglass-demo"' in printed
+
+
+async def test_grpcurl_asks_for_health(service: FakeService) -> None:
+    assert '"status": "SERVING"' in await run(service, EXAMPLES / "grpcurl" / "health.sh")
+
+
+async def test_grpcurl_holds_a_conversation(service: FakeService) -> None:
+    printed = await run(service, EXAMPLES / "grpcurl" / "chat.sh")
+    assert '"finish_reason": "FINISH_REASON_STOP"' in printed
+    [turn] = service.turns
+    assert [message.role for message in turn.start.chat.messages] == [
+        chat_pb2.ROLE_SYSTEM,
+        chat_pb2.ROLE_USER,
+        chat_pb2.ROLE_ASSISTANT,
+        chat_pb2.ROLE_USER,
+    ]
+    assert turn.start.sampling.HasField("temperature")
+
+
+async def test_grpcurl_shows_a_picture(service: FakeService) -> None:
+    await run(service, EXAMPLES / "grpcurl" / "image.sh")
+    parts = service.turns[0].start.chat.messages[0].parts
+    assert parts[0].image.data == PICTURE
+    assert parts[1].text == "What is in the picture?"
