@@ -20,11 +20,7 @@ DATA_DIR = ROOT / ".spyglass" / "data"
 POLL_S = 0.2
 
 EXAMPLES = """
-Spyglass is ready.
-
-  HTTP   {url}/v1
-  gRPC   {grpc}
-  key    {key}
+The development key is {key}
 
 Ask it over HTTP:
 

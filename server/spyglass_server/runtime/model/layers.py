@@ -1,6 +1,8 @@
-"""Pieces that several layers share: norm, rotary embedding, attention of a few queries.
+"""Pieces that several layers share: norms, feed-forward, rotary embedding, grouped attention.
 
-Knows nothing of batches, pages or images.
+Knows nothing of batches, pages or images. The residual stream is float32 in every precision: norms read
+it and return the weights' format, and what layers add to it is promoted. That costs next to nothing,
+and in bfloat16 most of the rounding of the reference falls away.
 """
 
 import math
@@ -13,7 +15,7 @@ from spyglass_server.runtime.config import RopeConfig
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32, over the last dimension."""
+    """Root-mean-square norm over the last dimension: float32 inside, the weights' format outside."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -21,7 +23,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps) * self.weight
+        return normed.to(self.weight.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last dimension: float32 inside, the weights' format outside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(self.weight.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -34,7 +45,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        hidden: Tensor = self.down(F.silu(gate) * up)
+        hidden: Tensor = self.down((F.silu(gate.float()) * up).to(gate.dtype))
         return hidden
 
 

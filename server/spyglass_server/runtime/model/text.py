@@ -68,8 +68,8 @@ class CrossAttentionLayer(nn.Module):
         seeing = x[plan.index]
         q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
         attended = plan.attend(self.cache_layer, self.q_norm(q))
-        seeing = seeing + self.attention_gate.tanh() * self.o(attended)
-        seeing = seeing + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(seeing))
+        seeing = seeing + self.attention_gate.float().tanh() * self.o(attended)
+        seeing = seeing + self.mlp_gate.float().tanh() * self.mlp(self.mlp_norm(seeing))
         return x.index_copy(0, plan.index, seeing)
 
 
@@ -96,8 +96,8 @@ class TextModel(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
     def forward(self, plan: BatchPlan, cache: PagedCache, cos: Tensor, sin: Tensor) -> Tensor:
-        """Hidden states of all tokens of the batch, [tokens, hidden]. cos and sin are the plan's positions'."""
-        x: Tensor = self.embedding(plan.tokens)
+        """Hidden states of all tokens, float32 [tokens, hidden]. cos and sin are those of the plan's positions."""
+        x: Tensor = self.embedding(plan.tokens).float()
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
                 x = layer(x, plan, cache, cos, sin)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import VisionConfig
+from spyglass_server.runtime.model.layers import LayerNorm
 
 
 class VisionAttention(nn.Module):
@@ -43,10 +44,10 @@ class VisionLayer(nn.Module):
     def __init__(self, config: VisionConfig, gated: bool) -> None:
         super().__init__()
         self.attention = VisionAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention_norm = LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.attention_gate = nn.Parameter(torch.empty(1)) if gated else None
         self.mlp_gate = nn.Parameter(torch.empty(1)) if gated else None
 
@@ -56,7 +57,7 @@ class VisionLayer(nn.Module):
 
 
 def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
-    return x if gate is None else gate.tanh() * x
+    return x if gate is None else gate.float().tanh() * x
 
 
 class VisionEncoder(nn.Module):
@@ -76,8 +77,8 @@ class VisionEncoder(nn.Module):
         self.pre_tile_gate = nn.Parameter(torch.empty(1))
         self.post_tile = nn.Parameter(torch.empty(ratios, tiles, size))
         self.post_tile_gate = nn.Parameter(torch.empty(1))
-        self.pre_norm = nn.LayerNorm(size)
-        self.post_norm = nn.LayerNorm(size)
+        self.pre_norm = LayerNorm(size)
+        self.post_norm = LayerNorm(size)
         self.layers = nn.ModuleList(VisionLayer(config, gated=False) for _ in range(config.num_layers))
         self.global_layers = nn.ModuleList(VisionLayer(config, gated=True) for _ in range(config.num_global_layers))
         self.projector = nn.Linear(config.output_size, text_hidden_size)
@@ -89,7 +90,7 @@ class VisionEncoder(nn.Module):
         """
         ratio = self.config.aspect_ratio_id(rows, columns)
         x = self._embed(pixels, ratio)
-        x, tile_of, num_real = self._real_first(x, pixels.shape[0])
+        x, tile_of, num_real = self._real_first(x.float(), pixels.shape[0])
         intermediate = []
         for i, layer in enumerate(self.layers):
             if i in self.config.intermediate_layers:
@@ -100,7 +101,7 @@ class VisionEncoder(nn.Module):
             x = layer(x, num_real)
         # the states of one channel lie side by side: [tokens, hidden, states]
         features = torch.cat((x[:num_real], torch.stack(intermediate, dim=-1).flatten(1)), dim=-1)
-        out: Tensor = self.projector(features)
+        out: Tensor = self.projector(features.to(self.projector.weight.dtype))
         return out
 
     def _embed(self, pixels: Tensor, ratio: int) -> Tensor:
