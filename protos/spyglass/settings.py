@@ -88,7 +88,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model", "a checkpoint folder, or demo for the embedded model", "demo", _SERVER, metavar="PATH|demo"),
     Setting(
         "served-model-name",
-        "a name that clients use for the model; may be given several times; the first answers requests without "
+        "a name that clients use for the model; several may be given; the first answers requests without "
         "one (default: the folder's name)",
         (),
         _SERVER,
@@ -99,7 +99,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", _BOTH, address, "HOST:PORT"),
     Setting(
         "api-key",
-        "a key that clients may use; may be given several times (default: the server makes one on its first "
+        "a key that clients may use; several may be given (default: the server makes one on its first "
         "start, keeps its hash, and shows it once)",
         (),
         _SERVER,
@@ -204,7 +204,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "allow-image-host",
-        "a private host name or network (10.0.0.0/8) that image URLs may reach; may be given several times "
+        "a private host name or network (10.0.0.0/8) that image URLs may reach; several may be given "
         "(default: public addresses only)",
         (),
         _BRIDGE,
@@ -244,14 +244,15 @@ def add_settings(
         parser.add_argument(
             setting.flag,
             type=setting.parse,
-            action=_Append if setting.multiple else "store",
+            action=_Collect if setting.multiple else "store",
+            nargs="+" if setting.multiple else None,
             default=default,
             metavar=setting.metavar,
             help=_help(setting),
         )
 
 
-class _Append(argparse.Action):
+class _Collect(argparse.Action):
     """Collects a repeated option; its first use replaces what the environment said."""
 
     def __call__(
@@ -261,10 +262,9 @@ class _Append(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        seen: set[str] = namespace.__dict__.setdefault("_seen", set())
-        earlier = getattr(namespace, self.dest) if self.dest in seen else ()
-        seen.add(self.dest)
-        setattr(namespace, self.dest, (*earlier, values))
+        given = getattr(namespace, self.dest)
+        earlier = () if given is self.default else given
+        setattr(namespace, self.dest, (*earlier, *values))
 
 
 def _help(setting: Setting) -> str:

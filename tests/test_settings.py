@@ -1,0 +1,66 @@
+"""Settings: options, environment variables, and their way to another process."""
+
+import argparse
+
+import pytest
+
+from spyglass.settings import SETTINGS, add_settings, to_environ
+
+
+def parse(*arguments: str, **environ: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_settings(parser, environ=environ)
+    return parser.parse_args(arguments)
+
+
+def test_an_option_beats_its_variable_and_the_variable_the_default() -> None:
+    assert parse().max_batch == 64
+    assert parse(SPYGLASS_MAX_BATCH="3").max_batch == 3
+    assert parse("--max-batch", "5", SPYGLASS_MAX_BATCH="3").max_batch == 5
+
+
+def test_several_values_come_repeated_or_together_or_with_commas() -> None:
+    for options in (
+        parse("--served-model-name", "a/b", "c"),
+        parse("--served-model-name", "a/b", "--served-model-name", "c"),
+        parse(SPYGLASS_SERVED_MODEL_NAME="a/b, c"),
+        parse("--served-model-name", "a/b", "c", SPYGLASS_SERVED_MODEL_NAME="other"),
+    ):
+        assert options.served_model_name == ("a/b", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("http", "8000"),
+        ("http", "localhost:99999"),
+        ("max-batch", "0"),
+        ("max-model-len", "many"),
+        ("dtype", "float16"),
+        ("request-timeout", "nan"),
+        ("price-input", "-1"),
+    ],
+)
+def test_wrong_values_are_refused_wherever_they_stand(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(f"--{name}", value)
+    assert f"--{name}" in capsys.readouterr().err
+    variable = "SPYGLASS_" + name.upper().replace("-", "_")
+    with pytest.raises(SystemExit):
+        parse(**{variable: value})
+    assert variable in capsys.readouterr().err
+
+
+def test_what_is_handed_on_as_variables_arrives_the_same() -> None:
+    options = parse("--api-key", "a", "b", "--http", "unix:/run/x", "--max-model-len", "77", "--price-input", "0.5")
+    assert parse(**to_environ(vars(options))) == options
+
+
+def test_the_help_names_each_variable_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help", SPYGLASS_API_KEY="secret-key")
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(setting.env in text for setting in SETTINGS)
+    assert "secret-key" not in text
