@@ -25,11 +25,11 @@ from spyglass_server.config import ServerConfig
 from spyglass_server.engine.process import EngineLoader
 from spyglass_server.engine.scheduler import Limits
 from spyglass_server.engine.supervisor import AsyncEngine
-from spyglass_server.generation import Services
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.service import InferenceServicer
+from spyglass_server.services import Services
 
 log = logging.getLogger(__name__)
 

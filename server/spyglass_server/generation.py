@@ -8,18 +8,14 @@ events go to a callback.
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from spyglass.v1 import inference_pb2
 from spyglass_server import codec
-from spyglass_server.admission import Admission
-from spyglass_server.auth import Identity, KeyStore, Scope
+from spyglass_server.auth import Identity, Scope
 from spyglass_server.cancellation import to_the_end
-from spyglass_server.config import Prices
 from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.supervisor import AsyncEngine, EngineDied
-from spyglass_server.engine.types import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
+from spyglass_server.engine.supervisor import EngineDied
+from spyglass_server.engine.types import EngineRequest, Event, ImagesTaken, RequestFailed, TokenOutput
 from spyglass_server.errors import (
     Cancelled,
     ContextTooLong,
@@ -27,48 +23,16 @@ from spyglass_server.errors import (
     Forbidden,
     InvalidImage,
     InvalidRequest,
-    ModelNotFound,
     SpyglassError,
     Unavailable,
     to_status,
 )
-from spyglass_server.ledger import Ledger
 from spyglass_server.output import Choices
-from spyglass_server.prompt import Prompt, PromptMaker
+from spyglass_server.prompt import Prompt
+from spyglass_server.services import Services
 from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What every generation uses."""
-
-    engine: AsyncEngine
-    prompts: PromptMaker
-    ledger: Ledger
-    keys: KeyStore
-    admission: Admission
-    workers: Executor
-    served_names: tuple[str, ...]
-    image_limits: codec.ImageLimits
-    prices: Prices
-    request_timeout_s: float
-
-    def resolve_model(self, name: str) -> str:
-        """The name that a generation is billed under.
-
-        Raises:
-            ModelNotFound: no such model is served.
-        """
-        if name and name not in self.served_names:
-            raise ModelNotFound(f"the model {name!r} is not served here", field="model")
-        return name or self.served_names[0]
-
-    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
-        """Makes the prompt, in a worker thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.workers, self.prompts.prepare, spec.input, images)
 
 
 class Generation:
@@ -197,9 +161,7 @@ class Generation:
             frozenset() if spec.ignore_eos else self._services.prompts.stop_token_ids
         )
         self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
-        tiles = SharedTiles(
-            [(ImageKey(payer.key_id, i.digest), i.rows, i.columns, i.pixels.data) for i in prompt.images]
-        )
+        tiles = SharedTiles()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request_id = engine.next_id()
 
@@ -230,17 +192,18 @@ class Generation:
                 case EngineDied():
                     settle(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
 
-        request = EngineRequest(
-            id=request_id,
-            tokens=prompt.tokens,
-            max_tokens=max_tokens,
-            stop_token_ids=stop_token_ids,
-            sampling=spec.sampling,
-            n=spec.n,
-            images=tiles.inputs,
-            image_positions=prompt.image_positions,
-        )
         try:
+            await self._services.share(tiles, prompt, payer.key_id)
+            request = EngineRequest(
+                id=request_id,
+                tokens=prompt.tokens,
+                max_tokens=max_tokens,
+                stop_token_ids=stop_token_ids,
+                sampling=spec.sampling,
+                n=spec.n,
+                images=tiles.inputs,
+                image_positions=prompt.image_positions,
+            )
             engine.submit(request, on_event)
             await done
         finally:

@@ -16,8 +16,8 @@ from spyglass_server import codec
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.boundary import caller
 from spyglass_server.errors import Forbidden, InvalidRequest
-from spyglass_server.generation import Services
 from spyglass_server.ledger import Record
+from spyglass_server.services import Services
 from spyglass_server.session import Session
 
 _MAX_RECORDS = 1000

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from spyglass.v1 import inference_pb2
 from spyglass_server.auth import Identity
 from spyglass_server.errors import InvalidRequest, Unavailable
-from spyglass_server.generation import Generation, Services
+from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
+from spyglass_server.services import Services
 
 
 class Session:

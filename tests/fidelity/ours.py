@@ -34,8 +34,9 @@ class Ours:
         """Encodes the images and lays out the prompt as one row."""
         files = read_prompt_files(self.folder)
         tiles = [tile_image(image, files.image_spec) for image in images]
-        shared = SharedTiles([(ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles])
+        shared = SharedTiles()
         try:
+            shared.copy((ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles)
             for image in shared.inputs:
                 self.runner.take_image(image)
                 self.runner.encode_image(image.key)

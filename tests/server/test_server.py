@@ -54,8 +54,8 @@ def kinds(stream: Stream, event_id: int) -> list[str]:
 
 
 def error_code(finished: inference_pb2.Finished) -> str:
-    names: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
-    return names[finished.error.code]
+    name: str = next(code.name for code in grpc.StatusCode if code.value[0] == finished.error.code)
+    return name
 
 
 def reason(error: status_pb2.Status) -> str:

