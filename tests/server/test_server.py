@@ -25,6 +25,7 @@ from spyglass_server.prompt.tokenizer import TextTokenizer
 Start = Callable[..., Awaitable[TestServer]]
 
 SLOW = FakeLoader(step_s=0.02)
+CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 @pytest.fixture
@@ -54,8 +55,7 @@ def kinds(stream: Stream, event_id: int) -> list[str]:
 
 
 def error_code(finished: inference_pb2.Finished) -> str:
-    name: str = next(code.name for code in grpc.StatusCode if code.value[0] == finished.error.code)
-    return name
+    return CODES[finished.error.code]
 
 
 def reason(error: status_pb2.Status) -> str:
