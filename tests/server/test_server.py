@@ -62,7 +62,7 @@ def reason(error: status_pb2.Status) -> str:
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in error.details)
     assert info.domain == "spyglass"
-    return info.reason
+    return str(info.reason)
 
 
 async def records(server: TestServer, key: str = KEY) -> list[inference_pb2.UsageRecord]:
