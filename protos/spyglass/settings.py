@@ -160,7 +160,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("max-batch", "the most choices that are generated at once", 64, _SERVER, positive_int, "N"),
     Setting(
-        "max-step-tokens", "the most tokens that one step of the engine computes", 2048, _SERVER, positive_int, "N"
+        "max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"
     ),
     Setting(
         "max-pending",

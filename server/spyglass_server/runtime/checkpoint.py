@@ -47,10 +47,11 @@ def _read(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size
     if name == "text.head.weight" and config.text.tied_embeddings:
         return tensors.get("language_model.embed_tokens.weight")[: shape[0]]
     parts = [tensors.get(source) for source in checkpoint_names(name, config)]
-    value = torch.cat(parts) if len(parts) > 1 else parts[0]
-    if value.numel() != shape.numel() or value.shape[0] != shape[0]:
-        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {list(value.shape)}")
-    return value.reshape(shape)
+    fits = len({part.shape[1:] for part in parts}) == 1 and sum(len(part) for part in parts) == shape[0]
+    if not fits or sum(part.numel() for part in parts) != shape.numel():
+        found = ", ".join(str(list(part.shape)) for part in parts)
+        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {found}")
+    return torch.cat(parts).reshape(shape)
 
 
 class _Tensors:

@@ -4,6 +4,7 @@ Owns the sizes of the caches. The server makes a `CheckpointLoader` and sends it
 process; torch is imported only there, when `load` runs.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from spyglass_server.runtime.config import ModelConfig
+
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
 _LONGEST_BY_DEFAULT = 32768
@@ -58,7 +61,8 @@ class CheckpointLoader:
         model = load_model(self.folder, config, dtype, device)
         max_tiles = self.image_cache_bytes // ModelRunner.tile_bytes(model, dtype)
         if max_tiles < config.vision.max_tiles:
-            raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need 4")
+            needed = config.vision.max_tiles
+            raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
         runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
         scheduler = Scheduler(self.limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
@@ -67,10 +71,12 @@ class CheckpointLoader:
     def _max_tokens(self, config: "ModelConfig", room: int) -> int:
         made_for = config.text.max_position
         if self.max_model_len is None:
-            longest = min(made_for, _LONGEST_BY_DEFAULT, room)
-            if longest < 1:
+            if room < 1:
                 raise ValueError("--cache-bytes has no room for a single page")
-            return longest
+            wanted = min(made_for, _LONGEST_BY_DEFAULT)
+            if room < wanted:
+                log.warning("--cache-bytes has room for %d tokens, so the context is not %d", room, wanted)
+            return min(room, wanted)
         if self.max_model_len > made_for:
             raise ValueError(f"--max-model-len is {self.max_model_len}, but the model was made for {made_for} tokens")
         if self.max_model_len > room:

@@ -1,0 +1,116 @@
+"""Loading a checkpoint: what fits, and what is refused with a text for the operator."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import random_checkpoint
+from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.runtime.launch import CheckpointLoader
+
+
+@pytest.fixture
+def loader(tiny_checkpoint: Path) -> CheckpointLoader:
+    return CheckpointLoader(tiny_checkpoint, "auto", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64))
+
+
+def greedy(loader: CheckpointLoader) -> list[int]:
+    core, _ = loader.load()
+    core.submit(EngineRequest(1, tuple(range(5, 25)), max_tokens=8, sampling=SamplingParams(temperature=0.0)))
+    tokens = []
+    while core.has_work:
+        tokens += [event.token for event in core.step() if isinstance(event, TokenOutput)]
+    return tokens
+
+
+def test_the_engine_says_what_it_has_loaded(loader: CheckpointLoader) -> None:
+    _, info = loader.load()
+    assert (info.dtype, info.device, info.max_tokens) == ("float32", "cpu", 4096)
+    assert info.max_image_tiles > 4
+
+
+def test_precision_is_the_checkpoints_unless_it_is_chosen(loader: CheckpointLoader, tmp_path: Path) -> None:
+    half = replace(loader, folder=random_checkpoint(tmp_path / "half", dtype=torch.bfloat16))
+    assert half.load()[1].dtype == "bfloat16"
+    assert replace(half, dtype="float32").load()[1].dtype == "float32"
+
+
+def test_sharded_checkpoints_give_the_same_answers(loader: CheckpointLoader, tmp_path: Path) -> None:
+    sharded = random_checkpoint(tmp_path / "sharded", num_shards=3)
+    assert len(list(sharded.glob("*.safetensors"))) == 3
+    assert greedy(replace(loader, folder=sharded)) == greedy(loader)
+
+
+def test_prefixes_of_other_versions_give_the_same_answers(
+    loader: CheckpointLoader, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for path in tiny_checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def renamed(name: str) -> str:
+        if name.startswith("language_model.lm_head"):
+            return name.removeprefix("language_model.")
+        return "model." + name.replace("language_model.model.", "language_model.")
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({renamed(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert greedy(replace(loader, folder=tmp_path)) == greedy(loader)
+
+
+def test_a_small_cache_shortens_the_context_and_a_smaller_one_is_refused(
+    loader: CheckpointLoader, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, info = replace(loader, cache_bytes=1 << 20).load()
+    assert 0 < info.max_tokens < 4096
+    assert "not 4096" in caplog.text
+    with pytest.raises(ValueError, match="no room"):
+        replace(loader, cache_bytes=100).load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_model_len": 5000}, "made for 4096"),
+        ({"max_model_len": 4000, "cache_bytes": 1 << 20}, "--cache-bytes has room"),
+        ({"image_cache_bytes": 1000}, "--image-cache-bytes"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(loader: CheckpointLoader, change: dict[str, int], message: str) -> None:
+    if change == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ValueError, match=message):
+        replace(loader, **change).load()  # type: ignore[arg-type]
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(
+    loader: CheckpointLoader, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for path in tiny_checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    here = replace(loader, folder=tmp_path)
+    tensors = load_file(weights)
+    first = next(name for name in tensors if "q_proj" in name)
+
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, weights)
+    with pytest.raises(ValueError, match="has no tensor"):
+        here.load()
+    save_file(tensors | {first: torch.zeros(3, 3)}, weights)
+    with pytest.raises(ValueError, match="should have shape"):
+        here.load()
+    weights.write_bytes(b"\x10" + bytes(100))
+    with pytest.raises(ValueError, match="damaged"):
+        here.load()
+    weights.unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match="other weight formats are not loaded"):
+        here.load()
+    config.write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="only 'mllama' is served"):
+        here.load()
