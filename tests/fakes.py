@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +103,7 @@ class FakeLoader:
         if self.bad_token is not None:
             runner.bad_tokens.add(self.bad_token)
         scheduler = Scheduler(self.limits, PagePool(self.num_pages, self.page_size), ImageCache(self.max_tiles))
-        info = EngineInfo("float32", "fake", self.num_pages * self.page_size, self.max_tiles)
+        info = EngineInfo("float32", "fake", self.num_pages * self.page_size, self.max_tiles, self.limits.max_batch)
         return EngineCore(scheduler, runner), info
 
 
@@ -219,7 +219,7 @@ async def run_test_server(
     given = {"grpc": "127.0.0.1:0", "api_key": (KEY,), "bridge_key": BRIDGE_KEY, "drain_timeout": 5.0}
     given |= {"model": str(checkpoint), "data_dir": str(data_dir)}
     config = resolve(SimpleNamespace(**(defaults | given | settings)))  # type: ignore[arg-type]
-    server = Server(replace(config), checkpoint, loader)
+    server = Server(config, checkpoint, loader)
     try:
         await server.start()
         async with aio.insecure_channel(server.address) as channel:

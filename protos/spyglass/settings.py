@@ -71,6 +71,13 @@ def non_negative_float(text: str) -> float:
     return number
 
 
+def positive_float(text: str) -> float:
+    number = non_negative_float(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -159,9 +166,7 @@ SETTINGS: tuple[Setting, ...] = (
         "image-cache-bytes", "memory for keys and values of images, in bytes", 1 << 30, _SERVER, positive_int, "BYTES"
     ),
     Setting("max-batch", "the most choices that are generated at once", 64, _SERVER, positive_int, "N"),
-    Setting(
-        "max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"
-    ),
+    Setting("max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"),
     Setting(
         "max-pending",
         "the most generations in the server, running and waiting; beyond it callers get 429",
@@ -178,7 +183,7 @@ SETTINGS: tuple[Setting, ...] = (
         "the longest time a generation may take, in seconds",
         600.0,
         _BOTH,
-        non_negative_float,
+        positive_float,
         "SECONDS",
     ),
     Setting(

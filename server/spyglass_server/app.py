@@ -25,7 +25,7 @@ from spyglass_server.config import ServerConfig
 from spyglass_server.engine.process import EngineLoader
 from spyglass_server.engine.scheduler import Limits
 from spyglass_server.engine.supervisor import AsyncEngine
-from spyglass_server.ledger import Ledger
+from spyglass_server.ledger import Ledger, lock_data_dir
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.service import InferenceServicer
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-_NUM_WORKERS = 2
+_NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 1.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
@@ -56,6 +56,7 @@ class Server:
         """
         self._config = config
         self._prompts = PromptMaker(folder, config.max_image_pixels, config.chat_template)
+        self._lock = lock_data_dir(config.data_dir)
         self._keys, self.new_key = KeyStore.open(config.data_dir, config.api_keys, config.bridge_key)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
         self._ledger = Ledger(config.data_dir / "usage.sqlite3")
@@ -109,7 +110,8 @@ class Server:
             await self._server.stop(_ABANDON_TIMEOUT_S)
         await self.engine.stop()
         await self._ledger.aclose()
-        self._workers.shutdown(cancel_futures=True)
+        self._lock.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _services(self) -> Services:
         config = self._config

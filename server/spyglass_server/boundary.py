@@ -6,14 +6,15 @@ are open to all; all else takes a key.
 
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from spyglass_server.auth import Identity, KeyStore
-from spyglass_server.errors import SpyglassError, to_status
+from spyglass_server.errors import InvalidRequest, SpyglassError, to_status
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +48,17 @@ class Boundary(aio.ServerInterceptor):
             return handler
         authorization = dict(handler_call_details.invocation_metadata).get("authorization")
         make, behaviour = _shape(handler)
+        parse = _parser(handler)
         guarded: Handler = make(
-            self._guard(behaviour, authorization),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            self._guard(behaviour, authorization, parse), response_serializer=handler.response_serializer
         )
         return guarded
 
-    def _guard(self, behaviour: "Behaviour", authorization: Any) -> "Behaviour":
+    def _guard(self, behaviour: "Behaviour", authorization: Any, parse: Callable[[Any], Any]) -> "Behaviour":
         async def guarded(request: Any, context: "Context") -> Any:
             try:
                 _caller.set(self._keys.check_header(authorization if isinstance(authorization, str) else None))
-                return await behaviour(request, context)
+                return await behaviour(parse(request), context)  # nothing of a stranger's is parsed
             except (aio.AbortError, grpc.RpcError):
                 raise
             except Exception as error:
@@ -67,6 +67,22 @@ class Boundary(aio.ServerInterceptor):
                 await _abort(context, error)
 
         return guarded
+
+
+def _parser(handler: Any) -> Callable[[Any], Any]:
+    """Parses a call's request, or each message of its stream; bytes that do not parse are the caller's fault."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError as error:
+            raise InvalidRequest("a message is not what the protocol says") from error
+
+    async def parse_stream(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield parse(message)
+
+    return parse_stream if handler.request_streaming else parse
 
 
 def _shape(handler: Any) -> "tuple[Callable[..., Any], Behaviour]":

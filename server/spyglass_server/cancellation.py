@@ -21,5 +21,5 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         except Exception:
             break  # raised below, from the task
     if cancelled is not None:
-        raise cancelled
+        raise cancelled from task.exception()
     return task.result()

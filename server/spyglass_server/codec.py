@@ -29,6 +29,9 @@ _MAX_N = 4
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_REQUEST_ID_CHARACTERS = 128
+_MAX_MESSAGES = 4096
+_MAX_PARTS = 4096
+_MAX_JSON_DEPTH = 64
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -126,6 +129,9 @@ def _decode_input(start: inference_pb2.Start, limits: ImageLimits) -> tuple[Inpu
 def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, tuple[bytes | None, ...]]:
     if not chat.messages:
         raise InvalidRequest("at least one message is needed", field="chat.messages")
+    _at_most("chat.messages", chat.messages, _MAX_MESSAGES)
+    if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > _MAX_PARTS:
+        raise InvalidRequest(f"a conversation has at most {_MAX_PARTS} parts and tool calls", field="chat.messages")
     messages: list[Message] = []
     images: list[bytes | None] = []
     fields: list[str] = []
@@ -155,6 +161,8 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
         raise InvalidRequest("a role is needed: system, user, assistant or tool", field=f"{path}.role")
     if message.tool_calls and role != "assistant":
         raise InvalidRequest("only the assistant calls tools", field=f"{path}.tool_calls")
+    if message.tool_call_id and role != "tool":
+        raise InvalidRequest("only a tool's message answers a call", field=f"{path}.tool_call_id")
     calls = tuple(
         ToolCall(call.id, call.name, _json_object(call.arguments_json, f"{path}.tool_calls[{i}].arguments_json"))
         for i, call in enumerate(message.tool_calls)
@@ -165,7 +173,7 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
 def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> bytes | None:
     if message.role != chat_pb2.ROLE_USER:
         raise InvalidImage("images can stand only in user messages", field=field)
-    if part.image.detail == chat_pb2.IMAGE_DETAIL_LOW:
+    if part.image.detail not in (chat_pb2.IMAGE_DETAIL_UNSPECIFIED, chat_pb2.IMAGE_DETAIL_HIGH):
         raise Unsupported(f"{field}.detail")
     match part.image.WhichOneof("source"):
         case "announced":
@@ -226,13 +234,23 @@ def _request_id(given: str) -> str:
 
 
 def _json_object(text: str, field: str) -> dict[str, Any]:
+    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
     try:
         found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict):
-        raise InvalidRequest("a tool call's arguments are a JSON object", field=field)
+    if not isinstance(found, dict) or _is_deeper(found, _MAX_JSON_DEPTH):
+        raise InvalidRequest(f"a tool call's arguments are a JSON object, at most {_MAX_JSON_DEPTH} deep", field=field)
     return found
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _in_range(field: str, value: Number, low: Number, high: Number) -> Number:

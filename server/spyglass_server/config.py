@@ -51,7 +51,15 @@ class ServerConfig:
 
 
 def resolve(options: argparse.Namespace) -> ServerConfig:
-    """Turns parsed options into the configuration."""
+    """Turns parsed options into the configuration.
+
+    Raises:
+        ValueError: two settings contradict each other.
+    """
+    if options.max_step_tokens < options.max_batch:
+        raise ValueError(
+            "--max-step-tokens must be at least --max-batch: each choice in the batch takes a token a step"
+        )
     folder = None if options.model == "demo" else Path(options.model).expanduser()
     default_name = folder.resolve().name if folder else "spyglass-demo"
     cached = options.price_input if options.price_cached_input is None else options.price_cached_input

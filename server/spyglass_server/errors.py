@@ -12,6 +12,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "spyglass"
+_MAX_MESSAGE_CHARACTERS = 500
+"""Texts may quote a request, but must fit into a frame and into gRPC's trailing metadata."""
 
 
 class SpyglassError(Exception):
@@ -26,8 +28,8 @@ class SpyglassError(Exception):
     def __init__(
         self, message: str, *, field: str | None = None, reason: str | None = None, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = message[:_MAX_MESSAGE_CHARACTERS]
+        super().__init__(self.message)
         self.field = field
         self.reason = reason or self.default_reason
         self.retry_after_s = retry_after_s

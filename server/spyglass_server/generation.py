@@ -91,7 +91,7 @@ class Generation:
         except Exception as problem:
             error = problem
             if not isinstance(problem, SpyglassError):
-                log.exception("a generation failed")
+                log.exception("generation %r failed", self._start.request_id[:128])
         self._may_be_ended = False
         await to_the_end(self._close(error))
         if isinstance(error, asyncio.CancelledError):
@@ -117,10 +117,15 @@ class Generation:
         prompt = await services.prepare(spec, images)
         await services.engine.wait_ready()
         max_tokens = self._fit(spec, prompt)
-        self._prompt_tokens = len(prompt.tokens)
-        await to_the_end(self._open_record(payer, spec.request_id, model))
-        self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens=0))
-        await self._generate(spec, prompt, payer, max_tokens)
+        tiles = SharedTiles()
+        try:
+            await services.share(tiles, prompt, payer.key_id)
+            self._prompt_tokens = len(prompt.tokens)
+            await to_the_end(self._open_record(payer, spec.request_id, model))
+            self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens=0))
+            await self._generate(spec, prompt, tiles, max_tokens)
+        finally:
+            tiles.release()
 
     async def _open_record(self, payer: Identity, request_id: str, model: str) -> None:
         """From here on the generation is metered."""
@@ -136,7 +141,7 @@ class Generation:
             return self._identity
         if spec.caller_key is None:
             raise InvalidRequest("a gateway names the caller of each generation", field="caller")
-        return self._services.keys.check(spec.caller_key)
+        return self._services.keys.check_caller(spec.caller_key)
 
     def _fit(self, spec: codec.Spec, prompt: Prompt) -> int:
         """How many tokens a choice may have."""
@@ -149,19 +154,22 @@ class Generation:
                 f"and its answer would have {'at least 1' if spec.max_tokens is None else spec.max_tokens}",
                 field="stopping.max_tokens" if spec.max_tokens and room > 0 else None,
             )
+        if spec.n > info.max_choices:
+            raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
+        if any(token >= self._services.prompts.vocab_size for token in spec.stop_token_ids):
+            raise InvalidRequest("the model has no such token", field="stopping.token_ids")
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
         return spec.max_tokens or min(room, codec.MAX_TOKENS)
 
-    async def _generate(self, spec: codec.Spec, prompt: Prompt, payer: Identity, max_tokens: int) -> None:
+    async def _generate(self, spec: codec.Spec, prompt: Prompt, tiles: SharedTiles, max_tokens: int) -> None:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
         stop_token_ids = spec.stop_token_ids | (
             frozenset() if spec.ignore_eos else self._services.prompts.stop_token_ids
         )
         self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
-        tiles = SharedTiles()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request_id = engine.next_id()
 
@@ -180,8 +188,7 @@ class Generation:
                         return
                     self._emit(codec.delta(self._id, index, *delta))
                     if choices.is_done:
-                        engine.finish(request_id)
-                        settle(None)
+                        settle(None)  # and the engine is told to stop, whatever it still computes
                     elif event.finish is None and delta.finish is not None:
                         engine.cancel_choice(request_id, index)
                 case ImagesTaken():
@@ -192,23 +199,21 @@ class Generation:
                 case EngineDied():
                     settle(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
 
+        request = EngineRequest(
+            id=request_id,
+            tokens=prompt.tokens,
+            max_tokens=max_tokens,
+            stop_token_ids=stop_token_ids,
+            sampling=spec.sampling,
+            n=spec.n,
+            images=tiles.inputs,
+            image_positions=prompt.image_positions,
+        )
         try:
-            await self._services.share(tiles, prompt, payer.key_id)
-            request = EngineRequest(
-                id=request_id,
-                tokens=prompt.tokens,
-                max_tokens=max_tokens,
-                stop_token_ids=stop_token_ids,
-                sampling=spec.sampling,
-                n=spec.n,
-                images=tiles.inputs,
-                image_positions=prompt.image_positions,
-            )
             engine.submit(request, on_event)
             await done
         finally:
             engine.cancel(request_id)
-            tiles.release()
 
     async def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
@@ -216,7 +221,10 @@ class Generation:
         if self._record is not None:
             usage = self._usage()
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
-            await self._services.ledger.close(self._record, usage.completion_tokens, usage.estimated_cost, outcome)
+            try:
+                await self._services.ledger.close(self._record, usage.completion_tokens, usage.estimated_cost, outcome)
+            except Exception:  # the caller has the answer and must learn that it is whole
+                log.exception("the usage of %r could not be written: %r", self._start.request_id, usage)
         self._emit(codec.finished(self._id, usage, to_status(error) if error is not None else None))
 
     def _usage(self) -> inference_pb2.Usage:

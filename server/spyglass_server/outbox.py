@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2
 
+_FRAME_BYTES = 1 << 20
+"""A frame ends with the event that passes this size; clients take 4 MiB, and an event is far smaller."""
+
 
 class Outbox:
     """The events of one stream; one reader takes frames, anyone may push."""
@@ -56,8 +59,16 @@ class Outbox:
                 self._wake.set()
 
     def _take(self) -> inference_pb2.GenerateResponse:
-        frame = inference_pb2.GenerateResponse(events=self._events, go_away=self._go_away)
-        self._events, self._open_deltas, self._go_away = [], {}, None
+        """Takes the first events, as many as a frame may hold; what is left is for the next."""
+        count = size = 0
+        while count < len(self._events) and size < _FRAME_BYTES:
+            size += self._events[count].ByteSize()
+            count += 1
+        frame = inference_pb2.GenerateResponse(events=self._events[:count], go_away=self._go_away)
+        self._events, self._go_away = self._events[count:], None
+        self._open_deltas = {(e.id, e.delta.index): e.delta for e in self._events if e.HasField("delta")}
+        if self._events:
+            self._wake.set()
         return frame
 
 

@@ -69,7 +69,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         images = [data for data in spec.images if data is not None]
         if len(images) < len(spec.images):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
-        prompt = await self._services.prepare(spec, images)
+        with self._services.admission.admit():
+            prompt = await self._services.prepare(spec, images)
         return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens))
 
     async def CheckAccess(  # noqa: N802
@@ -110,7 +111,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _behind(self, gateway: Identity, behind: inference_pb2.Caller) -> Identity:
         if gateway.scope is not Scope.ACT_FOR_OTHERS:
             raise Forbidden("this key may not act for others", field="caller")
-        return self._services.keys.check(behind.bearer_key)
+        return self._services.keys.check_caller(behind.bearer_key)
 
     def _model(self, name: str) -> inference_pb2.Model:
         services, info = self._services, self._services.engine.info

@@ -5,10 +5,8 @@ Owns nothing of its own but the worker threads' use. Knows nothing of the life o
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent import futures
 from dataclasses import dataclass
-from typing import TypeVar
 
 from spyglass_server import codec
 from spyglass_server.admission import Admission
@@ -24,8 +22,6 @@ from spyglass_server.prompt import Prompt, PromptMaker
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -36,7 +32,7 @@ class Services:
     ledger: Ledger
     keys: KeyStore
     admission: Admission
-    workers: Executor
+    workers: futures.Executor
     served_names: tuple[str, ...]
     image_limits: codec.ImageLimits
     prices: Prices
@@ -54,22 +50,27 @@ class Services:
 
     async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
         """Makes the prompt, in a worker thread."""
-        return await self._in_worker(lambda: self.prompts.prepare(spec.input, images))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.workers, self.prompts.prepare, spec.input, images)
 
     async def share(self, tiles: SharedTiles, prompt: Prompt, tenant: str) -> None:
-        """Copies a prompt's images into shared memory, in a worker thread; to the end even when cancelled.
+        """Copies a prompt's images into shared memory, in a worker thread.
 
         Raises:
             Unavailable: there is no room for them.
         """
+        if not prompt.images:
+            return
         images = [
             (ImageKey(tenant, image.digest), image.rows, image.columns, image.pixels.data) for image in prompt.images
         ]
+        job = self.workers.submit(tiles.copy, images)
         try:
-            await to_the_end(self._in_worker(lambda: tiles.copy(images)))
+            await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.cancelled():  # it has begun: its memory must not be freed under it
+                await to_the_end(asyncio.to_thread(futures.wait, [job]))
+            raise
         except OSError as error:
             log.error("no shared memory for images: %s", error)
             raise Unavailable("there is no room for images now", reason="no_image_memory", retry_after_s=1.0) from error
-
-    async def _in_worker(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work)

@@ -7,10 +7,12 @@ import asyncio
 
 from spyglass.v1 import inference_pb2
 from spyglass_server.codec import MAX_CHUNK_BYTES, ImageLimits, Spec
-from spyglass_server.errors import InvalidImage, InvalidRequest
+from spyglass_server.errors import DeadlineExceeded, InvalidImage, InvalidRequest
 from spyglass_server.prompt.prepare import ChatInput
 
 _FIELD = "image_chunk"
+_TIMEOUT_S = 60.0
+"""So long a generation may hold its place while images are on their way."""
 
 
 class Upload:
@@ -52,8 +54,16 @@ class Upload:
             self._check_complete()
 
     async def complete(self) -> list[bytes]:
-        """Waits until all images are there and returns them in reading order."""
-        await self._complete.wait()
+        """Waits until all images are there and returns them in reading order.
+
+        Raises:
+            DeadlineExceeded: they do not arrive in time.
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await self._complete.wait()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the announced images did not arrive within {_TIMEOUT_S:.0f} s") from error
         return [data for data in self._images if data is not None]
 
     def _check_complete(self) -> None:

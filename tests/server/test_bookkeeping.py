@@ -38,6 +38,14 @@ def test_a_key_is_made_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
 
 
+def test_keys_that_contradict_each_other_and_damaged_hashes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--bridge-key must differ"):
+        KeyStore.open(tmp_path, ("a", "b"), "b")
+    (tmp_path / "api-key.sha256").write_text("")
+    with pytest.raises(ValueError, match="remove it"):
+        KeyStore.open(tmp_path, (), None)
+
+
 async def test_a_record_is_opened_and_closed_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "usage.sqlite3")
     record = await ledger.open("k", "r", "m", prompt_tokens=10, cached_tokens=2)

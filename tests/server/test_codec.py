@@ -69,15 +69,17 @@ def test_what_is_not_honoured_is_refused_by_name(field: str) -> None:
     assert refusal.value.reason == "unsupported_parameter"
 
 
+def calling(arguments: str) -> inference_pb2.Start:
+    return message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall(arguments_json=arguments)])
+
+
 WRONG = {
     "chat": inference_pb2.Start(),
     "chat.messages": inference_pb2.Start(chat=chat_pb2.Chat()),
     "chat.messages[0].role": message(parts=[chat_pb2.Part(text="x")]),
     "chat.messages[0].parts[0].image": message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part()]),
     "chat.messages[0].tool_calls": message(role=chat_pb2.ROLE_USER, tool_calls=[chat_pb2.ToolCall()]),
-    "chat.messages[0].tool_calls[0].arguments_json": message(
-        role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall(arguments_json="[" * 100_000)]
-    ),
+    "chat.messages[0].tool_call_id": message(role=chat_pb2.ROLE_USER, tool_call_id="x"),
     "n": chat("hi", n=5),
     "sampling.top_p": sampling(top_p=0.0),
     "sampling.min_p": sampling(min_p=1.5),
@@ -96,6 +98,34 @@ def test_wrong_fields_are_named(field: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         decode(WRONG[field])
     assert refusal.value.field == field
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"a": ' * 100 + "1" + "}" * 100,
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+    ],
+)
+def test_arguments_that_are_no_plain_object_are_refused(arguments: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        decode(calling(arguments))
+    assert refusal.value.field == "chat.messages[0].tool_calls[0].arguments_json"
+
+
+def test_a_conversation_has_a_bounded_number_of_messages_and_parts() -> None:
+    many = inference_pb2.Start(chat=chat_pb2.Chat(messages=[chat_pb2.Message()] * 5000))
+    wide = message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(text="x")] * 5000)
+    for start in (many, wide):
+        with pytest.raises(InvalidRequest) as refusal:
+            decode(start)
+        assert refusal.value.field == "chat.messages"
 
 
 @pytest.mark.parametrize("temperature", [-0.1, 2.1, math.nan, math.inf, -math.inf])

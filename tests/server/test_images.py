@@ -49,6 +49,7 @@ PLAIN = Image.new("RGB", (40, 30), "red")
         encode(PLAIN)[:60],
         encode(PLAIN, "BMP"),
         encode(PLAIN, "TIFF"),
+        encode(PLAIN, "JPEG") + b"\xff\xda" * 101,
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ],
 )

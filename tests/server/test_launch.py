@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,11 +82,11 @@ def test_a_small_cache_shortens_the_context_and_a_smaller_one_is_refused(
         ({"device": "cuda"}, "no CUDA device"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(loader: CheckpointLoader, change: dict[str, int], message: str) -> None:
+def test_settings_that_do_not_fit_are_named(loader: CheckpointLoader, change: dict[str, Any], message: str) -> None:
     if change == {"device": "cuda"} and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ValueError, match=message):
-        replace(loader, **change).load()  # type: ignore[arg-type]
+        replace(loader, **change).load()
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(

@@ -80,10 +80,12 @@ def test_an_image_token_stands_for_each_image_and_literal_ones_are_text(prompts:
     assert len(prompt.images) == 2
 
 
-def test_the_last_message_of_the_assistant_is_continued(prompts: PromptMaker) -> None:
-    chat = ChatInput((Message("user", ("hi",)), Message("assistant", ("Once upon a ",))))
-    tokens = prompts.prepare(chat).tokens
-    assert prompts.tokenizer.encode_text("Once upon a ") == list(tokens[-len("Once upon a ") :])
+@pytest.mark.parametrize("text", ["Once upon a ", "t", "id", "|>", " ", "", "<|eot_id|>"])
+def test_the_last_message_of_the_assistant_is_continued(prompts: PromptMaker, text: str) -> None:
+    asked = Message("user", ("hi",))
+    header = prompts.prepare(ChatInput((asked,))).tokens
+    tokens = prompts.prepare(ChatInput((asked, Message("assistant", (text,))))).tokens
+    assert list(tokens) == [*header, *prompts.tokenizer.encode_text(text)]
 
 
 def test_a_template_that_loses_images_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -101,6 +103,8 @@ def test_a_template_that_loses_images_is_refused_by_name(tiny_checkpoint: Path, 
         "{{ messages[0].content.foo.bar }}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('x' * 10000) }}",
     ],
 )
 def test_a_template_that_refuses_is_named_in_the_error(tiny_checkpoint: Path, tmp_path: Path, source: str) -> None:

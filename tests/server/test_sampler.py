@@ -20,7 +20,8 @@ def draw_many(params: SamplingParams, count: int = 4000) -> dict[int, float]:
 
 
 def test_temperature_zero_takes_the_best() -> None:
-    assert sample(LOGITS, [Draw(0, SamplingParams(temperature=0.0), 0, 0)]) == [0]
+    for temperature in (0.0, 1e-308, 1e-3):
+        assert sample(LOGITS.roll(2), [Draw(0, SamplingParams(temperature=temperature), 0, 0)]) == [2]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import itertools
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,6 +22,7 @@ from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, i
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.scheduler import Limits
 from spyglass_server.engine.supervisor import EngineLoadError
+from spyglass_server.ledger import Ledger
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 Start = Callable[..., Awaitable[TestServer]]
@@ -31,10 +34,12 @@ CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 @pytest.fixture
 async def start(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts servers with the faults that a test wants; they are stopped after it."""
+    numbers = itertools.count()
     async with AsyncExitStack() as stack:
 
         async def start(loader: FakeLoader | None = None, **settings: Any) -> TestServer:
-            run = run_test_server(tiny_checkpoint, tmp_path / "data", loader or FakeLoader(), **settings)
+            data_dir = tmp_path / f"data-{next(numbers)}"
+            run = run_test_server(tiny_checkpoint, data_dir, loader or FakeLoader(), **settings)
             return await stack.enter_async_context(run)
 
         yield start
@@ -501,6 +506,103 @@ async def test_a_killed_engine_fails_its_generations_and_comes_back(start: Start
 async def test_a_model_that_cannot_be_loaded_ends_the_start(start: Start) -> None:
     with pytest.raises(EngineLoadError, match="no such tensor"):
         await start(FakeLoader(fails="no such tensor"))
+
+
+async def test_after_a_stop_string_the_engine_computes_no_more(start: Start) -> None:
+    server = await start(FakeLoader(step_s=0.02, limits=Limits(max_batch=1, max_step_tokens=64), alphabet=(64,)))
+    stream = server.open_stream()
+    await stream.start(1, chat("hi", stopping=options_pb2.Stopping(max_tokens=900, strings=["aa"])))
+    await stream.start(2, tokens(1))  # waits for the one place in the batch
+    async with asyncio.timeout(9):  # the first alone would take 18 s
+        await stream.finish()
+    assert stream.finished(1).usage.completion_tokens == 2
+
+
+async def test_more_choices_than_the_batch_holds_are_refused(start: Start) -> None:
+    server = await start(FakeLoader(limits=Limits(max_batch=2, max_step_tokens=64)))
+    stream = server.open_stream()
+    await stream.start(1, tokens(2, n=3))
+    await stream.start(2, tokens(2, n=2))
+    await stream.finish()
+    assert error_code(stream.finished(1)) == "INVALID_ARGUMENT"
+    assert stream.finished(2).usage.completion_tokens == 4
+
+
+async def test_a_ledger_that_cannot_write_costs_no_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await start()
+
+    async def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Ledger, "close", full)
+    stream = server.open_stream()
+    await stream.start(1, tokens(2))
+    await stream.finish()
+    assert stream.finished(1).usage.completion_tokens == 2
+
+
+async def test_an_engine_that_dies_just_before_the_submit_is_told_as_such(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start()
+    open_record = Ledger.open
+
+    async def open_late(*arguments: Any, **named: Any) -> int:
+        server.kill_engine()
+        while server.server.engine.is_ready:  # noqa: ASYNC110 - the engine tells its server, not tests
+            await asyncio.sleep(0.01)
+        return await open_record(*arguments, **named)
+
+    monkeypatch.setattr(Ledger, "open", open_late)
+    stream = server.open_stream()
+    await stream.start(1, tokens(2))
+    await stream.until(1, "finished")
+    assert reason(stream.finished(1).error) == "engine_restarted"
+    stream.call.cancel()
+
+
+async def test_errors_quote_no_more_than_a_little(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream()
+    await stream.start(1, chat("hi", model="x" * 3_000_000))
+    await stream.start(2, tokens(1))
+    await stream.finish()
+    assert len(stream.finished(1).error.message) <= 500
+    assert error_code(stream.finished(2)) == "OK"
+    with pytest.raises(aio.AioRpcError) as refusal:
+        await server.stub.GetModel(inference_pb2.GetModelRequest(model="x" * 20_000), metadata=auth())
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_bytes_that_are_no_message_are_the_callers_fault(start: Start) -> None:
+    server = await start()
+    channel: Any = server.channel
+    service = "/spyglass.v1.InferenceService"
+    for key, code in ((KEY, grpc.StatusCode.INVALID_ARGUMENT), ("wrong", grpc.StatusCode.UNAUTHENTICATED)):
+        with pytest.raises(aio.AioRpcError) as refusal:
+            await channel.unary_unary(f"{service}/CountTokens")(b"\xff\xff", metadata=auth(key))
+        assert refusal.value.code() is code
+        assert "rror" not in (refusal.value.details() or "")
+    call = channel.stream_stream(f"{service}/Generate")(metadata=auth())
+    await call.write(b"\xff\xff")
+    with pytest.raises(aio.AioRpcError) as refusal:
+        await call.read()
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_gateways_key_is_nobodys_own(start: Start) -> None:
+    server = await start()
+    stream = server.open_stream(BRIDGE_KEY)
+    await stream.start(1, tokens(1, caller=inference_pb2.Caller(bearer_key=BRIDGE_KEY)))
+    await stream.finish()
+    assert error_code(stream.finished(1)) == "UNAUTHENTICATED"
+
+
+async def test_one_data_folder_serves_one_server(start: Start, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    await start()
+    with pytest.raises(ValueError, match="another server uses"):
+        async with run_test_server(tiny_checkpoint, tmp_path / "data-0", FakeLoader()):
+            pass
 
 
 async def test_draining_lets_what_runs_end_and_refuses_the_rest(start: Start) -> None:

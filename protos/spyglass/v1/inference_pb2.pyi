@@ -271,7 +271,9 @@ Global___Caller: _TypeAlias = Caller  # noqa: Y015
 
 @_typing.final
 class ImageChunk(_message.Message):
-    """A piece of an announced image. Pieces of one image come in order."""
+    """A piece of an announced image. Pieces of one image come in order; one that is not awaited ends the
+    generation with INVALID_ARGUMENT.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -819,9 +821,7 @@ class CountTokensRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___Start:
-        """The generation that would be started. Its images must be inline, and only its model and input
-        are looked at.
-        """
+        """The generation that would be started. Its images must be inline. All of it is validated."""
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ random, so a slow hash would add nothing. Knows nothing of gRPC or HTTP.
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from enum import Enum
@@ -45,7 +46,12 @@ class KeyStore:
 
         Without one, the key of an earlier start is used, and on the first start one is made: its hash is
         stored in `data_dir`, and the key is returned to be shown this once.
+
+        Raises:
+            ValueError: the keys contradict each other, or the stored hash is damaged.
         """
+        if bridge_key in api_keys:
+            raise ValueError("--bridge-key must differ from every --api-key")
         keys = {_digest(key): Identity(_key_id(_digest(key)), Scope.GENERATE) for key in api_keys}
         made = None
         if not keys:
@@ -67,6 +73,13 @@ class KeyStore:
                 return identity
         raise Unauthenticated
 
+    def check_caller(self, key: str) -> Identity:
+        """The same for the key of an end user, for whom a gateway calls: no gateway's own."""
+        identity = self.check(key)
+        if identity.scope is Scope.ACT_FOR_OTHERS:
+            raise Unauthenticated
+        return identity
+
     def check_header(self, header: str | None) -> Identity:
         """The same for the value of an authorization header: Bearer KEY."""
         scheme, _, key = (header or "").partition(" ")
@@ -87,9 +100,15 @@ def _stored_or_new(data_dir: Path) -> tuple[bytes, str | None]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = data_dir / _FILE
     if path.exists():
-        return bytes.fromhex(path.read_text("ascii").strip()), None
+        stored = path.read_text("ascii", "replace").strip()
+        if not re.fullmatch("[0-9a-f]{64}", stored):
+            raise ValueError(f"{path} does not hold a key's hash; remove it, and a new key is made")
+        return bytes.fromhex(stored), None
     key = _PREFIX + secrets.token_urlsafe(32)
     digest = _digest(key)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(digest.hex() + "\n")
+    partial.rename(path)
     return digest, key

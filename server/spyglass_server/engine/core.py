@@ -38,16 +38,18 @@ class EngineCore:
 
     def submit(self, request: EngineRequest) -> list[Event]:
         """Takes a request in and copies its images, so that their shared memory may go."""
+        self._requests[request.id] = request
         try:
             for image in request.images:
                 if image.key not in self._images:
                     self._runner.take_image(image)
                 self._images.setdefault(image.key, set()).add(request.id)
+            self._scheduler.submit(request)
+        except FileNotFoundError as error:  # its cancel, which frees the memory, is right behind it
+            self._forget_ended([request.id])
+            return [RequestFailed(request.id, repr(error))]
         except Exception as error:
-            self._requests[request.id] = request
             return [self._fail(request.id, error)]
-        self._requests[request.id] = request
-        self._scheduler.submit(request)
         return [ImagesTaken(request.id)] if request.images else []
 
     def cancel(self, request_id: int, index: int | None = None) -> None:

@@ -103,13 +103,15 @@ class AsyncEngine:
         return next(self._ids)
 
     def submit(self, request: EngineRequest, on_event: OnEvent) -> None:
-        """Begins a request. `on_event` hears everything about it, on the event loop, until it ends."""
-        assert self._process is not None
+        """Begins a request. `on_event` hears everything about it, on the event loop, until `cancel`."""
+        if self._process is None:  # it has died since `wait_ready`
+            on_event(EngineDied())
+            return
         self._running[request.id] = on_event
         self._process.send(Submit(request))
 
     def cancel(self, request_id: int) -> None:
-        """Drops a request; nothing more is heard of it."""
+        """Drops a request, which may have ended by itself; nothing more is heard of it."""
         if self._running.pop(request_id, None) and self._process:
             self._process.send(CancelRequest(request_id))
 
@@ -119,8 +121,18 @@ class AsyncEngine:
             self._process.send(CancelChoice(request_id, index))
 
     def _launch(self) -> None:
-        self._restart = None
         self._process = EngineProcess(self._loader, self._on_message)
+
+    def _relaunch(self) -> None:
+        try:
+            self._launch()
+        except OSError:
+            log.exception("the engine process cannot be started")
+            self._launch_later()
+
+    def _launch_later(self) -> None:
+        self._restart = asyncio.get_running_loop().call_later(self._backoff_s, self._relaunch)
+        self._backoff_s = min(self._backoff_s * 2, _LAST_BACKOFF_S)
 
     def _on_message(self, message: Message | None) -> None:
         match message:
@@ -172,9 +184,4 @@ class AsyncEngine:
         if self._stopping:
             return
         log.error("the engine process died under %d requests; it starts again", len(running))
-        self._restart = asyncio.get_running_loop().call_later(self._backoff_s, self._launch)
-        self._backoff_s = min(self._backoff_s * 2, _LAST_BACKOFF_S)
-
-    def finish(self, request_id: int) -> None:
-        """Says that a request has ended of itself and nothing more is to be heard of it."""
-        self._running.pop(request_id, None)
+        self._launch_later()

@@ -117,13 +117,15 @@ class EngineInfo:
     """What the engine has loaded and what fits it.
 
     `max_tokens` is the longest sequence (prompt and answer) that model, limits and cache allow.
-    `max_image_tiles` is how many tiles of images one request may hold.
+    `max_image_tiles` is how many tiles of images one request may hold, `max_choices` how many choices
+    it may have.
     """
 
     dtype: str
     device: str
     max_tokens: int
     max_image_tiles: int
+    max_choices: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ def read_prompt_files(folder: Path) -> PromptFiles:
         ValueError: it is not a Mllama checkpoint, or a file does not say what it should.
         OSError: a file cannot be read.
     """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json")
     config = _json(folder / "config.json")
     if config.get("model_type") != "mllama":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; only 'mllama' is served")

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from spyglass_server.errors import InvalidImage
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_MAX_JPEG_SCANS = 100
+"""Progressive pictures have about ten; each costs a pass over all pixels, however few bytes it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ def decode_image(data: bytes, max_pixels: int, field: str) -> Image.Image:
                 raise InvalidImage(
                     f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed", field=field
                 )
+            if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+                raise InvalidImage(f"the JPEG image has more than {_MAX_JPEG_SCANS} scans", field=field)
             image.load()  # the first frame, if there are several
             return _to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

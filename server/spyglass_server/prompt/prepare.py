@@ -62,7 +62,7 @@ class PromptMaker:
         files = read_prompt_files(folder)
         self.tokenizer = TextTokenizer(files.tokenizer_path)
         self.stop_token_ids = files.stop_token_ids
-        self._vocab_size = files.vocab_size
+        self.vocab_size = files.vocab_size
         self._image_token_id = files.image_token_id
         self._image_spec = files.image_spec
         self._max_image_pixels = max_image_pixels
@@ -114,5 +114,5 @@ class PromptMaker:
                 )
         elif positions:
             raise InvalidRequest("the image token can stand only in chat messages, with an image", field=field)
-        if max(tokens) >= self._vocab_size and any(t >= self._vocab_size and t != self._image_token_id for t in tokens):
+        if max(tokens) >= self.vocab_size and any(t >= self.vocab_size and t != self._image_token_id for t in tokens):
             raise InvalidRequest(f"the model has no token {max(tokens)}", field=field)

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from spyglass_server.errors import InvalidRequest
 
 _PRIVATE = range(0xE000, 0xF8FF)
+_MAX_REASON_CHARACTERS = 300
 
 LLAMA3_TEMPLATE = """\
 {{- bos_token }}
@@ -94,28 +95,31 @@ class ChatTemplate:
         Raises:
             InvalidRequest: the template refuses the conversation.
         """
-        protect, restore = self._protection(messages)
+        protect, restore, mark = self._protection(messages)
         turns = [_turn(message, protect) for message in messages]
         continued = messages[-1].role == "assistant" and not messages[-1].tool_calls
+        if continued:
+            turns[-1]["content"] += mark
         try:
             text = self._template.render(messages=turns, add_generation_prompt=not continued, **self._variables)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses this conversation ({error}); "
-                "the operator can choose another with --chat-template",
-                field="chat.messages",
-            ) from error
-        return (_cut_after_last(text, turns[-1]) if continued else text), restore
+        except Exception as error:  # a template can raise anything
+            raise _refusal(restore(str(error))) from error
+        if continued:
+            text, found, _ = text.partition(mark)  # what the template puts after it would end the turn
+            if not found:
+                raise _refusal("it leaves out the message to go on with")
+        return text, restore
 
-    def _protection(self, messages: Sequence[Message]) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    def _protection(self, messages: Sequence[Message]) -> tuple[Callable[[str], str], Callable[[str], str], str]:
+        """How to replace characters, how to put them back, and one more character that stands nowhere."""
         used = {c for message in messages for text in _texts(message) for c in text if ord(c) in _PRIVATE}
-        free = (chr(code) for code in _PRIVATE if chr(code) not in used)
-        there = dict(zip(self._first_characters, free, strict=False))
-        if len(there) < len(self._first_characters):
+        mark, *free = [chr(code) for code in _PRIVATE if chr(code) not in used] or [""]
+        if len(free) < len(self._first_characters):
             raise InvalidRequest("the text uses too many private characters", field="chat.messages")
+        there = dict(zip(self._first_characters, free, strict=False))
         forth = str.maketrans(there)
         back = str.maketrans({private: character for character, private in there.items()})
-        return lambda text: text.translate(forth), lambda text: text.translate(back)
+        return lambda text: text.translate(forth), lambda text: text.translate(back), mark
 
 
 def _texts(message: Message) -> Iterable[str]:
@@ -159,14 +163,12 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
             return value
 
 
-def _cut_after_last(text: str, turn: dict[str, Any]) -> str:
-    """Drops what the template put after the last turn's content, so that the model goes on with it."""
-    content = turn["content"]
-    last = content if isinstance(content, str) else content[-1].get("text", "")
-    for end in (last, last.strip()):  # templates may trim
-        if end and (at := text.rfind(end)) >= 0:
-            return text[: at + len(end)]
-    raise InvalidRequest("an assistant's last message must have text to go on with", field="chat.messages")
+def _refusal(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the model's chat template refuses this conversation ({reason[:_MAX_REASON_CHARACTERS]}); "
+        "the operator can choose another with --chat-template",
+        field="chat.messages",
+    )
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

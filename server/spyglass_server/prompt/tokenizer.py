@@ -44,12 +44,11 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text: a control token's string in it is just text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return _encode(self._plain, text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a ready prompt: control tokens are parsed, and it begins with the begin token just once."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = _encode(self._tokenizer, text)
         prefix = self._tokenizer.encode("", add_special_tokens=True).ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
@@ -63,6 +62,12 @@ class TextTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for in an answer; none for a control token or an unknown id."""
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    # As a batch of one: only the batch's method lets other threads run meanwhile.
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 def _any_of(strings: dict[str, int]) -> re.Pattern[str] | None:

@@ -66,7 +66,9 @@ class CheckpointLoader:
         runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
         scheduler = Scheduler(self.limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
-        return EngineCore(scheduler, runner), EngineInfo(name, device.type, max_tokens, max_tiles)
+        return EngineCore(scheduler, runner), EngineInfo(
+            name, device.type, max_tokens, max_tiles, self.limits.max_batch
+        )
 
     def _max_tokens(self, config: "ModelConfig", room: int) -> int:
         made_for = config.text.max_position

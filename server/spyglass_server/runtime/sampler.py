@@ -48,7 +48,8 @@ def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
     picked = logits[[draw.row for draw in draws]].double()
-    scaled, order = (picked / column([d.params.temperature for d in draws])).sort(dim=-1, descending=True, stable=True)
+    below_best = picked - picked.amax(dim=-1, keepdim=True)  # stays finite at any temperature
+    scaled, order = (below_best / column([d.params.temperature for d in draws])).sort(descending=True, stable=True)
     probs = scaled.softmax(dim=-1)
     rank = torch.arange(probs.shape[1], device=logits.device)[None]
     top_k = column([d.params.top_k or probs.shape[1] for d in draws])

@@ -1,0 +1,184 @@
+"""What users see when something breaks, and what is left behind: nothing."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from pictures import data_uri, noise
+from stack import Stack, UsageRow, descendants, wait_gone
+
+pytestmark = pytest.mark.slow
+
+NUM_STREAMS = 8
+PATIENCE_S = 20.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def endless_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights that never choose to stop."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "endless"
+    shutil.copytree(tiny_checkpoint, folder)
+    never_chosen = json.loads((folder / "config.json").read_text())["image_token_index"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": never_chosen}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endless(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Serves at most eight callers at once."""
+    options = ("--model", str(endless_checkpoint), "--max-pending", str(NUM_STREAMS))
+    with Stack(tmp_path_factory.mktemp("endless"), *options) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def http(endless: Stack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"Authorization": f"Bearer {endless.key}"}
+    async with aiohttp.ClientSession(base_url=endless.http, headers=headers) as session:
+        yield session
+
+
+def question(**fields: Any) -> dict[str, Any]:
+    """A request whose answer fills the context, unless the fields say otherwise."""
+    return {"model": "endless", "messages": [{"role": "user", "content": "Go on and on."}], **fields}
+
+
+async def begin(http: aiohttp.ClientSession, held: AsyncExitStack, **fields: Any) -> aiohttp.ClientResponse:
+    """Starts a stream that is closed with `held`, and returns it once its answer has begun."""
+    post = http.post("/v1/openai/chat/completions", json=question(stream=True, **fields))
+    response = await held.enter_async_context(post)
+    assert response.status == 200, await response.text()
+    for _ in range(2):  # the role, then text
+        assert await response.content.readuntil(b"\n\n")
+    return response
+
+
+async def ask(http: aiohttp.ClientSession, **fields: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers of an answer without a stream."""
+    async with http.post("/v1/openai/chat/completions", json=question(**fields)) as response:
+        return response.status, await response.json(), {str(name): value for name, value in response.headers.items()}
+
+
+async def records_closed(stack: Stack, timeout_s: float = PATIENCE_S) -> list[UsageRow]:
+    """Waits until no generation runs, by the ledger, and returns its records."""
+    async with asyncio.timeout(timeout_s):
+        while not all(row.outcome for row in stack.usage()):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+    return stack.usage()
+
+
+async def test_a_killed_engine_ends_its_streams_with_errors_and_comes_back(
+    endless: Stack, http: aiohttp.ClientSession
+) -> None:
+    before = len(await records_closed(endless))
+    killed = endless.engine_pid()
+    async with AsyncExitStack() as held:
+        streams = await asyncio.gather(*(begin(http, held) for _ in range(NUM_STREAMS)))
+        os.kill(killed, signal.SIGKILL)
+        rests = await asyncio.gather(*(stream.text() for stream in streams))
+    for rest in rests:
+        *_, last, end = rest.split("\n\n")
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], error["code"], end) == ("server_error", "engine_restarted", "")
+        assert "[DONE]" not in rest
+    async with asyncio.timeout(PATIENCE_S):
+        status, answer, _ = await ask(http, max_tokens=5)
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 5)
+    assert endless.engine_pid() != killed
+    rows = (await records_closed(endless))[before:]
+    assert [row.outcome for row in rows] == ["UNAVAILABLE"] * NUM_STREAMS + ["OK"]
+    assert all(row.completion_tokens > 0 for row in rows)
+    assert all(
+        row.cost_usd == pytest.approx(row.prompt_tokens * 0.35e-6 + row.completion_tokens * 0.4e-6) for row in rows
+    )
+
+
+async def test_a_full_queue_says_when_to_come_back_and_leaving_makes_room(
+    endless: Stack, http: aiohttp.ClientSession
+) -> None:
+    before = len(await records_closed(endless))
+    async with AsyncExitStack() as held:
+        for _ in range(NUM_STREAMS - 1):
+            await begin(http, held)
+        leaver = AsyncExitStack()
+        leaving = await begin(http, leaver)
+        status, answer, headers = await ask(http)
+        assert (status, answer["error"]["type"]) == (429, "rate_limit_error")
+        assert int(headers["Retry-After"]) >= 1
+        leaving.close()
+        await leaver.aclose()
+        async with asyncio.timeout(2):
+            while (await ask(http, max_tokens=1))[0] == 429:
+                pass
+        outcomes = [row.outcome for row in endless.usage()[before:]]
+        assert sorted(outcomes) == [""] * (NUM_STREAMS - 1) + ["CANCELLED", "OK"]
+    rows = (await records_closed(endless, timeout_s=2))[before:]
+    assert sorted(row.outcome for row in rows) == ["CANCELLED"] * NUM_STREAMS + ["OK"]
+
+
+async def test_a_caller_who_leaves_without_a_stream_frees_its_place(
+    endless: Stack, http: aiohttp.ClientSession
+) -> None:
+    before = len(await records_closed(endless))
+    asking = asyncio.create_task(ask(http))
+    async with asyncio.timeout(PATIENCE_S):
+        while len(endless.usage()) == before:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    [row] = (await records_closed(endless, timeout_s=2))[before:]
+    assert row.outcome == "CANCELLED"
+
+
+async def test_no_shared_memory_is_left_behind(endless: Stack, http: aiohttp.ClientSession) -> None:
+    def blocks() -> set[str]:
+        return {path.name for path in SHARED_MEMORY.glob("psm_*")}
+
+    def look(seed: int) -> dict[str, Any]:
+        part = {"type": "image_url", "image_url": {"url": data_uri(noise((56, 56), seed))}}
+        return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]}
+
+    before = blocks()
+    for round_number in range(2):
+        async with AsyncExitStack() as held:
+            await asyncio.gather(*(begin(http, held, **look(seed)) for seed in range(4)))
+            late = [asyncio.create_task(ask(http, **look(seed))) for seed in range(4)]
+            os.kill(endless.engine_pid(), signal.SIGKILL)
+            statuses = [status for status, *_ in await asyncio.gather(*late)]
+        assert set(statuses) <= {200, 503}, round_number
+        await records_closed(endless)
+        assert (await ask(http, max_tokens=1, **look(9)))[0] == 200
+    suspects = blocks() - before
+    async with asyncio.timeout(PATIENCE_S):
+        while suspects & blocks():  # noqa: ASYNC110 - those of other programs come and go
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("drain_s", "outcome"), [("0", "UNAVAILABLE"), ("30", "OK")])
+async def test_a_stop_signal_ends_everything_and_leaves_no_process(
+    endless_checkpoint: Path, tmp_path: Path, drain_s: str, outcome: str
+) -> None:
+    options = ("--model", str(endless_checkpoint), "--drain-timeout", drain_s)
+    with Stack(tmp_path / "data", *options) as stack:
+        processes = [stack.serve_pid, *descendants(stack.serve_pid)]
+        assert len(processes) >= 4  # serve, server, engine, bridge
+        headers = {"Authorization": f"Bearer {stack.key}"}
+        async with aiohttp.ClientSession(base_url=stack.http, headers=headers) as http, AsyncExitStack() as held:
+            stream = await begin(http, held, max_tokens=2000)
+            stopping = asyncio.create_task(asyncio.to_thread(stack.stop))
+            rest = await stream.text()
+            assert await stopping == 0
+    assert wait_gone(processes)
+    assert [row.outcome for row in stack.usage()] == [outcome]
+    assert rest.endswith("data: [DONE]\n\n") == (outcome == "OK")
+    assert ('"error"' in rest) == (outcome != "OK")

@@ -1,0 +1,50 @@
+"""Frames: everything in order, merged while nobody reads, and never too large."""
+
+from spyglass.v1 import inference_pb2
+from spyglass_server import codec
+from spyglass_server.engine.types import FinishReason
+from spyglass_server.outbox import Outbox
+
+
+async def frames(outbox: Outbox) -> list[inference_pb2.GenerateResponse]:
+    outbox.close()
+    return [frame async for frame in outbox.frames()]
+
+
+async def test_deltas_of_a_choice_merge_until_they_are_taken() -> None:
+    outbox = Outbox()
+    outbox.push(codec.delta(1, 0, "a", [1], None, None))
+    outbox.push(codec.delta(1, 1, "x", [7], None, None))
+    outbox.push(codec.delta(1, 0, "b", [2], FinishReason.STOP, "stop"))
+    outbox.push(codec.finished(1, None, None))
+    (frame,) = await frames(outbox)
+    first, second, last = frame.events
+    assert (first.delta.text, list(first.delta.token_ids), first.delta.stop_string) == ("ab", [1, 2], "stop")
+    assert first.delta.finish_reason == inference_pb2.FINISH_REASON_STOP
+    assert second.delta.index == 1
+    assert last.HasField("finished")
+
+
+async def test_a_slow_reader_gets_frames_of_bounded_size_and_everything() -> None:
+    outbox = Outbox()
+    for step in range(40):
+        for event_id in range(256):
+            outbox.push(codec.delta(event_id, 0, f"{step:500d}", [step], None, None))
+    taken = await frames(outbox)
+    assert len(taken) > 3
+    assert max(frame.ByteSize() for frame in taken) < 2 << 20
+    texts = {event.id: event.delta.text for frame in taken for event in frame.events}
+    assert texts == {event_id: "".join(f"{step:500d}" for step in range(40)) for event_id in range(256)}
+
+
+async def test_what_is_pushed_behind_a_full_frame_still_merges() -> None:
+    outbox = Outbox()
+    for event_id in range(3):
+        outbox.push(codec.delta(event_id, 0, "x" * (1 << 20), [0], None, None))
+    reader = outbox.frames()
+    assert [event.id for event in (await anext(reader)).events] == [0]
+    outbox.push(codec.delta(2, 0, "y", [1], None, None))
+    outbox.push(codec.delta(0, 0, "z", [1], None, None))
+    outbox.close()
+    rest = [(event.id, event.delta.text[-1]) async for frame in reader for event in frame.events]
+    assert rest == [(1, "x"), (2, "y"), (0, "z")]
