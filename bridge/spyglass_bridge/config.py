@@ -27,7 +27,7 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True)
 class BridgeConfig:
-    """What one bridge process needs to know. `request_timeout_s` 0 leaves the limit to the server."""
+    """What one bridge process needs to know."""
 
     bridge_key: str
     http: Address = TcpAddress("127.0.0.1", 8000)

@@ -6,8 +6,6 @@ Owns the names that OpenAI's parameters have in the protocol. Knows nothing of J
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from google.protobuf import duration_pb2
-
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_bridge.errors import ApiError, invalid, unsupported
 from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
@@ -83,10 +81,7 @@ def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
         n=request.n,
         caller=inference_pb2.Caller(bearer_key=context.caller_key),
     )
-    if context.timeout_s:
-        duration = duration_pb2.Duration()
-        duration.FromNanoseconds(int(context.timeout_s * 1e9))
-        start.timeout.CopyFrom(duration)
+    start.timeout.FromNanoseconds(int(context.timeout_s * 1e9))
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options is only for a stream.", "stream_options")
     if start.ByteSize() > _MAX_START_BYTES:

@@ -48,7 +48,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
             max_image_bytes=config.max_image_bytes,
         ),
     )
-    deadline = _deadline(config.request_timeout_s)
+    deadline = asyncio.get_running_loop().time() + config.request_timeout_s + _GRACE_S
     async with services.link.generate(chat.start) as generation:
         try:
             async with asyncio.timeout_at(deadline):
@@ -74,7 +74,7 @@ async def _answer_at_once(generation: LinkedGeneration, ask: ChatRequest) -> web
 
 
 async def _answer_as_stream(
-    request: web.Request, generation: LinkedGeneration, ask: ChatRequest, deadline: float | None
+    request: web.Request, generation: LinkedGeneration, ask: ChatRequest, deadline: float
 ) -> web.StreamResponse:
     include_usage = ask.stream_options.include_usage if ask.stream_options else None
     encoder = ChunkEncoder(AnswerHead(ask.model), ask.n or 1, UsageForm.of(include_usage))
@@ -128,10 +128,6 @@ def _check(update: Update) -> None:
     """Raises the ApiError of a generation that did not end well."""
     if update.finished is not None and update.finished.HasField("error"):
         raise from_status(update.finished.error)
-
-
-def _deadline(timeout_s: float) -> float | None:
-    return asyncio.get_running_loop().time() + timeout_s + _GRACE_S if timeout_s else None
 
 
 def _timed_out() -> ApiError:
