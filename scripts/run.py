@@ -67,11 +67,14 @@ def main() -> int:
     }
     http = environ.get("SPYGLASS_HTTP") or "127.0.0.1:8000"
     model = environ.get("SPYGLASS_MODEL") or "demo"
+    url = f"http://{http}"
+    if is_ready(url):
+        print(f"{url} is taken by another Spyglass; SPYGLASS_HTTP and SPYGLASS_GRPC choose other addresses")
+        return 1
     default_name = "spyglass-demo" if model == "demo" else Path(model).resolve().name
     server = subprocess.Popen([sys.executable, "-m", "spyglass_client", "serve"], env=environ)
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's Ctrl-C reaches `spyglass serve` by itself
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-    url = f"http://{http}"
     while server.poll() is None and not is_ready(url):
         time.sleep(POLL_S)
     if server.poll() is None:

@@ -33,13 +33,27 @@ async def http_is_ready(address: str, path: str = "/ready") -> bool:
         return False
 
 
+async def is_listening(address: str) -> bool:
+    """Whether anything takes connections at HOST:PORT or unix:PATH."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            _, writer = await _connect(address)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if address.startswith("unix:"):
+        return await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    host, _, port = dialable(address).rpartition(":")
+    return await asyncio.open_connection(host.strip("[]"), int(port))
+
+
 async def _get_status(address: str, path: str) -> bytes:
     """The status code of the answer; empty when there is none."""
-    if address.startswith("unix:"):
-        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
-    else:
-        host, _, port = dialable(address).rpartition(":")
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    reader, writer = await _connect(address)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()

@@ -17,7 +17,7 @@ from typing import Any
 from spyglass.settings import to_environ
 from spyglass_client.aio import AsyncClient
 from spyglass_client.errors import SpyglassError
-from spyglass_client.probes import grpc_is_serving, http_is_ready
+from spyglass_client.probes import grpc_is_serving, http_is_ready, is_listening
 from spyglass_client.supervisor import Program, Supervisor
 from spyglass_client.target import dialable
 
@@ -72,6 +72,10 @@ async def banner(settings: Mapping[str, Any]) -> str:
 
 
 async def _supervise(settings: Mapping[str, Any]) -> int:
+    for name in ("http", "grpc"):
+        if await is_listening(settings[name]):  # or its answers would be taken for ours
+            raise argparse.ArgumentError(None, f"--{name}: another program listens at {settings[name]}")
+
     async def show_banner() -> None:
         sys.stdout.write(await banner(settings) + "\n")
         sys.stdout.flush()

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -165,6 +166,19 @@ def test_a_port_that_nobody_knows_beforehand_is_refused(option: str, capsys: pyt
     with pytest.raises(SystemExit, match="2"):
         main(["serve", option, "127.0.0.1:0"])
     assert f"{option}: serve needs a port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--http", "--grpc"])
+def test_an_address_where_another_program_listens_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+        other.close()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = {"--http": f"127.0.0.1:{free}", "--grpc": f"127.0.0.1:{free}"} | {option: address}
+        with pytest.raises(SystemExit) as end:
+            main(["serve", *(word for pair in options.items() for word in pair)])
+    assert end.value.code == 2
+    assert f"{option}: another program listens at {address}" in capsys.readouterr().err
 
 
 async def test_probes_say_no_where_nobody_listens(tmp_path: Path) -> None:
