@@ -64,6 +64,7 @@ class Server:
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(loader or _loader(config, folder), self._on_engine_ready)
         self._servicer = InferenceServicer(self._services())
+        self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
         self._stopping = self._stopped = False
         self.address = config.address
@@ -109,6 +110,8 @@ class Server:
         if self._server:
             await self._server.stop(_ABANDON_TIMEOUT_S)
         await self.engine.stop()
+        if self._health_report:
+            await self._health_report
         await self._ledger.aclose()
         self._lock.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -160,6 +163,7 @@ def _add_reflection(server: aio.Server) -> None:
 
 
 def _reflection_handlers(names: tuple[str, ...]) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
+    # The package offers its asyncio servicer only under this private name.
     from grpc_reflection.v1alpha import _async as reflection_async
     from grpc_reflection.v1alpha import reflection_pb2
 
