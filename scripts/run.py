@@ -9,15 +9,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY_FILE = ROOT / ".spyglass" / "dev-key"
 DATA_DIR = ROOT / ".spyglass" / "data"
-POLL_S = 0.2
+BANNERS_MODEL = "  model  "
 
 EXAMPLES = """
 The development key is {key}
@@ -26,18 +23,19 @@ Ask it over HTTP:
 
   curl {url}/v1/openai/chat/completions -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    -d '{{"model": "{model}", "temperature": 0, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
 In the terminal:
 
-  SPYGLASS_GRPC={grpc} SPYGLASS_API_KEY={key} {bin}/spyglass chat "What is the capital of France?"
+  SPYGLASS_GRPC={grpc} SPYGLASS_API_KEY={key} {bin}/spyglass chat --temperature 0 "What is the capital of France?"
 
 From Python, with the openai package:
 
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1/openai", api_key="{key}")
   question = [{{"role": "user", "content": "Name three colours."}}]
-  print(client.chat.completions.create(model="{model}", messages=question).choices[0].message.content)
+  answer = client.chat.completions.create(model="{model}", messages=question, temperature=0, max_tokens=100)
+  print(answer.choices[0].message.content)
 
 Ctrl-C stops it.
 """
@@ -52,12 +50,9 @@ def dev_key() -> str:
     return KEY_FILE.read_text().strip()
 
 
-def is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+def default_name(model: str) -> str:
+    """The name that a checkpoint is served under unless a setting names another."""
+    return "spyglass-demo" if model == "demo" else Path(model).resolve().name
 
 
 def main() -> int:
@@ -65,30 +60,29 @@ def main() -> int:
         "SPYGLASS_API_KEY": os.environ.get("SPYGLASS_API_KEY") or dev_key(),
         "SPYGLASS_DATA_DIR": os.environ.get("SPYGLASS_DATA_DIR") or str(DATA_DIR),
     }
-    http = environ.get("SPYGLASS_HTTP") or "127.0.0.1:8000"
-    model = environ.get("SPYGLASS_MODEL") or "demo"
-    url = f"http://{http}"
-    if is_ready(url):
-        print(f"{url} is taken by another Spyglass; SPYGLASS_HTTP and SPYGLASS_GRPC choose other addresses")
-        return 1
-    default_name = "spyglass-demo" if model == "demo" else Path(model).resolve().name
-    server = subprocess.Popen([sys.executable, "-m", "spyglass_client", "serve"], env=environ)
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's Ctrl-C reaches `spyglass serve` by itself
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-    while server.poll() is None and not is_ready(url):
-        time.sleep(POLL_S)
-    if server.poll() is None:
-        print(
-            EXAMPLES.format(
-                url=url,
-                grpc=environ.get("SPYGLASS_GRPC") or "127.0.0.1:50051",
-                key=environ["SPYGLASS_API_KEY"].split(",")[0],
-                model=(environ.get("SPYGLASS_SERVED_MODEL_NAME") or default_name).split(",")[0],
-                bin=Path(sys.executable).parent,
-            ),
-            flush=True,
-        )
-    return server.wait()
+    names = (environ.get("SPYGLASS_SERVED_MODEL_NAME") or default_name(environ.get("SPYGLASS_MODEL") or "demo")).split(
+        ","
+    )
+    examples = EXAMPLES.format(
+        url="http://" + (environ.get("SPYGLASS_HTTP") or "127.0.0.1:8000").replace("0.0.0.0", "127.0.0.1"),
+        grpc=(environ.get("SPYGLASS_GRPC") or "127.0.0.1:50051").replace("0.0.0.0", "127.0.0.1"),
+        key=environ["SPYGLASS_API_KEY"].split(",")[0],
+        model=names[0].strip(),
+        bin=Path(sys.executable).parent,
+    )
+    command = [sys.executable, "-m", "spyglass_client", "serve"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as server:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's Ctrl-C reaches `spyglass serve` by itself
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        assert server.stdout is not None
+        models_to_come = len(names)
+        for line in server.stdout:
+            print(line, end="", flush=True)
+            if line.startswith(BANNERS_MODEL):
+                models_to_come -= 1
+                if not models_to_come:  # the banner of `spyglass serve` is complete
+                    print(examples, flush=True)
+    return server.returncode
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from spyglass_bridge.errors import ApiError, from_rpc_error, invalid_api_key, se
 
 if TYPE_CHECKING:
     from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-    from spyglass_bridge.link import Metadata
+    from spyglass_bridge.link import Link, Metadata
 
 _BEARER = re.compile(r"(?i:bearer) ([\x21-\x7e]{1,512})")
 _KEEP_S = 2.0
@@ -46,9 +46,10 @@ class _Answer:
 class AccessChecker:
     """Answers of CheckAccess, good and bad, at most 2 s old and bounded in number."""
 
-    def __init__(self, stub: "InferenceServiceAsyncStub", metadata: "Metadata") -> None:
+    def __init__(self, stub: "InferenceServiceAsyncStub", metadata: "Metadata", link: "Link") -> None:
         self._stub = stub
         self._metadata = metadata
+        self._link = link
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
 
     async def check(self, key: str) -> None:
@@ -67,7 +68,8 @@ class AccessChecker:
         try:
             await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _VERDICTS:
+            # Without a link the refusal may mean the bridge's own key, and be no fault of the caller's.
+            if error.code() in _VERDICTS and self._link.is_up:
                 return from_rpc_error(error)
             _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
             raise server_unavailable() from error

@@ -6,7 +6,7 @@ from aiohttp import hdrs, web
 
 from spyglass_bridge.errors import ApiError, invalid
 
-_MAX_WAIT_S = 30.0
+_MAX_WAIT_S = 25.0
 
 
 async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
@@ -15,6 +15,8 @@ async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
         raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise ApiError(415, "The body must not be compressed.", code="unsupported_content_encoding")
+    if request.headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
+        raise ApiError(415, "The only transfer encoding is chunked.", code="unsupported_transfer_encoding")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     try:

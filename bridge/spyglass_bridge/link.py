@@ -150,7 +150,10 @@ class Link:
                 pb.CheckAccessRequest(), metadata=self._metadata, timeout=_WAIT_FOR_SERVER_S, wait_for_ready=True
             )
         except grpc.aio.AioRpcError as error:
-            _log.warning("no stream to the server: %s: %s", error.code().name, error.details())
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                _log.error("the server does not know this bridge's own key: --bridge-key must be the same for both")
+            else:
+                _log.warning("no stream to the server: %s: %s", error.code().name, error.details())
             return None
         _log.info("connected to the server")
         return Stream(self._stub.Generate(metadata=self._metadata))

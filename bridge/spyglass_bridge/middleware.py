@@ -12,10 +12,11 @@ from aiohttp.typedefs import Handler
 from spyglass_bridge.access import bearer_key
 from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.answers import compact_json
-from spyglass_bridge.services import CALLER_KEY, REQUEST_ID, SERVICES
+from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
+_MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
     outcome = "left"
     try:
         response = await handler(request)
-        outcome = str(response.status)
+        outcome = request.get(OUTCOME, str(response.status))
         return response
     finally:
         if request.path not in OPEN_PATHS:
@@ -70,6 +71,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 @web.middleware
 async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Lets only known keys in, before anything of the body is read, and nobody once the bridge is ending."""
+    if sum(len(name) + len(value) for name, value in request.raw_headers) > _MAX_HEADER_BYTES:
+        raise ApiError(431, f"The headers are larger than {_MAX_HEADER_BYTES} bytes.", code="headers_too_large")
     if request.path in OPEN_PATHS:
         return await handler(request)
     services = request.app[SERVICES]

@@ -41,6 +41,8 @@ class Services:
 SERVICES = web.AppKey("services", Services)
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER_KEY = web.RequestKey("caller_key", str)
+OUTCOME = web.RequestKey("outcome", str)
+"""How a stream ended, when its status does not tell."""
 
 
 @asynccontextmanager
@@ -62,7 +64,7 @@ async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_syst
             stub=stub,
             metadata=metadata,
             link=link,
-            access=AccessChecker(stub, metadata),
+            access=AccessChecker(stub, metadata, link),
             health=health,
             fetcher=fetcher,
             drain=Drain(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from spyglass.settings import add_settings, address, non_negative_float, positive_int
 from spyglass_client.chat import run_chat
-from spyglass_client.errors import SpyglassError
+from spyglass_client.errors import AuthenticationError, SpyglassError
 from spyglass_client.reports import run_models, run_usage
 from spyglass_client.serve import run_serve
 from spyglass_client.target import DEFAULT_TARGET, default_api_key, default_target
@@ -179,6 +179,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = str(error)
+    if isinstance(error, AuthenticationError):
+        return f"{text} (set SPYGLASS_API_KEY or --api-key)"
     if isinstance(error, SpyglassError):
         if error.field and error.field not in text:
             text += f" ({error.field})"

@@ -152,7 +152,7 @@ class Generation:
             raise ContextTooLong(
                 f"the context is {info.max_tokens} tokens; the prompt has {len(prompt.tokens)} "
                 f"and its answer would have {'at least 1' if spec.max_tokens is None else spec.max_tokens}",
-                field="stopping.max_tokens" if spec.max_tokens and room > 0 else None,
+                field="stopping.max_tokens" if spec.max_tokens and room > 0 else spec.input.field,
             )
         if spec.n > info.max_choices:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")

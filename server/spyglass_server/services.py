@@ -51,7 +51,9 @@ class Services:
     async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
         """Makes the prompt, in a worker thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.workers, self.prompts.prepare, spec.input, images)
+        return await loop.run_in_executor(
+            self.workers, self.prompts.prepare, spec.input, images, self.engine.info.max_tokens
+        )
 
     async def share(self, tiles: SharedTiles, prompt: Prompt, tenant: str) -> None:
         """Copies a prompt's images into shared memory, in a worker thread.

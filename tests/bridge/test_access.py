@@ -85,9 +85,9 @@ async def test_answers_are_forgotten_after_2_s(bridge: BridgeUnderTest, monkeypa
     assert (await bridge.chat())[0] == 401
 
 
-async def test_a_bridge_that_the_server_does_not_know_is_not_ready(server: FakeServer) -> None:
+async def test_a_bridge_that_the_server_does_not_know_blames_no_caller(server: FakeServer) -> None:
     async with run_bridge_under_test(server, bridge_key="other") as bridge:
-        assert (await bridge.chat())[0] == 401
+        assert (await bridge.chat())[0] == 503
         async with bridge.http.get("/ready") as response:
             assert response.status == 503
 

@@ -1,6 +1,7 @@
 """Limits on the body of a request."""
 
 import gzip
+import io
 import json
 
 import pytest
@@ -78,3 +79,38 @@ async def test_too_many_headers_are_refused(bridge: BridgeUnderTest) -> None:
         async with connect(bridge.port) as raw:
             await raw.send(request_head(CHAT, **headers))
             assert " 400 " in await raw.head()
+
+
+async def test_headers_are_bounded_together(bridge: BridgeUnderTest) -> None:
+    many = {f"x-{i}": "v" * 4000 for i in range(10)}
+    async with bridge.http.post(CHAT, json=ask(), headers=many) as response:
+        assert response.status == 431
+        assert (await response.json())["error"]["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "m", "messages": [' + b'{"role": "user", "content": ""},' * 100_000 + b"{}]}",
+        b'{"model": "m", "metadata": [' + b"0," * 300_000 + b"0]}",
+        b'{"model": "m", "messages": ' + json.dumps([{"role": "user", "content": "x"}] * 5000).encode() + b"}",
+    ],
+)
+async def test_a_body_of_very_many_values_is_refused(bridge: BridgeUnderTest, body: bytes) -> None:
+    async with bridge.http.post(CHAT, data=io.BytesIO(body), headers=JSON) as response:
+        assert response.status == 400
+        assert "most" in (message := (await response.json())["error"]["message"]) or "too many" in message
+
+
+async def test_a_large_body_is_answered_like_a_small_one(bridge: BridgeUnderTest) -> None:
+    status, answer = await bridge.chat(messages=[{"role": "user", "content": "word " * 50_000}])
+    assert (status, answer["object"]) == (200, "chat.completion")
+
+
+async def test_only_chunked_is_known_as_a_transfer_encoding(bridge: BridgeUnderTest) -> None:
+    async with connect(bridge.port) as raw:
+        head = request_head(
+            CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Transfer_Encoding="gzip, chunked"
+        )
+        await raw.send(head + b"1\r\nx\r\n0\r\n\r\n")
+        assert " 415 " in await raw.head()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
-from spyglass_server.errors import InvalidRequest
+from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput, TextInput, TokensInput
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, ToolCall
@@ -86,6 +86,13 @@ def test_the_last_message_of_the_assistant_is_continued(prompts: PromptMaker, te
     header = prompts.prepare(ChatInput((asked,))).tokens
     tokens = prompts.prepare(ChatInput((asked, Message("assistant", (text,))))).tokens
     assert list(tokens) == [*header, *prompts.tokenizer.encode_text(text)]
+
+
+def test_a_text_far_beyond_the_context_is_refused_and_one_within_is_not(prompts: PromptMaker) -> None:
+    for given_input in (conversation("ab " * 100_000), TextInput("ab " * 100_000)):
+        with pytest.raises(ContextTooLong):
+            prompts.prepare(given_input, max_tokens=4000)
+        assert len(prompts.prepare(given_input, max_tokens=400_000).tokens) > 300_000
 
 
 def test_a_template_that_loses_images_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:

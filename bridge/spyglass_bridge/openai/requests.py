@@ -58,7 +58,10 @@ _NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
 }
 
 _MAX_FIELDS = 100
-_MAX_TOKENS = 2**31 - 1
+_MAX_MESSAGES = 4096
+_MAX_VALUES = 200_000
+"""JSON values in a body, at most: more than any context has room for, and few enough to read quickly."""
+_MAX_TOKENS = 16384
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -198,6 +201,8 @@ class ChatRequest(_Object):
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
+    if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
+        raise invalid("The body holds too many values.")
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -214,6 +219,8 @@ def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
     """Leaves out what changes nothing, in the request and in its messages and stream options."""
     result = {key: value for key, value in _checked(body, _NEUTRAL_VALUES, "").items() if key not in _LABELS}
     if isinstance(messages := result.get("messages"), list):
+        if len(messages) > _MAX_MESSAGES:
+            raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")
         result["messages"] = [
             _checked(message, _NEUTRAL_MESSAGE_VALUES, f"messages[{index}].") for index, message in enumerate(messages)
         ]

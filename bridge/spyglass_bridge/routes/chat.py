@@ -17,13 +17,15 @@ from spyglass_bridge.images import send_images
 from spyglass_bridge.link import LinkedGeneration
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm, compact_json
 from spyglass_bridge.openai.requests import ChatRequest, parse_chat
-from spyglass_bridge.openai.start import CallContext, to_start
-from spyglass_bridge.services import CALLER_KEY, REQUEST_ID, SERVICES
+from spyglass_bridge.openai.start import CallContext, ChatStart, to_start
+from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
 
 # The server ends a generation at its deadline; the bridge only when the server did not.
 _GRACE_S = 0.5
 # How long an error event may take to reach a client that reads slowly.
 _LAST_WORDS_S = 1.0
+
+_LARGE_BODY_BYTES = 64 << 10
 
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -38,16 +40,15 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answers a conversation."""
     services = request.app[SERVICES]
     config = services.config
-    ask = parse_chat(await read_json_body(request, config.max_body_bytes))
-    chat = to_start(
-        ask,
-        CallContext(
-            request_id=request[REQUEST_ID],
-            caller_key=request[CALLER_KEY],
-            timeout_s=config.request_timeout_s,
-            max_image_bytes=config.max_image_bytes,
-        ),
+    body = await read_json_body(request, config.max_body_bytes)
+    context = CallContext(
+        request_id=request[REQUEST_ID],
+        caller_key=request[CALLER_KEY],
+        timeout_s=config.request_timeout_s,
+        max_image_bytes=config.max_image_bytes,
     )
+    large = len(body) > _LARGE_BODY_BYTES  # reading it would hold up the streams of others
+    ask, chat = await asyncio.to_thread(_read, body, context) if large else _read(body, context)
     deadline = asyncio.get_running_loop().time() + config.request_timeout_s + _GRACE_S
     async with services.link.generate(chat.start) as generation:
         try:
@@ -59,6 +60,11 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
         except TimeoutError:
             raise _timed_out() from None
         return await _answer_as_stream(request, generation, ask, deadline)
+
+
+def _read(body: bytes, context: CallContext) -> tuple[ChatRequest, ChatStart]:
+    ask = parse_chat(body)
+    return ask, to_start(ask, context)
 
 
 async def _answer_at_once(generation: LinkedGeneration, ask: ChatRequest) -> web.Response:
@@ -115,6 +121,7 @@ async def _write_chunks(response: web.StreamResponse, generation: LinkedGenerati
 
 async def _write_last_words(request: web.Request, response: web.StreamResponse, error: ApiError) -> None:
     """Ends a stream with an error event and without [DONE]; cuts off a client that does not read."""
+    request[OUTCOME] = f"200, then {error.http_status}"
     try:
         async with asyncio.timeout(_LAST_WORDS_S):
             await response.write(sse.frame(compact_json(error.body)))
