@@ -16,14 +16,12 @@ from spyglass_server.engine.types import (
     EngineInfo,
     EngineRequest,
     Event,
-    ImagesTaken,
     LoadFailed,
     Message,
     Ready,
     RequestFailed,
     StepEvents,
     Submit,
-    TokenOutput,
 )
 
 log = logging.getLogger(__name__)
@@ -158,11 +156,8 @@ class AsyncEngine:
         on_event = self._running.get(event.id)
         if on_event is None:
             return  # cancelled while the event was on its way
-        match event:
-            case RequestFailed():
-                del self._running[event.id]
-            case TokenOutput() | ImagesTaken():
-                pass
+        if isinstance(event, RequestFailed):
+            del self._running[event.id]
         try:
             on_event(event)
         except Exception:  # a fault in one request's handler must not cost the others their events
