@@ -4,7 +4,7 @@
 #   docker build --target server --tag spyglass-server .
 #
 # TORCH_INDEX names PyTorch's own wheel index, as in the Makefile. Without it the server gets PyPI's build,
-# which on x86-64 brings CUDA and several gigabytes; for a server without a GPU:
+# which on x86-64 brings CUDA and several gigabytes; for a server without a GPU name PyTorch's index of CPU builds:
 #
 #   docker build --target server --build-arg TORCH_INDEX=URL .
 #

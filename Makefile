@@ -1,7 +1,7 @@
 # The commands of this repository. `make run` and `make test` need nothing but Python 3.11 or newer.
 
 PYTHON ?= python3
-# PyTorch's own wheel index, where one is wanted, such as URL
+# The URL of PyTorch's own wheel index, where one is wanted: for a CUDA version, or for CPUs only.
 TORCH_INDEX ?=
 
 VENV := .venv
