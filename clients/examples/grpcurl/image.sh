@@ -17,7 +17,8 @@ grpcurl -plaintext -H "authorization: Bearer $SPYGLASS_API_KEY" -d @ \
         ]}
       ]
     },
-    "stopping": {"max_tokens": 64}
+    "stopping": {"max_tokens": 64},
+    "sampling": {"temperature": 0}
   }
 }
 JSON

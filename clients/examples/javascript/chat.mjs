@@ -10,7 +10,7 @@ async function ask(content, options) {
       "Content-Type": "application/json",
       Authorization: `Bearer ${process.env.SPYGLASS_API_KEY}`,
     },
-    body: JSON.stringify({ model, messages: [{ role: "user", content }], max_tokens: 64, ...options }),
+    body: JSON.stringify({ model, messages: [{ role: "user", content }], max_tokens: 64, temperature: 0, ...options }),
   });
   if (!response.ok) {
     throw new Error(`${response.status}: ${(await response.json()).error.message}`);

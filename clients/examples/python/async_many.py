@@ -12,7 +12,7 @@ async def main() -> None:
     async with AsyncClient() as client:
         model = os.environ.get("SPYGLASS_CHAT_MODEL")
         answers = await asyncio.gather(
-            *(client.generate(question, model=model, max_tokens=40) for question in QUESTIONS)
+            *(client.generate(question, model=model, max_tokens=40, temperature=0) for question in QUESTIONS)
         )
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"{question}\n  {answer.text}\n")

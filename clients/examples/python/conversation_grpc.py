@@ -16,6 +16,6 @@ messages = [system("Respond like a michelin starred chef.")]
 with Client() as client:
     for question in questions:
         messages.append(question)
-        answer = client.chat(messages, model=os.environ.get("SPYGLASS_CHAT_MODEL"), max_tokens=80)
+        answer = client.chat(messages, model=os.environ.get("SPYGLASS_CHAT_MODEL"), max_tokens=80, temperature=0)
         messages.append(assistant(answer.text))
         print(answer.text, end="\n\n")

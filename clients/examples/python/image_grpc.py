@@ -14,6 +14,7 @@ with Client() as client:
         images=[picture],
         model=os.environ.get("SPYGLASS_CHAT_MODEL"),
         max_tokens=64,
+        temperature=0,
     )
 
 print(answer.text)

@@ -14,6 +14,7 @@ completion = client.chat.completions.create(
     model=model,
     messages=[{"role": "user", "content": "Hello!"}],
     max_tokens=64,
+    temperature=0,
 )
 
 print(completion.choices[0].message.content)

@@ -28,6 +28,7 @@ completion = client.chat.completions.create(
         }
     ],
     max_tokens=64,
+    temperature=0,
 )
 
 print(completion.choices[0].message.content)

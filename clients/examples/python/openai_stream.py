@@ -14,6 +14,7 @@ chunks = client.chat.completions.create(
     model=model,
     messages=[{"role": "user", "content": "Tell me a short story about a lighthouse."}],
     max_tokens=200,
+    temperature=0,
     stream=True,
 )
 for chunk in chunks:

@@ -10,6 +10,7 @@ with (
         "Tell me a short story about a lighthouse.",
         model=os.environ.get("SPYGLASS_CHAT_MODEL"),
         max_tokens=200,
+        temperature=0,
         seed=7,
     ) as generation,
 ):

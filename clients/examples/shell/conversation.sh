@@ -14,6 +14,6 @@ curl --fail-with-body --silent --show-error \
       {"role": "assistant", "content": "Bonjour! Two of my favourites are roasting it slowly with rosemary, and searing it before a gentle braise in red wine."},
       {"role": "user", "content": "Tell me more about the second method."}
     ],
-    "max_tokens": 128
+    "max_tokens": 128, "temperature": 0
   }'
 echo

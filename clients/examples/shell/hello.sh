@@ -11,6 +11,6 @@ curl --fail-with-body --silent --show-error \
     "messages": [
       {"role": "user", "content": "Hello!"}
     ],
-    "max_tokens": 64
+    "max_tokens": 64, "temperature": 0
   }'
 echo

@@ -16,7 +16,7 @@ curl --fail-with-body --silent --show-error \
       {"type": "text", "text": "What is in the picture?"}
     ]}
   ],
-  "max_tokens": 64
+  "max_tokens": 64, "temperature": 0
 }
 JSON
 echo

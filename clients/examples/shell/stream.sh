@@ -12,5 +12,5 @@ curl --fail-with-body --silent --show-error --no-buffer \
     "messages": [
       {"role": "user", "content": "Hello!"}
     ],
-    "max_tokens": 64
+    "max_tokens": 64, "temperature": 0
   }'
