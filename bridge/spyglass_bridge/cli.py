@@ -47,7 +47,8 @@ async def _serve(config: BridgeConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with run_bridge(config) as bridge:
-        print(f"spyglass-bridge: listening on {bridge.address}", flush=True)
+        sys.stdout.write(f"spyglass-bridge: listening on {bridge.address}\n")  # at once: the server may write too
+        sys.stdout.flush()
         await signals.get()
         draining = asyncio.create_task(bridge.drain())
         second = asyncio.create_task(signals.get())

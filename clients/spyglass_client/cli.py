@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spyglass.settings import add_settings, address, non_negative_float, positive_int
+from spyglass.settings import Collect, add_settings, address, non_negative_float, positive_int
 from spyglass_client.chat import run_chat
 from spyglass_client.errors import AuthenticationError, SpyglassError
 from spyglass_client.reports import run_models, run_usage
@@ -87,7 +87,8 @@ def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", e
     images = environ.get("SPYGLASS_CHAT_IMAGE", "")
     chat.add_argument(
         "--image",
-        action=_Images,
+        action=Collect,
+        nargs=1,
         default=tuple(path for path in images.split(os.pathsep) if path),
         metavar="FILE",
         help=f"a picture to ask about; may be given several times [SPYGLASS_CHAT_IMAGE, separated by {os.pathsep}]",
@@ -159,20 +160,6 @@ def whole_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)
-
-
-class _Images(argparse.Action):
-    """Collects a repeated option; its first use replaces what the environment said."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        earlier = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [values] if isinstance(earlier, tuple) else [*earlier, values])
 
 
 def _describe(error: Exception) -> str:

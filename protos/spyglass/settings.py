@@ -249,7 +249,7 @@ def add_settings(
         parser.add_argument(
             setting.flag,
             type=setting.parse,
-            action=_Collect if setting.multiple else "store",
+            action=Collect if setting.multiple else "store",
             nargs="+" if setting.multiple else None,
             default=default,
             metavar=setting.metavar,
@@ -257,8 +257,8 @@ def add_settings(
         )
 
 
-class _Collect(argparse.Action):
-    """Collects a repeated option; its first use replaces what the environment said."""
+class Collect(argparse.Action):
+    """Collects the values of a repeated option, which has nargs; its first use replaces the default."""
 
     def __call__(
         self,

@@ -68,4 +68,5 @@ async def _before(limit: Awaitable[None], work: Awaitable[None]) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"spyglass-server: {line}", flush=True)
+    sys.stdout.write(f"spyglass-server: {line}\n")  # at once: the bridge may write to the same terminal
+    sys.stdout.flush()

@@ -136,8 +136,12 @@ def test_unknown_parameters_are_refused_by_name(fields: dict[str, Any], param: s
 
 def test_an_answer_may_be_sent_back_as_a_message() -> None:
     beside: dict[str, Any] = {"refusal": None, "tool_calls": None, "annotations": []}
-    sent_back = {"role": "assistant", "content": "Hi", **beside}
-    to_start(parse_chat(json.dumps(ask(messages=[sent_back])).encode()), CONTEXT)
+    plain = {"role": "assistant", "content": "Hi"}
+    starts = [
+        to_start(parse_chat(json.dumps(ask(messages=[message])).encode()), CONTEXT)
+        for message in (plain, plain | beside)
+    ]
+    assert starts[0] == starts[1]
 
 
 @pytest.mark.parametrize(

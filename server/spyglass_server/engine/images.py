@@ -26,11 +26,6 @@ class ImageCache:
         self._tiles = 0
         self._dropped: list[ImageKey] = []
 
-    @property
-    def num_tiles(self) -> int:
-        """Tiles whose memory is taken or promised."""
-        return self._tiles
-
     def hold(self, images: Sequence[tuple[ImageKey, int]]) -> bool:
         """Holds the images of a sequence, each (key, tiles), making room where that is possible.
 

@@ -37,11 +37,6 @@ class TextTokenizer:
         """Control tokens and their ids."""
         return dict(self._special)
 
-    @property
-    def size(self) -> int:
-        """One more than the greatest id."""
-        return len(self._bytes)
-
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text: a control token's string in it is just text."""
         return _encode(self._plain, text)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -18,7 +19,9 @@ async def main() -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     given = {name: value for name, value in os.environ.items() if name.startswith("SPYGLASS_")}
-    print(json.dumps({"bridge": os.getpid(), "environ": given}), flush=True)  # noqa: T201 - how the test reads it
+    # One write for the whole line: the other program writes to the same pipe.
+    sys.stdout.write(json.dumps({"bridge": os.getpid(), "environ": given}) + "\n")
+    sys.stdout.flush()
     async with await asyncio.start_unix_server(answer, os.environ["SPYGLASS_HTTP"].removeprefix("unix:")):
         await stop.wait()
 

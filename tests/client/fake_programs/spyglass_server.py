@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -27,7 +28,9 @@ async def main() -> None:
     await server.start()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     given = {name: value for name, value in os.environ.items() if name.startswith("SPYGLASS_")}
-    print(json.dumps({"server": os.getpid(), "environ": given}), flush=True)  # noqa: T201 - how the test reads it
+    # One write for the whole line: the other program writes to the same pipe.
+    sys.stdout.write(json.dumps({"server": os.getpid(), "environ": given}) + "\n")
+    sys.stdout.flush()
     await stop.wait()
     await server.stop(grace=None)
 
