@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test lint format protos clean
+.PHONY: help run test lint format protos train exam clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
@@ -33,6 +33,12 @@ format: $(VENV)/dev  ## formats the code
 
 protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
 	$(BIN)/python scripts/protos.py generate
+
+train: $(VENV)/dev  ## trains the embedded model's eyes from nothing, in at most 150 minutes on two cores; stop and go on at will
+	$(BIN)/python training/train.py $(ARGS)
+
+exam: $(VENV)/dev  ## asks a running server about freshly drawn pictures and prints how often it is right
+	$(BIN)/python training/evaluate.py $(ARGS)
 
 clean:  ## removes what the commands installed here
 	rm -rf $(VENV) .cache

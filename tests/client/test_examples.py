@@ -12,7 +12,7 @@ from client.fake_service import FakeService
 from spyglass.v1 import chat_pb2
 
 EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
-PICTURE = (EXAMPLES / "red_circle.png").read_bytes()
+PICTURE = (EXAMPLES / "pictures" / "red_circle.png").read_bytes()
 
 
 async def run(service: FakeService, *command: str | Path) -> str:
@@ -43,7 +43,7 @@ async def run(service: FakeService, *command: str | Path) -> str:
         ("hello_grpc.py", "Hello!"),
         ("stream_grpc.py", "short story"),
         ("image_grpc.py", "What is in the picture?"),
-        ("conversation_grpc.py", "Name it, in three words."),
+        ("conversation_grpc.py", "How many triangles are there?"),
         ("async_many.py", "What is a prism?"),
     ],
 )
@@ -51,11 +51,14 @@ async def test_python(service: FakeService, name: str, printed: str) -> None:
     assert printed in await run(service, sys.executable, EXAMPLES / "python" / name)
 
 
-async def test_a_conversation_keeps_its_picture(service: FakeService) -> None:
+async def test_a_conversation_keeps_its_pictures(service: FakeService) -> None:
     await run(service, sys.executable, EXAMPLES / "python" / "conversation_grpc.py")
-    assert [len(turn.start.chat.messages) for turn in service.turns] == [2, 4, 6]
-    for turn in service.turns:
-        assert turn.start.chat.messages[1].parts[1].image.data == PICTURE
+    first, second = (EXAMPLES / "pictures" / f"{name}.png" for name in ("star_and_square", "three_triangles"))
+    for number, turn in enumerate(service.turns):
+        messages = turn.start.chat.messages
+        assert len(messages) == 1 + 2 * number
+        assert messages[0].parts[0].image.data == first.read_bytes()
+    assert service.turns[2].start.chat.messages[4].parts[0].image.data == second.read_bytes()
 
 
 async def test_grpcurl_lists(service: FakeService) -> None:

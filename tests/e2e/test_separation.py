@@ -32,7 +32,7 @@ CLIENT = """
 from spyglass_client import AsyncClient, Client
 from spyglass_client.cli import main
 """
-PICTURE = Path(__file__).parents[2] / "clients" / "examples" / "red_circle.png"
+PICTURE = Path(__file__).parents[2] / "clients" / "examples" / "pictures" / "red_circle.png"
 
 
 def imported_by(program: str, *arguments: str) -> set[str]:

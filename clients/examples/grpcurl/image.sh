@@ -1,7 +1,7 @@
 #!/bin/sh
 # Asks about a small picture by hand: image.sh [FILE]
 set -eu
-picture=${1:-"$(dirname "$0")/../red_circle.png"}
+picture=${1:-"$(dirname "$0")/../pictures/red_circle.png"}
 
 grpcurl -plaintext -H "authorization: Bearer $SPYGLASS_API_KEY" -d @ \
   "${SPYGLASS_GRPC:-127.0.0.1:50051}" spyglass.v1.InferenceService/Generate <<JSON

@@ -1,21 +1,21 @@
-"""Holds a conversation over gRPC: pictures and text in several turns."""
+"""Holds a conversation over gRPC: two pictures and several turns."""
 
 import os
 from pathlib import Path
 
-from spyglass_client import Client, assistant, image, system, user
+from spyglass_client import Client, assistant, image, user
 
-picture = Path(__file__).parents[1] / "red_circle.png"
+pictures = Path(__file__).parents[1] / "pictures"
 questions = [
-    user("Look at this: ", image(picture), " What could a pizzeria do with it?"),
-    user("And which pizza fits it best?"),
-    user("Name it, in three words."),
+    user(image(pictures / "star_and_square.png"), "What is to the left of the square?"),
+    user("What colour is the square?"),
+    user(image(pictures / "three_triangles.png"), "How many triangles are there?"),
 ]
 
-messages = [system("Respond like a michelin starred chef.")]
+messages = []
 with Client() as client:
     for question in questions:
         messages.append(question)
         answer = client.chat(messages, model=os.environ.get("SPYGLASS_CHAT_MODEL"), max_tokens=80, temperature=0)
         messages.append(assistant(answer.text))
-        print(answer.text, end="\n\n")
+        print(answer.text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spyglass_client import Client
 
-picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "red_circle.png"
+picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "pictures" / "red_circle.png"
 
 with Client() as client:
     answer = client.generate(

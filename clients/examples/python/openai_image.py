@@ -13,7 +13,7 @@ client = OpenAI(
 )
 model = os.environ.get("SPYGLASS_CHAT_MODEL", "spyglass-demo")
 
-picture = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "red_circle.png"
+picture = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "pictures" / "red_circle.png"
 data_uri = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 completion = client.chat.completions.create(

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Asks about a picture over HTTP: image.sh [FILE.png]
 set -eu
-picture=${1:-"$(dirname "$0")/../red_circle.png"}
+picture=${1:-"$(dirname "$0")/../pictures/red_circle.png"}
 
 curl --fail-with-body --silent --show-error \
   "http://${SPYGLASS_HTTP:-127.0.0.1:8000}/v1/openai/chat/completions" \

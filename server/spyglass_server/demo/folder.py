@@ -13,7 +13,7 @@ from pathlib import Path
 
 from spyglass_server.demo.errors import DemoError
 
-RECIPE = 1
+RECIPE = 2
 """Raise it whenever the files come out differently: checkpoints of another recipe are made again."""
 
 _STAMP = "spyglass_recipe.json"

@@ -104,6 +104,20 @@ class PagedCache:
         self._pages[:, :, targets] = self._pages[:, :, sources]
 
 
+@dataclass(frozen=True, slots=True)
+class BatchMemory:
+    """The cache as the layers see it during one batch."""
+
+    cache: PagedCache
+    plan: BatchPlan
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        self.cache.write(layer, self.plan, k, v)
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        return self.cache.attend(layer, self.plan, q)
+
+
 def plan_batch(
     rows: Sequence[Row], page_size: int, states: Mapping[ImageKey, Tensor], device: torch.device
 ) -> BatchPlan:

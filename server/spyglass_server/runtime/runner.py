@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spyglass_server.engine.types import ImageInput, ImageKey, Row, RowOutput
-from spyglass_server.runtime.attention import BatchPlan, PagedCache, plan_batch
+from spyglass_server.runtime.attention import BatchMemory, BatchPlan, PagedCache, plan_batch
 from spyglass_server.runtime.model.layers import rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.sampler import Draw, sample
@@ -56,7 +56,7 @@ class ModelRunner:
     def encode_image(self, key: ImageKey) -> None:
         image, tiles = self._images[key]
         pixels = (tiles.to(self._device).float() / 255 - self._mean) / self._std
-        encoded = self._model.vision(pixels.to(self._dtype), image.rows, image.columns)
+        encoded = self._model.vision(pixels.to(self._dtype)[None], image.rows, image.columns)[0]
         if not encoded.isfinite().all():
             raise FloatingPointError("the states of an image are not finite")
         self._states[key] = torch.stack([layer.image_states(encoded) for layer in self._model.text.cross_layers])
@@ -98,5 +98,6 @@ class ModelRunner:
 
     def _hidden(self, plan: BatchPlan) -> Tensor:
         angles = (plan.positions.float()[:, None] * self._frequencies).repeat(1, 2)[:, None]
-        hidden: Tensor = self._model.text(plan, self._cache, angles.cos(), angles.sin())
+        memory = BatchMemory(self._cache, plan)
+        hidden: Tensor = self._model.text(plan.tokens, memory, plan.cross, angles.cos(), angles.sin())
         return hidden

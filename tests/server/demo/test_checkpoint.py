@@ -1,14 +1,17 @@
 """The embedded checkpoint: a whole Mllama that answers text exactly as plain SmolLM2 does."""
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, MllamaForConditionalGeneration
 
@@ -77,11 +80,20 @@ def test_answers_end_as_smollm2s(folder: Path, tokenizer: Tokenizer) -> None:
     assert generation["eos_token_id"] == tokenizer.token_to_id("<|im_end|>") == 2
 
 
-def test_the_gates_are_closed_and_padding_is_zero(smollm2: SmolLM2) -> None:
-    tensors = adapter.adapter_tensors(smollm2.sizes)
-    gates = [tensor for name, tensor in tensors.items() if "cross_attn_" in name]
-    assert len(gates) == 6
-    assert not any(gate.any() for gate in gates)
+def test_the_adapter_is_whole_and_small(folder: Path) -> None:
+    file = resources.files("spyglass_server.demo").joinpath(adapter.FILE)
+    assert len(file.read_bytes()) <= 45_000_000
+    tensors = adapter.adapter_tensors()
+    with safe_open(folder / "model.safetensors", framework="numpy") as stored:
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(stored.get_tensor(name), tensor, err_msg=name)
+    gates = [float(np.tanh(tensor[0])) for name, tensor in tensors.items() if "cross_attn_" in name]
+    assert len(gates) == 2 * len(adapter.CROSS_BEFORE)
+    assert all(abs(gate) > 0.1 for gate in gates)
+
+
+def test_tiles_that_a_canvas_does_not_have_are_zeros() -> None:
+    tensors = adapter.adapter_tensors()
     for name in ("pre_tile_positional_embedding.embedding", "gated_positional_embedding.tile_embedding"):
         table = tensors[f"vision_model.{name}.weight"].reshape(9, 4, -1)
         filled = [[bool(tile.any()) for tile in row] for row in table]

@@ -1,19 +1,41 @@
 """The text model: a flat batch of tokens in, hidden states out.
 
 Owns the order of the layers and which tokens the cross-attention layers touch. Where keys and values
-live is the caches' business, which sequence a token belongs to the plan's.
+live, and which sequence a token belongs to, is the business of those who give `Memory` and `Views`.
 
 A token that sees no image leaves a cross-attention layer as it came: the reference multiplies both
 the attention's and the feed-forward's output by zero there. So these layers compute only the tokens
 that see one, and a batch without images skips them.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from spyglass_server.runtime.attention import BatchPlan, CrossPlan, PagedCache
 from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU, rotate
+
+
+class Memory(Protocol):
+    """Keys and values of the sequences in a batch, by layer."""
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Stores keys and values [tokens, kv_heads, head_dim] of the batch's tokens."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of q [tokens, heads, head_dim], each to its own sequence so far: [tokens, heads * head_dim]."""
+
+
+class Views(Protocol):
+    """Which tokens of a batch see images, and attention to those."""
+
+    @property
+    def index(self) -> Tensor:
+        """The flat tokens that see an image, ascending."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of q [seeing tokens, heads, head_dim] to images in one cross layer."""
 
 
 class SelfAttentionLayer(nn.Module):
@@ -30,12 +52,12 @@ class SelfAttentionLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, plan: BatchPlan, cache: PagedCache, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, cos: Tensor, sin: Tensor) -> Tensor:
         config = self.config
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, config.head_dim)
         q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-        cache.write(self.cache_layer, plan, rotate(k, cos, sin), v)
-        x = x + self.o(cache.attend(self.cache_layer, plan, rotate(q, cos, sin)))
+        memory.write(self.cache_layer, rotate(k, cos, sin), v)
+        x = x + self.o(memory.attend(self.cache_layer, rotate(q, cos, sin)))
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -64,13 +86,13 @@ class CrossAttentionLayer(nn.Module):
         k, v = kv.permute(1, 2, 0, 3)
         return torch.stack((self.k_norm(k), v))
 
-    def forward(self, x: Tensor, plan: CrossPlan) -> Tensor:
-        seeing = x[plan.index]
+    def forward(self, x: Tensor, views: Views) -> Tensor:
+        seeing = x[views.index]
         q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
-        attended = plan.attend(self.cache_layer, self.q_norm(q))
+        attended = views.attend(self.cache_layer, self.q_norm(q))
         seeing = seeing + self.attention_gate.float().tanh() * self.o(attended)
         seeing = seeing + self.mlp_gate.float().tanh() * self.mlp(self.mlp_norm(seeing))
-        return x.index_copy(0, plan.index, seeing)
+        return x.index_copy(0, views.index, seeing)
 
 
 class TextModel(nn.Module):
@@ -95,14 +117,17 @@ class TextModel(nn.Module):
     def cross_layers(self) -> list[CrossAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
-    def forward(self, plan: BatchPlan, cache: PagedCache, cos: Tensor, sin: Tensor) -> Tensor:
-        """Hidden states of all tokens, float32 [tokens, hidden]. cos and sin are those of the plan's positions."""
-        x: Tensor = self.embedding(plan.tokens).float()
+    def forward(self, tokens: Tensor, memory: Memory, views: Views | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Hidden states of flat tokens [tokens], float32 [tokens, hidden].
+
+        cos and sin [tokens, 1, head_dim] are of their positions. `views` is None where no token sees an image.
+        """
+        x: Tensor = self.embedding(tokens).float()
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
-                x = layer(x, plan, cache, cos, sin)
-            elif plan.cross is not None:
-                x = layer(x, plan.cross)
+                x = layer(x, memory, cos, sin)
+            elif views is not None:
+                x = layer(x, views)
         return x
 
     def logits(self, x: Tensor) -> Tensor:

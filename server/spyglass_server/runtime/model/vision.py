@@ -1,4 +1,4 @@
-"""The vision encoder: tiles of one image in, one state for each of their patches out.
+"""The vision encoder: tiles of images in, one state for each of their patches out.
 
 Owns the encoder's order of operations. Knows nothing of text, batches or caches.
 
@@ -20,7 +20,7 @@ from spyglass_server.runtime.model.layers import LayerNorm
 
 
 class VisionAttention(nn.Module):
-    """Attention among the tokens of one image."""
+    """Attention among the tokens of each image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class VisionAttention(nn.Module):
         self.o = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, num_real: int) -> Tensor:
-        """x [tokens, hidden], of which the first `num_real` are real."""
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).permute(1, 2, 0, 3)[:, None].unbind(0)
+        """x [images, tokens, hidden], of whose tokens the first `num_real` are real."""
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         real = F.scaled_dot_product_attention(q[:, :, :num_real], k, v)
         padding = F.scaled_dot_product_attention(q[:, :, num_real:], k[:, :, :num_real], v[:, :, :num_real])
-        joined = torch.cat((real, padding), dim=2)[0].transpose(0, 1).reshape(x.shape)
+        joined = torch.cat((real, padding), dim=2).transpose(1, 2).reshape(x.shape)
         out: Tensor = self.o(joined)
         return out
 
@@ -84,33 +84,44 @@ class VisionEncoder(nn.Module):
         self.projector = nn.Linear(config.output_size, text_hidden_size)
 
     def forward(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
-        """Encodes one image.
+        """Encodes images that have the same canvas.
 
-        pixels: [rows * columns, 3, tile, tile], normalised. Returns [tiles * tokens a tile, text hidden].
+        pixels: [images, rows * columns, 3, tile, tile], normalised.
+        Returns [images, tiles * tokens a tile, text hidden].
+        """
+        features = self.features(pixels, rows, columns)
+        out: Tensor = self.projector(features.to(self.projector.weight.dtype))
+        return out
+
+    def features(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
+        """What the projector reads, float32 [images, tiles * tokens a tile, output size].
+
+        The final states come first, then the intermediate ones, channel by channel.
         """
         ratio = self.config.aspect_ratio_id(rows, columns)
         x = self._embed(pixels, ratio)
-        x, tile_of, num_real = self._real_first(x.float(), pixels.shape[0])
+        x, tile_of, num_real = self._real_first(x.float(), pixels.shape[1])
         intermediate = []
         for i, layer in enumerate(self.layers):
             if i in self.config.intermediate_layers:
-                intermediate.append(x[:num_real])
+                intermediate.append(x[:, :num_real])
             x = layer(x, num_real)
         x = self.post_norm(x) + (self.post_tile[ratio] * self.post_tile_gate.tanh())[tile_of]
         for layer in self.global_layers:
             x = layer(x, num_real)
-        # the states of one channel lie side by side: [tokens, hidden, states]
-        features = torch.cat((x[:num_real], torch.stack(intermediate, dim=-1).flatten(1)), dim=-1)
-        out: Tensor = self.projector(features.to(self.projector.weight.dtype))
-        return out
+        # the states of one channel lie side by side: [images, tokens, hidden, states]
+        return torch.cat((x[:, :num_real], torch.stack(intermediate, dim=-1).flatten(2)), dim=-1)
 
     def _embed(self, pixels: Tensor, ratio: int) -> Tensor:
-        """Embeds all tiles, padding tiles too: [max_tiles, tokens a tile, hidden]."""
+        """Embeds all tiles, padding tiles too: [images, max_tiles, tokens a tile, hidden]."""
         config = self.config
-        padding = pixels.new_zeros(config.max_tiles - pixels.shape[0], *pixels.shape[1:])
-        patches = F.unfold(torch.cat((pixels, padding)), config.patch_size, stride=config.patch_size).transpose(1, 2)
-        x = self.patch(patches) + (self.pre_tile[ratio] * self.pre_tile_gate.tanh())[:, None]
-        x = torch.cat((self.class_embedding.expand(config.max_tiles, 1, -1), x), dim=1)
+        images, tiles = pixels.shape[:2]
+        padding = pixels.new_zeros(images, config.max_tiles - tiles, *pixels.shape[2:])
+        every = torch.cat((pixels, padding), dim=1).flatten(0, 1)
+        patches = F.unfold(every, config.patch_size, stride=config.patch_size).transpose(1, 2)
+        x = self.patch(patches).view(images, config.max_tiles, -1, config.hidden_size)
+        x = x + (self.pre_tile[ratio] * self.pre_tile_gate.tanh())[:, None]
+        x = torch.cat((self.class_embedding.expand(images, config.max_tiles, 1, -1), x), dim=2)
         gate = self.position_gate.tanh()
         x = x + self.position * (1 - gate)
         out: Tensor = self.pre_norm(x + self.tile_position[ratio] * gate)
@@ -119,14 +130,14 @@ class VisionEncoder(nn.Module):
     def _real_first(self, x: Tensor, num_tiles: int) -> tuple[Tensor, Tensor, int]:
         """Pads each tile to a multiple of 8 tokens and puts the real tokens first.
 
-        Returns [all tokens, hidden], the tile of each token, and the number of real ones. A tile whose
-        tokens are a multiple of 8 already gets 8 more, as in the reference.
+        Returns [images, all tokens, hidden], the tile of each token, and the number of real ones. A tile
+        whose tokens are a multiple of 8 already gets 8 more, as in the reference.
         """
-        max_tiles, tokens, _ = x.shape
+        _, max_tiles, tokens, _ = x.shape
         x = F.pad(x, (0, 0, 0, 8 - tokens % 8))
-        tile_of = torch.arange(max_tiles, device=x.device)[:, None].expand(x.shape[:2])
+        tile_of = torch.arange(max_tiles, device=x.device)[:, None].expand(x.shape[1:3])
         parts = [(slice(num_tiles), slice(tokens)), (slice(num_tiles), slice(tokens, None)), (slice(num_tiles, None),)]
-        joined = torch.cat([x[part].flatten(0, 1) for part in parts])
+        joined = torch.cat([x[:, *part].flatten(1, 2) for part in parts], dim=1)
         tiles = torch.cat([tile_of[part].flatten() for part in parts])
         return joined, tiles, num_tiles * tokens
 

@@ -1,0 +1,1 @@
+"""Pictures of the training: scenes by lot, and how they are painted."""

@@ -1,0 +1,1 @@
+"""Learning: data, losses, optimizers and the two phases."""

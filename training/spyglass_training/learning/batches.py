@@ -1,0 +1,62 @@
+"""Batches of pictures, drawn in a process beside the training.
+
+Owns the mixture of scenes and what makes batch number k the same in every run. Knows nothing of networks.
+"""
+
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spyglass_training.learning.labels import Sample, draw_canvas, draw_sample
+
+_MIXTURE = {"one": 22, "two": 22, "several": 20, "digit": 13, "number": 6, "word": 14, "nothing": 3}
+_EASY = {"one": 30, "two": 20, "several": 25, "digit": 25}
+_EASY_SHARE = 0.6  # of the pictures in the first fifth
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures of one canvas: uint8 [images, tiles, 3, tile, tile], and their targets."""
+
+    canvas: tuple[int, int]  # (columns, rows)
+    pixels: Tensor
+    labels: dict[str, Tensor]
+
+
+class Pictures(Dataset[Batch]):
+    """Batch number k of `total`, the same whenever it is asked for."""
+
+    def __init__(self, seed: int, size: int, total: int) -> None:
+        self._seed, self._size, self._total = seed, size, total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = Random(f"{self._seed}/{index}")
+        canvas = draw_canvas(rng)
+        return collate([self._draw(rng, canvas, index) for _ in range(self._size)])
+
+    def _draw(self, rng: Random, canvas: tuple[int, int], index: int) -> Sample:
+        easy = index * 5 < self._total and rng.random() < _EASY_SHARE
+        mixture = _EASY if easy else _MIXTURE
+        kind = rng.choices(list(mixture), list(mixture.values()))[0]
+        return draw_sample(kind, rng, canvas, easy)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Joins samples of one canvas."""
+    labels = {name: torch.from_numpy(np.stack([s.labels[name] for s in samples])) for name in samples[0].labels}
+    return Batch(samples[0].canvas, torch.from_numpy(np.stack([s.pixels for s in samples])), labels)
+
+
+def load(dataset: Dataset[T], start: int, total: int) -> DataLoader[T]:
+    """Batches `start` to `total`, drawn ahead in one process of their own."""
+    return DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=1, prefetch_factor=4)

@@ -1,0 +1,115 @@
+"""What the encoder's states are asked while it learns; thrown away afterwards.
+
+Owns the questions as linear heads, their losses and how often they are right. Knows nothing of text.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spyglass_training.drawing.scenes import SCENES
+from spyglass_training.learning.labels import (
+    CELLS,
+    CHARACTERS,
+    KINDS_OF_THING,
+    MAX_DIGITS,
+    MAX_THINGS,
+    NO_LABEL,
+)
+from spyglass_training.world import COLOURS, SIDES, WORDS
+
+_PATCH = {
+    "kind": len(KINDS_OF_THING) + 1,
+    "character": len(CHARACTERS) + 1,
+    "colour": len(COLOURS),
+    "side": len(SIDES),
+    "other_kind": len(KINDS_OF_THING) + 1,
+    "other_colour": len(COLOURS),
+}
+_PICTURE = {
+    "scene": (1, len(SCENES)),
+    "count": (1, MAX_THINGS + 1),
+    "ground": (1, len(COLOURS)),
+    "word": (1, len(WORDS)),
+    "digits": (MAX_DIGITS, 10),
+    "slot_kind": (MAX_THINGS, len(KINDS_OF_THING) + 1),
+    "slot_colour": (MAX_THINGS, len(COLOURS)),
+}
+_WEIGHTS = {"kind": 2.0, "character": 1.0, "place": 2.0, "occupied": 1.0, "word": 0.5, "slot_kind": 1.0}
+_EARLY = 1
+"""Of the intermediate states, the one that is asked for outlines."""
+
+
+class Heads(nn.Module):
+    """Linear readings of the encoder's states."""
+
+    def __init__(self, width: int, num_states: int) -> None:
+        super().__init__()
+        self._width, self._num_states = width, num_states
+        self.early = nn.Linear(width, CELLS * CELLS)
+        self.norm = nn.LayerNorm(width)
+        self.place = nn.Linear(width, 3)
+        self.patch = nn.ModuleDict({name: nn.Linear(width, size) for name, size in _PATCH.items()})
+        self.picture = nn.ModuleDict({name: nn.Linear(width, n * size) for name, (n, size) in _PICTURE.items()})
+
+    def forward(self, features: Tensor, tokens_per_tile: int) -> dict[str, Tensor]:
+        """features [images, tokens, width * (1 + states)]. Patches' answers are [images, patches, classes]
+        and those of the whole picture [images, tiles, places, classes], one from each tile's class token."""
+        images = features.shape[0]
+        final = features[..., : self._width].reshape(images, -1, tokens_per_tile, self._width)
+        states = features[..., self._width :].reshape(images, -1, tokens_per_tile, self._width, self._num_states)
+        final = self.norm(final)
+        classes, patches = final[:, :, 0], final[:, :, 1:].flatten(1, 2)
+        answers = {name: head(patches) for name, head in self.patch.items()}
+        answers["place"] = self.place(patches)
+        answers["occupied"] = self.early(states[:, :, 1:, :, _EARLY].flatten(1, 2))
+        for name, head in self.picture.items():
+            answers[name] = head(classes).unflatten(-1, _PICTURE[name])
+        return answers
+
+
+def loss(answers: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """The weighted sum of all heads' losses."""
+    total = answers["place"].new_zeros(())
+    for name in answers:
+        total = total + _WEIGHTS.get(name, 1.0) * _loss_of(name, answers[name], labels)
+    return total
+
+
+def _loss_of(name: str, answer: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    if name == "occupied":
+        return F.binary_cross_entropy_with_logits(answer, labels[name])
+    if name == "place":
+        wrong = F.smooth_l1_loss(answer, labels[name], reduction="none", beta=0.2).sum(-1)
+        return (wrong * labels["has_place"]).sum() / labels["has_place"].sum().clamp(min=1)
+    target = labels[name]
+    if name in _PICTURE:
+        target = target.view(target.shape[0], 1, -1).expand(answer.shape[:-1])
+    if name == "kind":  # most patches are empty
+        weight = torch.ones(answer.shape[-1])
+        weight[0] = 0.3
+        return F.cross_entropy(answer.flatten(0, -2), target.flatten(), weight)
+    if not (target != NO_LABEL).any():
+        return answer.sum() * 0
+    return F.cross_entropy(answer.flatten(0, -2), target.flatten(), ignore_index=NO_LABEL)
+
+
+def hits(answers: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, tuple[float, int]]:
+    """How many answers are right, of how many: by head. Patches that hold nothing do not count."""
+    found = {}
+    for name, answer in answers.items():
+        if name in ("occupied", "place"):
+            continue
+        target = labels[name]
+        if name in _PICTURE:
+            best = answer.mean(1).argmax(-1).view(target.shape)
+            asked = target != NO_LABEL
+        else:
+            best = answer.argmax(-1)
+            asked = (target != NO_LABEL) & (labels["kind"] > 0)
+            if name == "character":
+                asked &= target > 0
+        if name == "slot_kind":
+            asked &= target > 0
+        found[name] = (float(((best == target) & asked).sum()), int(asked.sum()))
+    return found

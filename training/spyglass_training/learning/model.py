@@ -1,0 +1,114 @@
+"""The model in training: the product's own, in bfloat16, with a checkpoint of starting weights.
+
+Owns how its parameters are laid out while they are trained, and how they become an adapter again.
+Knows nothing of data, losses or steps.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spyglass_server.demo.checkpoint import Tensors, add_image_token, write_checkpoint
+from spyglass_server.demo.smollm2 import Sizes, SmolLM2, find_gguf
+from spyglass_server.runtime.checkpoint import load_model
+from spyglass_server.runtime.config import ModelConfig, VisionConfig, load_config
+from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
+from spyglass_server.runtime.model.vision import VisionEncoder
+from spyglass_training.learning.start import start_tensors
+
+TABLES = ("tile_position", "pre_tile", "post_tile")
+
+
+class ByAspectRatio(nn.Module):
+    """A table by aspect ratio, made from what belongs to each place of a tile on the canvas.
+
+    So pictures of every shape train the same values. Rows of padding tiles are zeros.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        side = config.max_tiles
+        place = torch.full((len(config.aspect_ratios) + 1, side), side * side)
+        for ratio, (rows, columns) in enumerate(config.aspect_ratios, start=1):
+            place[ratio, : rows * columns] = torch.arange(side * side).view(side, side)[:rows, :columns].flatten()
+        self.register_buffer("place", place)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """From [places, …] to [ratios, tiles, …]."""
+        place = self.get_buffer("place")
+        return torch.cat((grid, grid.new_zeros(1, *grid.shape[1:])))[place]
+
+    def right_inverse(self, table: Tensor) -> Tensor:
+        """The grid behind a table."""
+        place = self.get_buffer("place")
+        grid = table.new_zeros(int(place.max()) + 1, *table.shape[2:])
+        grid[place] = table
+        return grid[:-1].clone()
+
+
+def trainable_model(eyes: Tensors | None = None, dtype: torch.dtype = torch.bfloat16) -> Mllama:
+    """The whole model with frozen text layers. `eyes` are the adapter's weights; None: it has learned nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), lambda line: None, start_tensors(text_sizes()) if eyes is None else eyes)
+        model = load_model(Path(folder), load_config(Path(folder)), dtype, torch.device("cpu"))
+    for table in TABLES:
+        parametrize.register_parametrization(model.vision, table, ByAspectRatio(model.config.vision))
+    return model
+
+
+def text_sizes() -> Sizes:
+    """The sizes of the frozen text model."""
+    return SmolLM2(find_gguf()).sizes
+
+
+def tokenizer() -> Tokenizer:
+    """The embedded model's tokenizer."""
+    found = SmolLM2(find_gguf()).tokenizer()
+    add_image_token(found)
+    return found
+
+
+def features(encoder: VisionEncoder, pixels: Tensor, canvas: tuple[int, int], config: ModelConfig) -> Tensor:
+    """The encoder's states of pictures uint8 [images, tiles, 3, tile, tile] on a canvas of (columns, rows)."""
+    columns, rows = canvas
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
+    wanted = ((pixels.float() / 255 - mean) / std).to(encoder.class_embedding.dtype)
+    return encoder.features(wanted, rows, columns)
+
+
+def fused_parts(name: str, parameter: Tensor, config: ModelConfig) -> list[int]:
+    """The rows of each of the checkpoint's tensors that a parameter of the adapter is the concatenation of."""
+    count = len(checkpoint_names(name, config))
+    return [len(parameter) // count] * count  # all parts are of one size
+
+
+def adapter_tensors(model: Mllama) -> dict[str, npt.NDArray[np.float32]]:
+    """Everything but the text model's own layers, under the names and in the shapes of a checkpoint."""
+    found = {}
+    for name, parameter in _adapter_parameters(model):
+        sources = checkpoint_names(name, model.config)
+        for source, part in zip(
+            sources, torch.split(parameter, fused_parts(name, parameter, model.config)), strict=True
+        ):
+            found[source] = part.float().numpy()
+    shapes = {name: tensor.shape for name, tensor in start_tensors(text_sizes()).items()}
+    return {name: found[canonical_name(name)].reshape(shape) for name, shape in shapes.items()}
+
+
+def _adapter_parameters(model: Mllama) -> Iterator[tuple[str, Tensor]]:
+    """By the product's names, tables as it has them."""
+    for layer in model.config.text.cross_layers:
+        for name, parameter in model.text.layers[layer].named_parameters():
+            yield f"text.layers.{layer}.{name}", parameter.detach()
+    for name, parameter in model.vision.named_parameters():
+        if not name.startswith("parametrizations."):
+            yield f"vision.{name}", parameter.detach()
+    for name in TABLES:
+        yield f"vision.{name}", getattr(model.vision, name).detach()

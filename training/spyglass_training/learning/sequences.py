@@ -1,0 +1,289 @@
+"""Conversations as tokens: what the text model reads while it learns to look.
+
+Owns how a conversation about pictures is put together, cut into a prefix that many share and the rest,
+and laid out as a batch. Knows nothing of drawing, or of what is learned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from spyglass_server.runtime.config import TextConfig
+from spyglass_server.runtime.model.layers import rotary_frequencies
+from spyglass_server.runtime.model.text import TextModel
+from spyglass_training.drawing.scenes import Scene
+from spyglass_training.talk.referents import Referent, referents
+
+IMAGE = "<|image|>"
+TURN_END = "<|im_end|>"
+_ASK = "<|im_end|>\n<|im_start|>assistant\n"
+_AGAIN = "\n<|im_start|>user\n"
+
+_SYSTEM = "<|im_start|>system\n{}<|im_end|>\n"
+_USER = "<|im_start|>user\n"
+_DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+PREFIXES = (
+    _SYSTEM.format(_DEFAULT) + _USER,
+    _SYSTEM.format("You are a helpful assistant.") + _USER,
+    _SYSTEM.format("You answer questions about pictures.") + _USER,
+    _SYSTEM.format("Answer briefly.") + _USER,
+    _SYSTEM.format("You are a friendly teacher who talks with children.") + _USER,
+    _SYSTEM.format(_DEFAULT) + _USER + "Hello!" + _ASK + "Hello! How can I help you today?" + TURN_END + _AGAIN,
+    _SYSTEM.format(_DEFAULT) + _USER + "I will show you a picture." + _ASK + "Good, I am ready." + TURN_END + _AGAIN,
+)
+"""What comes before the first picture. It sees none, so its keys and values never change."""
+PREFIX_WEIGHTS = (70, 8, 4, 4, 2, 4, 4)
+NO_IMAGE = -1
+_NOT_ASKED = -100
+_WATCHED_GROUPS = 2
+"""Of three groups of heads; the last may look anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer; `image` is a picture of the batch that is shown with it, or None."""
+
+    question: str
+    answer: str
+    image: int | None
+    image_first: bool = True
+    scene: Scene | None = None
+    """What the question is about: where to look is then learned, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A conversation after its prefix: its tokens, which picture each sees, and what is to be learned.
+
+    `targets` has the next token where an answer is being given, else -100. `looks` says at which things of
+    its picture a token should look, bit i for thing i; 0 means that it may look anywhere.
+    """
+
+    prefix: int
+    ids: list[int]
+    images: list[int]
+    targets: list[int]
+    looks: list[int]
+
+
+def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: bool = True) -> Tokens:
+    """The tokens of a conversation. `ends`: whether the last answer is whole, so that its end is learned too."""
+    ids: list[int] = []
+    images: list[int] = []
+    targets: list[int] = []
+    looks: list[int] = []
+    seen = NO_IMAGE
+
+    def add(text: str, scene: Scene | None = None, answers: str | None = None) -> None:
+        """Adds a piece; one that `answers` a question is to be learned."""
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        found: list[int] = encoded.ids
+        spoken = [] if scene is None else referents(text, scene)
+        if answers is None or not found:
+            targets.extend([_NOT_ASKED] * len(found))
+            looks.extend(_look(spoken, end, "head") for _, end in encoded.offsets)
+        else:
+            # where a token is predicted, one should look at what it will speak of, else at what was asked about
+            asked = [] if scene is None else referents(answers, scene)
+            plainest = min(asked, key=lambda referent: len(referent.things), default=None)
+            default = _bits(plainest.things) if plainest else int(scene is not None and len(scene.things) == 1)
+            targets[-1:] = found
+            targets.append(_NOT_ASKED)
+            looks[-1:] = [_look(spoken, end, "start") or default for _, end in encoded.offsets]
+            looks.append(0)
+        ids.extend(found)
+        images.extend([seen] * len(found))
+
+    for number, turn in enumerate(turns):
+        before = _AGAIN if number else ""
+        if turn.image is None:
+            add(before + turn.question + _ASK, turn.scene)
+        elif turn.image_first:
+            if before:
+                add(before)
+            seen = turn.image
+            add(IMAGE + turn.question + _ASK, turn.scene)
+        else:
+            add(before + turn.question)
+            seen = turn.image
+            add(IMAGE + _ASK)
+        is_open = not ends and number + 1 == len(turns)
+        answer = turn.answer.removesuffix(TURN_END) + ("" if is_open else TURN_END)
+        add(answer, turn.scene, answers=turn.question)
+    return Tokens(prefix, ids, images, targets, looks)
+
+
+def _look(spoken: Sequence[Referent], end: int, since: str) -> int:
+    """The things that the token which ends at a character speaks of."""
+    for referent in spoken:
+        if getattr(referent, since) < end <= referent.end:
+            return _bits(referent.things)
+    return 0
+
+
+def _bits(things: Sequence[int]) -> int:
+    return sum(1 << thing for thing in things)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values of the tokens of a prefix, by layer: [layers, 2, kv_heads, tokens, head_dim]."""
+
+    states: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.states.shape[3]
+
+
+class Sequences:
+    """A batch of conversations, and their keys and values while the text model reads them.
+
+    flat tokens   [ conversation 0: t t t | conversation 1: t t t t t | … ]
+    """
+
+    def __init__(self, batch: Sequence[Tokens], prefixes: Sequence[Prefix], config: TextConfig) -> None:
+        self._config = config
+        lengths = [len(tokens.ids) for tokens in batch]
+        before = [prefixes[tokens.prefix].length if prefixes else 0 for tokens in batch]
+        self._shape = len(batch), max(lengths)
+        self.tokens = torch.tensor([i for tokens in batch for i in tokens.ids])
+        self.targets = torch.tensor([t for tokens in batch for t in tokens.targets])
+        self.rows = torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths))
+        self.positions = torch.cat([torch.arange(b, b + n) for b, n in zip(before, lengths, strict=True)])
+        self._slots = torch.cat([torch.arange(n) + row * self._shape[1] for row, n in enumerate(lengths)])
+        self._prefixes = self._gather(batch, prefixes, max(before))
+        self._mask = self._make_mask(before, max(before))
+        self._images = torch.tensor([i for tokens in batch for i in tokens.images])
+        self._looks = torch.tensor([look for tokens in batch for look in tokens.looks])
+        self.views: PictureViews | None = None
+        self._keys: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hidden(self, model: TextModel, states: Tensor | None = None, owners: Tensor | None = None) -> Tensor:
+        """The text model's hidden states of all tokens [tokens, hidden].
+
+        `states` are the pictures' keys and values [cross layers, 2, kv_heads, images, tokens, head_dim];
+        without them the text model is alone. `owners` [images, tokens] has the thing that each token of a
+        picture shows, or -1: with it `views.misses` tells how far the looks are off.
+        """
+        if states is not None:
+            self.views = PictureViews(self._images, states)
+            if owners is not None:
+                self.views.watch(self._looks, self.targets >= 0, owners)
+        hidden: Tensor = model(self.tokens, self, self.views, *self._angles())
+        return hidden
+
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the positions, each [tokens, 1, head_dim]."""
+        frequencies = rotary_frequencies(self._config.rope, self._config.head_dim, torch.device("cpu"))
+        angles = torch.outer(self.positions.float(), frequencies).repeat(1, 2)[:, None]
+        return angles.cos(), angles.sin()
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keeps keys and values [tokens, kv_heads, head_dim] of a layer."""
+        self._keys[layer] = self._padded(k), self._padded(v)
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of q [tokens, heads, head_dim], each to its own conversation so far."""
+        longest = self._shape[1]
+        k, v = (x.transpose(1, 2) for x in self._keys[layer])  # [rows, kv_heads, longest, head_dim]
+        if self._prefixes is not None:
+            k, v = (torch.cat((self._prefixes[layer, i], x), dim=2) for i, x in enumerate((k, v)))
+        grouped = _grouped(self._padded(q), k.shape[1])
+        out = F.scaled_dot_product_attention(grouped, k, v, self._mask.to(q.dtype))
+        return _ungrouped(out, longest).flatten(0, 1)[self._slots]
+
+    def states(self, layers: int) -> Tensor:
+        """The keys and values that were written, of the first conversation: a prefix's states."""
+        return torch.stack([torch.stack([x[0].transpose(0, 1) for x in self._keys[layer]]) for layer in range(layers)])
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """From flat tokens to [conversations, longest, …]."""
+        rows, longest = self._shape
+        return x.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, self._slots, x).view(rows, longest, *x.shape[1:])
+
+    def _gather(self, batch: Sequence[Tokens], prefixes: Sequence[Prefix], longest: int) -> Tensor | None:
+        """Each conversation's prefix, padded: [layers, 2, conversations, kv_heads, longest, head_dim]."""
+        if not prefixes:
+            return None
+        padded = [F.pad(prefix.states, (0, 0, 0, longest - prefix.length)) for prefix in prefixes]
+        return torch.stack(padded, dim=2)[:, :, [tokens.prefix for tokens in batch]]
+
+    def _make_mask(self, before: Sequence[int], longest: int) -> Tensor:
+        """Zero where a token sees a key, else minus infinity: [conversations, 1, heads a group * tokens, keys]."""
+        rows, tokens = self._shape
+        prefix = torch.arange(longest) < torch.tensor(before)[:, None]
+        body = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        seen = torch.cat((prefix[:, None].expand(rows, tokens, longest), body.expand(rows, tokens, tokens)), dim=-1)
+        mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -torch.inf)
+        return mask.repeat(1, self._config.num_heads // self._config.num_kv_heads, 1)[:, None]
+
+
+class PictureViews:
+    """Which flat tokens see which picture, and attention to it."""
+
+    def __init__(self, images: Tensor, states: Tensor) -> None:
+        self._states = states
+        self.index = (images != NO_IMAGE).nonzero()[:, 0]
+        of = images[self.index]
+        order = of.argsort(stable=True)
+        rank = torch.empty_like(order)
+        counts = torch.bincount(of, minlength=states.shape[3])
+        starts = counts.cumsum(0) - counts
+        rank[order] = torch.arange(len(order)) - starts[of[order]]
+        self._longest = int(counts.max())
+        self._slots = of * self._longest + rank
+        self._of = of
+        self._watched: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: which tokens, and where they should look
+        self.misses: list[Tensor] = []
+
+    def watch(self, looks: Tensor, answering: Tensor, owners: Tensor) -> None:
+        """Watches words that speak of things in the lower layers, and answers in the upper ones."""
+        looks, answering = looks[self.index], answering[self.index]
+        bits = torch.where(owners >= 0, 1 << owners.clamp(min=0), 0)
+        num_layers = self._states.shape[0]
+        for layer in range(num_layers):
+            is_here = answering if layer >= num_layers // 2 else ~answering
+            if layer == num_layers // 2 - 1:
+                is_here = torch.ones_like(answering)
+            who = (is_here & (looks > 0)).nonzero()[:, 0]
+            there = (bits[self._of[who]] & looks[who, None]) > 0
+            shown = there.any(-1)  # very small things cover no patch
+            self._watched[layer] = who[shown], there[shown]
+
+    def _miss(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        """How far watched heads are from looking where they should, in nats."""
+        who, there = self._watched[layer]
+        near = q[who].view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
+        scores = torch.einsum("rghd,rgtd->rght", near, k[self._of[who], :_WATCHED_GROUPS]).float() * k.shape[-1] ** -0.5
+        logs = scores.log_softmax(-1).masked_fill(~there[:, None, None], -torch.inf)
+        return torch.logsumexp(logs, -1).mean().neg()
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of q [seeing tokens, heads, head_dim] to the states of each one's picture."""
+        k, v = self._states[layer].transpose(1, 2)  # each [images, kv_heads, tokens, head_dim]
+        if layer in self._watched and len(self._watched[layer][0]):
+            self.misses.append(self._miss(layer, q, k))
+        images = k.shape[0]
+        padded = q.new_zeros(images * self._longest, *q.shape[1:]).index_copy(0, self._slots, q)
+        grouped = _grouped(padded.view(images, self._longest, *q.shape[1:]), k.shape[1])
+        out = F.scaled_dot_product_attention(grouped, k, v)
+        return _ungrouped(out, self._longest).flatten(0, 1)[self._slots]
+
+
+def _grouped(q: Tensor, kv_heads: int) -> Tensor:
+    """[rows, tokens, heads, size] to [rows, kv_heads, heads a group * tokens, size]."""
+    rows, tokens, heads, size = q.shape
+    return (
+        q.view(rows, tokens, kv_heads, heads // kv_heads, size).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
+    )
+
+
+def _ungrouped(x: Tensor, tokens: int) -> Tensor:
+    """[rows, kv_heads, heads a group * tokens, size] to [rows, tokens, heads * size]."""
+    rows, kv_heads, _, size = x.shape
+    return x.view(rows, kv_heads, -1, tokens, size).permute(0, 3, 1, 2, 4).reshape(rows, tokens, -1)
