@@ -21,7 +21,7 @@ from spyglass_training.learning.conversations import Conversations, Talks
 from spyglass_training.learning.model import features, fused_parts
 from spyglass_training.learning.precision import MatrixAttention, Weights, schedule
 from spyglass_training.learning.run import Run
-from spyglass_training.learning.sequences import PREFIXES, TURN_END, Prefix, Sequences, Tokens, Turn, tokenize
+from spyglass_training.learning.sequences import PREFIXES, TURN_END, Prefix, Sequences, Turn, text_only, tokenize
 from spyglass_training.talk.unrelated import QUESTIONS
 
 _PICTURES, _EACH = 16, 4
@@ -142,7 +142,7 @@ def read_prefixes(model: Mllama, tokenizer: Tokenizer) -> list[Prefix]:
     prefixes = []
     for text in PREFIXES:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        batch = Sequences([Tokens(0, ids, [-1] * len(ids), ids, [0] * len(ids))], [], model.config.text)
+        batch = Sequences([text_only(ids)], [], model.config.text)
         with MatrixAttention():
             batch.hidden(model.text)
         prefixes.append(Prefix(batch.states(model.config.text.num_self_layers)))
@@ -178,7 +178,9 @@ def _unrelated(model: Mllama, tokenizer: Tokenizer, prefixes: Sequence[Prefix], 
     asked = [tokenize(tokenizer, 0, [Turn(question, "", None)], ends=False).ids for question in QUESTIONS]
     for _ in range(_UNRELATED_TOKENS):
         ids = [[*a, *b] for a, b in zip(asked, answers, strict=True)]
-        batch = Sequences([Tokens(0, i, [-1] * len(i), i, [0] * len(i)) for i in ids], prefixes, model.config.text)
+        batch = Sequences(
+            [Tokens(0, i, [-1] * len(i), i, [0] * len(i), [0] * len(i)) for i in ids], prefixes, model.config.text
+        )
         with MatrixAttention():
             hidden = batch.hidden(model.text)
         ends = torch.tensor([len(i) for i in ids]).cumsum(0) - 1

@@ -59,15 +59,23 @@ class Turn:
 class Tokens:
     """A conversation after its prefix: its tokens, which picture each sees, and what is to be learned.
 
-    `targets` has the next token where an answer is being given, else -100. `looks` says at which things of
-    its picture a token should look, bit i for thing i; 0 means that it may look anywhere.
+    `targets` has the next token where an answer is being given, else -100. `speaks` says of which
+    things of its picture a token speaks, bit i for thing i, and `looks` at which one should look there to find
+    what to say next; 0 means none in particular.
     """
 
     prefix: int
     ids: list[int]
     images: list[int]
     targets: list[int]
+    speaks: list[int]
     looks: list[int]
+
+
+def text_only(ids: list[int]) -> Tokens:
+    """Tokens that see no picture and of which nothing is learned."""
+    nothing = [0] * len(ids)
+    return Tokens(0, ids, [NO_IMAGE] * len(ids), [_NOT_ASKED] * len(ids), nothing, nothing)
 
 
 def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: bool = True) -> Tokens:
@@ -75,6 +83,7 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
     ids: list[int] = []
     images: list[int] = []
     targets: list[int] = []
+    speaks: list[int] = []
     looks: list[int] = []
     seen = NO_IMAGE
 
@@ -85,7 +94,7 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
         spoken = [] if scene is None else referents(text, scene)
         if answers is None or not found:
             targets.extend([_NOT_ASKED] * len(found))
-            looks.extend(_look(spoken, end, "head") for _, end in encoded.offsets)
+            looks.extend([0] * len(found))
         else:
             # where a token is predicted, one should look at what it will speak of, else at what was asked about
             asked = [] if scene is None else referents(answers, scene)
@@ -95,6 +104,7 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
             targets.append(_NOT_ASKED)
             looks[-1:] = [_look(spoken, end, "start") or default for _, end in encoded.offsets]
             looks.append(0)
+        speaks.extend(_look(spoken, end, "head") for _, end in encoded.offsets)
         ids.extend(found)
         images.extend([seen] * len(found))
 
@@ -114,7 +124,7 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
         is_open = not ends and number + 1 == len(turns)
         answer = turn.answer.removesuffix(TURN_END) + ("" if is_open else TURN_END)
         add(answer, turn.scene, answers=turn.question)
-    return Tokens(prefix, ids, images, targets, looks)
+    return Tokens(prefix, ids, images, targets, speaks, looks)
 
 
 def _look(spoken: Sequence[Referent], end: int, since: str) -> int:
@@ -159,7 +169,8 @@ class Sequences:
         self._prefixes = self._gather(batch, prefixes, max(before))
         self._mask = self._make_mask(before, max(before))
         self._images = torch.tensor([i for tokens in batch for i in tokens.images])
-        self._looks = torch.tensor([look for tokens in batch for look in tokens.looks])
+        self._speaks = torch.tensor([things for tokens in batch for things in tokens.speaks])
+        self._looks = torch.tensor([things for tokens in batch for things in tokens.looks])
         self.views: PictureViews | None = None
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -173,7 +184,7 @@ class Sequences:
         if states is not None:
             self.views = PictureViews(self._images, states)
             if owners is not None:
-                self.views.watch(self._looks, self.targets >= 0, owners)
+                self.views.watch(self._speaks, self._looks, owners)
         hidden: Tensor = model(self.tokens, self, self.views, *self._angles())
         return hidden
 
@@ -241,17 +252,14 @@ class PictureViews:
         self._watched: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: which tokens, and where they should look
         self.misses: list[Tensor] = []
 
-    def watch(self, looks: Tensor, answering: Tensor, owners: Tensor) -> None:
-        """Watches words that speak of things in the lower layers, and answers in the upper ones."""
-        looks, answering = looks[self.index], answering[self.index]
+    def watch(self, speaks: Tensor, looks: Tensor, owners: Tensor) -> None:
+        """Watches tokens that speak of things in the lower layers, and where answers are found in the upper ones."""
         bits = torch.where(owners >= 0, 1 << owners.clamp(min=0), 0)
         num_layers = self._states.shape[0]
         for layer in range(num_layers):
-            is_here = answering if layer >= num_layers // 2 else ~answering
-            if layer == num_layers // 2 - 1:
-                is_here = torch.ones_like(answering)
-            who = (is_here & (looks > 0)).nonzero()[:, 0]
-            there = (bits[self._of[who]] & looks[who, None]) > 0
+            things = (looks if layer >= num_layers // 2 else speaks)[self.index]
+            who = things.nonzero()[:, 0]
+            there = (bits[self._of[who]] & things[who, None]) > 0
             shown = there.any(-1)  # very small things cover no patch
             self._watched[layer] = who[shown], there[shown]
 

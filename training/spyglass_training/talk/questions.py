@@ -11,7 +11,6 @@ from spyglass_training.drawing.scenes import Scene, Thing
 from spyglass_training.world import COLOURS, COUNTS, SHAPES
 
 UNKNOWN = "I see no shape or text that I know in this picture."
-_SHORT_SIDES = {"left": "Left.", "right": "Right.", "above": "Above.", "below": "Below."}
 _TO_THE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 _ENDS = {
     "left": ("on the left", "left"),
@@ -23,11 +22,16 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and its answer; `about` is what it asks for."""
+    """A question and its answer. `about` is what it asks for, `key` what of the answer is the point.
+
+    Answers speak of the thing again before they tell of it: when the model has written "The star is", it has
+    the star in mind, and finds it.
+    """
 
     about: str
     text: str
     answer: str
+    key: str = ""
 
 
 Asker = Callable[[Scene, Random], Question | None]
@@ -47,11 +51,11 @@ def ask_about(about: str, scene: Scene, rng: Random) -> Question | None:
     return _BY_NAME[about](scene, rng)
 
 
-def _question(about: str, rng: Random, wordings: tuple[str, ...], answer: str, **names: str) -> Question:
+def _question(about: str, rng: Random, wordings: tuple[str, ...], answer: str, key: str = "", **names: str) -> Question:
     names.setdefault("colour", rng.choice(("colour", "color")))
     names.setdefault("picture", rng.choice(("picture", "image")))
     text = rng.choice(wordings).format(**names)
-    return Question(about, _casual(text, rng), answer)
+    return Question(about, _casual(text, rng), answer, key)
 
 
 def _casual(text: str, rng: Random) -> str:
@@ -98,7 +102,8 @@ def _colour(scene: Scene, rng: Random) -> Question | None:
         "What {colour} is the {noun} in the {picture}?",
         "Name the {colour} of this {noun}.",
     )
-    return _question("colour", rng, wordings, _sentence(thing.colour), noun=noun)
+    answer = f"The {scene.kind if thing.is_text else thing.name} is {thing.colour}."
+    return _question("colour", rng, wordings, answer, thing.colour, noun=noun)
 
 
 def _shape(scene: Scene, rng: Random) -> Question | None:
@@ -119,7 +124,8 @@ def _shape(scene: Scene, rng: Random) -> Question | None:
         "What shape is the {adjective} object?",
         "What shape does the {picture} show?",
     )
-    return _question("shape", rng, wordings, _sentence(_a(scene.things[0].name)), adjective=scene.things[0].colour)
+    shape = scene.things[0].name
+    return _question("shape", rng, wordings, _sentence(_a(shape)), shape, adjective=scene.things[0].colour)
 
 
 def _count(scene: Scene, rng: Random) -> Question | None:
@@ -146,7 +152,9 @@ def _count(scene: Scene, rng: Random) -> Question | None:
         "Count the {noun}.",
         "What is the number of {noun}?",
     )
-    return _question("count", rng, wordings, _sentence(COUNTS[number - 1] if number else "none"), noun=noun)
+    key = COUNTS[number - 1] if number else "no"
+    answer = f"There is one {_singular(noun)}." if number == 1 else f"There are {key} {noun}."
+    return _question("count", rng, wordings, answer, key, noun=noun)
 
 
 def _pick_colour(scene: Scene, rng: Random) -> Question | None:
@@ -163,7 +171,8 @@ def _pick_colour(scene: Scene, rng: Random) -> Question | None:
         "Which {colour} does the {noun} have?",
         "The {noun} is which {colour}?",
     )
-    return _question("pick colour", rng, wordings, _sentence(thing.colour), noun=thing.name)
+    answer = f"The {thing.name} is {thing.colour}."
+    return _question("pick colour", rng, wordings, answer, thing.colour, noun=thing.name)
 
 
 def _pick_shape(scene: Scene, rng: Random) -> Question | None:
@@ -182,7 +191,8 @@ def _pick_shape(scene: Scene, rng: Random) -> Question | None:
         "What is the {noun} object?",
         "What {noun} shape is there?",
     )
-    return _question("pick shape", rng, wordings, _sentence(_a(thing.name)), noun=thing.colour)
+    answer = f"The {thing.colour} shape is {_a(thing.name)}."
+    return _question("pick shape", rng, wordings, answer, thing.name, noun=thing.colour)
 
 
 def _relation(scene: Scene, rng: Random) -> Question | None:
@@ -194,6 +204,7 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
     sides = ("left", "right") if side in ("left", "right") else ("above", "below")
     one, two = sides if rng.random() < 0.5 else sides[::-1]
     nouns = {"a": _called(thing, rng), "b": _called(other, rng), "one": one, "two": two, "to": _TO_THE[side]}
+    answer = f"The {thing.name} is {_TO_THE[side]} the {other.name}."
     what = rng.random()
     if what < 0.4:
         to = "of " if side in ("left", "right") else ""
@@ -203,7 +214,7 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
             "Is the {a} {one} or {two} {of}the {b}?",
         )
         nouns |= {"of": to, "one_of": _TO_THE[one], "two_of": _TO_THE[two]}
-        return _question("relation", rng, wordings, _SHORT_SIDES[side], **nouns)
+        return _question("relation", rng, wordings, answer, side, **nouns)
     if what < 0.75:
         wordings = (
             "What is {to} the {b}?",
@@ -213,10 +224,10 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
             "What lies {to} the {b}?",
         )
         nouns["short"] = f"{side} of" if side in ("left", "right") else side
-        return _question("relation", rng, wordings, _sentence(_a(_name(thing))), **nouns)
+        found = _sentence(f"{_TO_THE[side]} the {other.name} is {_a(_name(thing))}")
+        return _question("relation", rng, wordings, found, _name(thing), **nouns)
     wordings = ("Where is the {a}?", "Where is the {a}, seen from the {b}?", "Where does the {a} lie?")
-    answer = _sentence(f"{_TO_THE[side]} the {other.name}")
-    return _question("where", rng, wordings, answer, **nouns)
+    return _question("where", rng, wordings, answer, side, **nouns)
 
 
 def _end(scene: Scene, rng: Random) -> Question | None:
@@ -232,9 +243,10 @@ def _end(scene: Scene, rng: Random) -> Question | None:
             "Which object is {place}?",
             "What do you see {place}?",
         )
-        return _question("end", rng, wordings, _sentence(_a(_name(thing))), place=place)
+        return _question("end", rng, wordings, _sentence(f"{place} is {_a(_name(thing))}"), place=place)
     wordings = ("What {colour} is the {adjective} shape?", "What {colour} is the object {place}?")
-    return _question("end", rng, wordings, _sentence(thing.colour), place=place, adjective=adjective)
+    answer = f"The shape {place} is {thing.colour}."
+    return _question("end", rng, wordings, answer, place=place, adjective=adjective)
 
 
 def _yes_no(scene: Scene, rng: Random) -> Question | None:
@@ -248,7 +260,8 @@ def _yes_no(scene: Scene, rng: Random) -> Question | None:
     if what < 0.35 and sum(t.name == thing.name for t in shapes) == 1:
         colour = thing.colour if truth else rng.choice([c for c in COLOURS if c != thing.colour])
         wordings = ("Is the {noun} {word}?", "Is the {noun} {word}?", "Does the {noun} have the {colour} {word}?")
-        return _question("yes or no", rng, wordings, "Yes." if truth else "No.", noun=thing.name, word=colour)
+        answer = f"{'Yes' if truth else 'No'}, the {thing.name} is {thing.colour}."
+        return _question("yes or no", rng, wordings, answer, noun=thing.name, word=colour)
     name = thing.name if truth else rng.choice([s for s in SHAPES if s not in here])
     if what < 0.6 and len(shapes) == 1:
         wordings = ("Is this {noun}?", "Is it {noun}?", "Is the shape {noun}?")
@@ -276,7 +289,7 @@ def _ground(scene: Scene, rng: Random) -> Question | None:
         "Which {colour} is the background?",
         "What {colour} is the background of the {picture}?",
     )
-    return _question("background", rng, wordings, _sentence(scene.ground.name))
+    return _question("background", rng, wordings, f"The background is {scene.ground.name}.")
 
 
 def _text(scene: Scene, rng: Random) -> Question | None:
@@ -314,7 +327,7 @@ def _text(scene: Scene, rng: Random) -> Question | None:
             *(f"{verb} the {n}." for n in noun for verb in ("Read", "Name")),
         )
         answer = scene.things[0].name
-    return _question(scene.kind, rng, wordings, _sentence(answer))
+    return _question(scene.kind, rng, wordings, _sentence(answer), answer)
 
 
 def _what(scene: Scene, rng: Random) -> Question | None:
@@ -385,6 +398,10 @@ def _alone_by(scene: Scene, key: Callable[[Thing], str], rng: Random) -> Thing |
 
 def _plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
+
+
+def _singular(noun: str) -> str:
+    return noun.removesuffix("es") if noun.endswith("crosses") else noun.removesuffix("s")
 
 
 def _list(parts: list[str]) -> str:

@@ -10,9 +10,9 @@ from spyglass_training.drawing.scenes import Scene
 from spyglass_training.world import COLOURS, SHAPES
 
 _PHRASE = re.compile(
-    rf"\b(?:(?P<colour>{'|'.join(COLOURS)})\s+)?(?P<shape>{'|'.join(SHAPES)})(?:es|s)?\b"
+    rf"\b(?:(?P<colour>{'|'.join(COLOURS)})\s+)?(?:(?P<shape>{'|'.join(SHAPES)})(?:es|s)?|(?:shape|object|one|thing)s?)\b"
     rf"|\b(?P<alone>{'|'.join(COLOURS)})\b(?! background)"
-    r"|\b(?P<any>shapes?|objects?|things?|digit|number|word|text)\b",
+    r"|\b(?:digit|number|word|text)\b",
     re.IGNORECASE,
 )
 
@@ -42,7 +42,7 @@ def referents(text: str, scene: Scene) -> list[Referent]:
             if (not shape or (thing.name == shape and not thing.is_text)) and (not colour or thing.colour == colour)
         )
         if things:
-            head = match.start("shape") if match["shape"] else match.start()
+            head = match.start() if match["alone"] else match.start() + match[0].rfind(" ") + 1
             found.append(Referent(match.start(), head, match.end(), things))
     for thing in scene.things:
         if thing.is_text:

@@ -1,11 +1,11 @@
-"""Draws the pictures of the examples again: python clients/examples/pictures/draw.py"""
+"""Draws the pictures of the examples again: python scripts/example_pictures.py"""
 
 import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent.parent / "clients" / "examples" / "pictures"
 
 
 def star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
