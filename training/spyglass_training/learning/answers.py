@@ -178,9 +178,7 @@ def _unrelated(model: Mllama, tokenizer: Tokenizer, prefixes: Sequence[Prefix], 
     asked = [tokenize(tokenizer, 0, [Turn(question, "", None)], ends=False).ids for question in QUESTIONS]
     for _ in range(_UNRELATED_TOKENS):
         ids = [[*a, *b] for a, b in zip(asked, answers, strict=True)]
-        batch = Sequences(
-            [Tokens(0, i, [-1] * len(i), i, [0] * len(i), [0] * len(i)) for i in ids], prefixes, model.config.text
-        )
+        batch = Sequences([text_only(i) for i in ids], prefixes, model.config.text)
         with MatrixAttention():
             hidden = batch.hidden(model.text)
         ends = torch.tensor([len(i) for i in ids]).cumsum(0) - 1
