@@ -34,7 +34,7 @@ format: $(VENV)/dev  ## formats the code
 protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
 	$(BIN)/python scripts/protos.py generate
 
-train: $(VENV)/dev  ## trains the embedded model's eyes from nothing, in at most 150 minutes on two cores; stop and go on at will
+train: $(VENV)/dev  ## trains the embedded model's eyes from nothing; stop it and go on at will
 	$(BIN)/python training/train.py $(ARGS)
 
 exam: $(VENV)/dev  ## asks a running server about freshly drawn pictures and prints how often it is right

@@ -6,7 +6,7 @@ Owns which scene suits which kind of question, and what a right answer says. Kno
 from random import Random
 
 from spyglass_training.drawing.paint import paint
-from spyglass_training.drawing.scenes import Scene, Thing, draw_lots, draw_size
+from spyglass_training.drawing.scenes import Scene, draw_lots, draw_size
 from spyglass_training.exam.judge import Example
 from spyglass_training.talk.questions import Question, ask_about
 from spyglass_training.world import COLOURS, COUNTS
@@ -49,11 +49,7 @@ def _expected(kind: str, scene: Scene, question: Question) -> frozenset[str]:
 
 def _contents(scene: Scene) -> list[str]:
     """Everything on the picture, and what may be said of the ground."""
-    things = [f"{thing.colour} {_noun(thing)}" for thing in scene.things]
+    things = [f"{thing.colour} {thing.name.lower()}" for thing in scene.things]
     grounds = [scene.ground.name] if scene.ground.name else list(COLOURS)
     several = [COUNTS[len(things) - 1]] if len(set(things)) < len(things) else []
     return [*things, *several, *(f"{colour} ground" for colour in grounds)]
-
-
-def _noun(thing: Thing) -> str:
-    return thing.name.lower()

@@ -107,9 +107,8 @@ def _colour(scene: Scene, rng: Random) -> Question | None:
 
 
 def _shape(scene: Scene, rng: Random) -> Question | None:
-    """Of the only thing, or of all if they are alike."""
-    names = {thing.name for thing in scene.things}
-    if len(names) != 1 or scene.things[0].is_text or len(scene.things) > 1:
+    """Of the only thing."""
+    if len(scene.things) != 1 or scene.things[0].is_text:
         return None
     wordings = (
         "What shape is this?",
