@@ -10,10 +10,11 @@ from fidelity.ours import Ours
 from pictures import noise
 from spyglass_server.demo.checkpoint import write_checkpoint
 from spyglass_server.prompt.images import tile_image
-from spyglass_training.learning.answers import image_states, read_prefixes
+from spyglass_training.learning.answers import look, read_prefixes
+from spyglass_training.learning.conversations import Talks
 from spyglass_training.learning.labels import SPEC
 from spyglass_training.learning.model import adapter_tensors, text_sizes, tokenizer, trainable_model
-from spyglass_training.learning.sequences import PREFIXES, Sequences, Turn, tokenize
+from spyglass_training.learning.sequences import PREFIXES, Beginnings, Turn, tokenize
 from spyglass_training.learning.start import start_tensors
 
 pytestmark = pytest.mark.slow
@@ -55,9 +56,13 @@ def test_conversations_are_read_as_the_engine_reads_them(eyes: dict[str, Array],
     ]
     with torch.no_grad():
         prefixes = read_prefixes(model, words)
-        batch = Sequences(talks, prefixes, model.config.text)
         pixels = torch.from_numpy(np.stack([tile_image(picture, SPEC).pixels for picture in pictures]))
-        logits = model.text.logits(batch.hidden(model.text, image_states(model, pixels, (2, 2))))
+        lot = Talks((2, 2), pixels, torch.full((2, 148), -1), talks, ["what", "what"])
+        beginnings = Beginnings(model.text, prefixes, limit=1)
+        _, first, _ = look(model, lot, beginnings)
+        batch, hidden, _ = look(model, lot, beginnings)
+        torch.testing.assert_close(hidden, first, rtol=0, atol=5e-3)
+        logits = model.text.logits(hidden)
     for row, talk in enumerate(talks):
         before = words.encode(PREFIXES[talk.prefix], add_special_tokens=False).ids
         shown = [pictures[image] for image in dict.fromkeys(i for i in talk.images if i >= 0)]

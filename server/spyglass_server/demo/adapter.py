@@ -26,7 +26,7 @@ OUTPUT_SIZE = WIDTH * (1 + len(INTERMEDIATE_LAYERS))
 ASPECT_RATIOS = tuple((h, w) for h in range(1, MAX_TILES + 1) for w in range(1, MAX_TILES + 1) if h * w <= MAX_TILES)
 """(rows, columns) of tiles; an image's aspect ratio id is its place here plus 1, and 0 is no image."""
 
-CROSS_BEFORE = (8, 13, 18, 24)
+CROSS_BEFORE = (20, 23, 26)
 """A cross-attention layer stands before each of these layers of the text model."""
 
 FILE = "adapter.safetensors"

@@ -39,7 +39,7 @@ def example_with_answer(kind: str, seed: int) -> tuple[Example, str]:
         scene = draw_lots(rng.choice(_SCENES[kind]), *draw_size(rng, _LONGEST), rng)
         picture, scene, _ = paint(scene, rng)
         question = ask_about(_ABOUT.get(kind, kind), scene, rng)
-        if question is not None and (kind != "count" or question.key != "no"):
+        if question is not None and (kind != "count" or question.key != "zero"):
             return Example(kind, picture, question.text, _expected(kind, scene, question)), question.answer
 
 

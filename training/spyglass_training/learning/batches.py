@@ -3,6 +3,7 @@
 Owns the mixture of scenes and what makes batch number k the same in every run. Knows nothing of networks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
@@ -57,6 +58,6 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(samples[0].canvas, torch.from_numpy(np.stack([s.pixels for s in samples])), labels)
 
 
-def load(dataset: Dataset[T], start: int, total: int) -> DataLoader[T]:
-    """Batches `start` to `total`, drawn ahead in one process of their own."""
-    return DataLoader(dataset, batch_size=None, sampler=range(start, total), num_workers=1, prefetch_factor=4)
+def load(dataset: Dataset[T], numbers: Sequence[int]) -> DataLoader[T]:
+    """The batches of these numbers, drawn ahead in one process of their own."""
+    return DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=1, prefetch_factor=4)

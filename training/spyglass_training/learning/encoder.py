@@ -11,17 +11,18 @@ from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.model.vision import VisionEncoder
-from spyglass_training.learning.batches import Batch, Pictures, load
+from spyglass_training.learning.batches import Batch, Pictures
 from spyglass_training.learning.heads import Heads, hits, loss
+from spyglass_training.learning.loop import Pace, learn
 from spyglass_training.learning.model import features, fused_parts
-from spyglass_training.learning.precision import MatrixAttention, Weights, schedule
+from spyglass_training.learning.precision import Weights
 from spyglass_training.learning.run import Run
 
 BATCH = 32
 _MUON_RATE, _ADAM_RATE = 0.006, 1.5e-3
 _SEED, _EXAM_SEED = 1, 2
 _EXAM_BATCHES = 12
-_LOG_EVERY, _EXAM_EVERY = 50, 500
+_PACE = Pace(log_every=50, exam_every=500, warmup=100)
 
 
 def train_encoder(encoder: VisionEncoder, config: ModelConfig, run: Run) -> None:
@@ -31,32 +32,20 @@ def train_encoder(encoder: VisionEncoder, config: ModelConfig, run: Run) -> None
     used = [(name, p) for name, p in encoder.named_parameters() if not name.startswith("projector.")]
     for _, parameter in used:
         parameter.requires_grad_(True)
-    weights = Weights([*used, *heads.named_parameters()], partial(_matrices, config), _MUON_RATE, _ADAM_RATE)
-    steps, first = run.total, 0
-    if saved := run.resume():
-        weights.restore(saved["weights"])
-        first = saved["step"]
-    for step, batch in enumerate(load(Pictures(_SEED, BATCH, steps), first, steps), start=first):
-        wrong = loss(_answers(encoder, heads, batch, config), batch.labels)
-        torch.autograd.backward(wrong)
-        norm = weights.step(schedule(step, steps))
-        done = step + 1
-        if done % _LOG_EVERY == 0:
-            run.log(
-                done,
-                {"loss": wrong.item(), "gradient": norm, "pictures_per_s": BATCH * (done - first) / run.since_start_s},
-            )
-        if done % _EXAM_EVERY == 0 or done == steps:
-            run.log(done, _exam(encoder, heads, config))
-        if run.is_due() or done == steps:
-            run.save({"weights": weights.state(), "step": done})
+    dtype = encoder.class_embedding.dtype
+    weights = Weights([*used, *heads.named_parameters()], partial(_matrices, config), _MUON_RATE, _ADAM_RATE, dtype)
+
+    def wrong(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return loss(_answers(encoder, heads, batch, config), batch.labels), {}
+
+    exam = partial(_exam, encoder, heads, config)
+    learn(run, weights, Pictures(_SEED, BATCH, run.total), range(run.total), wrong, exam, _PACE)
     for _, parameter in used:
         parameter.requires_grad_(False)
 
 
 def _answers(encoder: VisionEncoder, heads: Heads, batch: Batch, config: ModelConfig) -> dict[str, Tensor]:
-    with MatrixAttention():
-        states = features(encoder, batch.pixels, batch.canvas, config)
+    states = features(encoder, batch.pixels, batch.canvas, config)
     answers: dict[str, Tensor] = heads(states, config.vision.tokens_per_tile)
     return answers
 

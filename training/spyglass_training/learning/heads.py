@@ -25,6 +25,9 @@ _PATCH = {
     "side": len(SIDES),
     "other_kind": len(KINDS_OF_THING) + 1,
     "other_colour": len(COLOURS),
+    "like_kind": MAX_THINGS,
+    "like_colour": MAX_THINGS,
+    "part_of_word": len(WORDS),
 }
 _PICTURE = {
     "scene": (1, len(SCENES)),
@@ -35,7 +38,7 @@ _PICTURE = {
     "slot_kind": (MAX_THINGS, len(KINDS_OF_THING) + 1),
     "slot_colour": (MAX_THINGS, len(COLOURS)),
 }
-_WEIGHTS = {"kind": 2.0, "character": 1.0, "place": 2.0, "occupied": 1.0, "word": 0.5, "slot_kind": 1.0}
+_WEIGHTS = {"kind": 2.0, "character": 1.0, "place": 2.0, "occupied": 1.0, "word": 0.5}
 _EARLY = 1
 """Of the intermediate states, the one that is asked for outlines."""
 

@@ -81,6 +81,10 @@ def _of_patches(scene: Scene, regions: list[Region], canvas: tuple[int, int]) ->
         "place": np.concatenate([offset, reach[:, None]], axis=-1),
         "has_place": (who >= 0).astype(np.float32),
     }
+    shapes = [t for t in things if not t.is_text]
+    labels["like_kind"] = _look_up([sum(o.name == t.name for o in shapes) - 1 for t in shapes], who)
+    labels["like_colour"] = _look_up([sum(o.colour == t.colour for o in shapes) - 1 for t in shapes], who)
+    labels["part_of_word"] = _look_up([WORDS.index(t.name.lower()) for t in things if scene.kind == "word"], who)
     pair = len(things) == 2
     sides = [SIDES.index(scene.side(a, b)) for a, b in (things, things[::-1])] if pair and scene.is_clear() else []
     labels["side"] = _look_up(sides, who)

@@ -1,4 +1,4 @@
-"""The model in training: the product's own, in bfloat16, with a checkpoint of starting weights.
+"""The model in training: the product's own, with a checkpoint of starting weights.
 
 Owns how its parameters are laid out while they are trained, and how they become an adapter again.
 Knows nothing of data, losses or steps.
@@ -21,6 +21,7 @@ from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import ModelConfig, VisionConfig, load_config
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
 from spyglass_server.runtime.model.vision import VisionEncoder
+from spyglass_training.learning.precision import suited_attention
 from spyglass_training.learning.start import start_tensors
 
 TABLES = ("tile_position", "pre_tile", "post_tile")
@@ -53,7 +54,7 @@ class ByAspectRatio(nn.Module):
         return grid[:-1].clone()
 
 
-def trainable_model(eyes: Tensors | None = None, dtype: torch.dtype = torch.bfloat16) -> Mllama:
+def trainable_model(eyes: Tensors | None = None, dtype: torch.dtype = torch.float32) -> Mllama:
     """The whole model with frozen text layers. `eyes` are the adapter's weights; None: it has learned nothing."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), lambda line: None, start_tensors(text_sizes()) if eyes is None else eyes)
@@ -79,8 +80,9 @@ def features(encoder: VisionEncoder, pixels: Tensor, canvas: tuple[int, int], co
     """The encoder's states of pictures uint8 [images, tiles, 3, tile, tile] on a canvas of (columns, rows)."""
     columns, rows = canvas
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
-    wanted = ((pixels.float() / 255 - mean) / std).to(encoder.class_embedding.dtype)
-    return encoder.features(wanted, rows, columns)
+    dtype = encoder.class_embedding.dtype
+    with suited_attention(dtype):
+        return encoder.features(((pixels.float() / 255 - mean) / std).to(dtype), rows, columns)
 
 
 def fused_parts(name: str, parameter: Tensor, config: ModelConfig) -> list[int]:

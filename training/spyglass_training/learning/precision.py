@@ -1,12 +1,15 @@
-"""bfloat16 training on CPUs.
+"""Training on CPUs, in the precision that suits each.
 
-Owns the full-precision copies of the weights, how they change, and attention that suits a CPU. A modern
-CPU multiplies bfloat16 matrices several times faster than float32 ones; small steps would be lost in
-them, so the optimizers work on float32 copies. Knows nothing of what is learned.
+Owns the choice of precision, the full-precision copies of the weights, how they change, and attention
+that suits a CPU. Some CPUs multiply bfloat16 matrices several times faster than float32 ones, others
+several times slower. Small steps would be lost in bfloat16, so the optimizers work on float32 copies.
+Knows nothing of what is learned.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,8 +24,29 @@ from spyglass_training.learning.muon import Muon
 _MAX_GRADIENT = 1.0
 
 
+def fastest_dtype() -> torch.dtype:
+    """The precision in which this machine multiplies faster."""
+    return min((torch.float32, torch.bfloat16), key=_product_s)
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Seconds that a product of the encoder's size takes, at best."""
+    x, weight = torch.ones(4096, 192, dtype=dtype), torch.ones(768, 192, dtype=dtype)
+    times = []
+    for _ in range(12):
+        started = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def suited_attention(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Attention for a precision within a scope: CPUs have a fast fused one for float32 only."""
+    return MatrixAttention() if dtype == torch.bfloat16 else nullcontext()
+
+
 class MatrixAttention(TorchFunctionMode):
-    """Computes attention as two matrix products within its scope: on CPUs twice as fast as the fused one."""
+    """Computes attention as two matrix products within its scope: in bfloat16 twice as fast as the fused one."""
 
     def __torch_function__(
         self,
@@ -47,26 +71,50 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """How what is trained becomes a parameter: times `scale`, and a matrix also times `inputs` from the right.
+
+    Optimizers take steps of one size in every direction. `scale` makes them larger for a parameter whose
+    place needs it; `inputs`, symmetric, makes all directions of a layer's inputs equally strong.
+    """
+
+    scale: float = 1.0
+    inputs: Tensor | None = None
+
+    def outward(self, values: Tensor) -> Tensor:
+        """From what is trained to the parameter, and from its gradient to that of what is trained."""
+        scaled = values * self.scale
+        return scaled if self.inputs is None else scaled @ self.inputs
+
+    def inward(self, parameter: Tensor) -> Tensor:
+        """The other way round."""
+        values = parameter.float() / self.scale
+        if self.inputs is None:
+            return values
+        found: Tensor = torch.linalg.solve(self.inputs, values, left=False)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class _Copy:
-    """Float32 values of some rows of a parameter, divided by `scale`, and their gradient's place."""
+    """Float32 values behind some rows of a parameter, and their gradient's place."""
 
     parameter: nn.Parameter
     rows: slice
-    scale: float
+    basis: Basis
     values: Tensor
     gradient: Tensor
 
 
-_Place = tuple[nn.Parameter, slice, float]
-"""A parameter, some of its rows, and its scale."""
+_Place = tuple[nn.Parameter, slice, Basis]
+"""A parameter, some of its rows, and their basis."""
 
 
 class Weights:
     """Float32 copies of parameters, and the optimizers that change them.
 
     `muon` says how the rows of a parameter are split into the matrices that Muon changes, such as a fused
-    matrix into its parts; parameters without an answer are AdamW's. `scale` is how many times faster than
-    others a parameter changes.
+    matrix into its parts; parameters without an answer are AdamW's. `basis` is that of a parameter.
     """
 
     def __init__(
@@ -75,7 +123,8 @@ class Weights:
         muon: Callable[[str, Tensor], list[int] | None],
         muon_rate: float,
         adam_rate: float,
-        scale: Callable[[str], float] = lambda name: 1.0,
+        dtype: torch.dtype,
+        basis: Callable[[str], Basis] = lambda name: Basis(),
     ) -> None:
         self._copies: list[_Copy] = []
         matrices: dict[tuple[int, int], list[_Place]] = defaultdict(list)
@@ -85,24 +134,24 @@ class Weights:
             if sizes := muon(name, parameter):
                 for end, size in zip(accumulate(sizes), sizes, strict=True):
                     rows = slice(end - size, end)
-                    matrices[size, parameter.shape[1]].append((parameter, rows, scale(name)))
+                    matrices[size, parameter.shape[1]].append((parameter, rows, basis(name)))
             else:
-                values = self._copy([(parameter, slice(None), scale(name))])
+                values = self._copy([(parameter, slice(None), basis(name))])
                 (decayed if parameter.ndim == 2 else plain).append(values)
         stacks = [self._copy(places) for places in matrices.values()]
         self._values = [*stacks, *decayed, *plain]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, adam_rate, betas=(0.9, 0.98))]
         if stacks:
-            self._optimizers.append(Muon(stacks, muon_rate))
+            self._optimizers.append(Muon(stacks, muon_rate, dtype))
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def _copy(self, places: list[_Place]) -> Tensor:
         """Full-precision values of the places, stacked."""
-        values = torch.stack([parameter.detach()[rows].float() / scale for parameter, rows, scale in places])
+        values = torch.stack([basis.inward(parameter.detach()[rows]) for parameter, rows, basis in places])
         values.grad = torch.zeros_like(values)
-        for i, (parameter, rows, scale) in enumerate(places):
-            self._copies.append(_Copy(parameter, rows, scale, values[i], values.grad[i]))
+        for i, (parameter, rows, basis) in enumerate(places):
+            self._copies.append(_Copy(parameter, rows, basis, values[i], values.grad[i]))
         return values
 
     @torch.no_grad()
@@ -112,7 +161,7 @@ class Weights:
             if copy.parameter.grad is None:
                 copy.gradient.zero_()
             else:
-                copy.gradient.copy_(copy.parameter.grad[copy.rows]).mul_(copy.scale)
+                copy.gradient.copy_(copy.basis.outward(copy.parameter.grad[copy.rows].float()))
         norm = nn.utils.clip_grad_norm_(self._values, _MAX_GRADIENT)
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -138,9 +187,4 @@ class Weights:
 
     def _write_back(self) -> None:
         for copy in self._copies:
-            copy.parameter[copy.rows] = (copy.values * copy.scale).to(copy.parameter.dtype)
-
-
-def schedule(step: int, total: int, warmup: int = 100) -> float:
-    """Share of the full rate: a short rise, then full, then a straight fall to zero over the second half."""
-    return min(1.0, (step + 1) / warmup, 2 * (total - step) / total)
+            copy.parameter[copy.rows] = copy.basis.outward(copy.values).to(copy.parameter.dtype)

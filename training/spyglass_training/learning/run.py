@@ -34,9 +34,14 @@ class Run:
         """Seconds since this start."""
         return time.monotonic() - self._started
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was saved yet."""
+        return not self._state_file.exists()
+
     def resume(self) -> dict[str, Any] | None:
         """The state that was saved last, or None at the very start."""
-        if not self._state_file.exists():
+        if self.is_new:
             return None
         saved: dict[str, Any] = torch.load(self._state_file, weights_only=True)
         self._spent_s = saved["spent_s"]

@@ -4,18 +4,19 @@ Owns how a conversation about pictures is put together, cut into a prefix that m
 and laid out as a batch. Knows nothing of drawing, or of what is learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.model.layers import rotary_frequencies
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_training.drawing.scenes import Scene
+from spyglass_training.learning.precision import suited_attention
 from spyglass_training.talk.referents import Referent, referents
 
 IMAGE = "<|image|>"
@@ -59,23 +60,20 @@ class Turn:
 class Tokens:
     """A conversation after its prefix: its tokens, which picture each sees, and what is to be learned.
 
-    `targets` has the next token where an answer is being given, else -100. `speaks` says of which
-    things of its picture a token speaks, bit i for thing i, and `looks` at which one should look there to find
-    what to say next; 0 means none in particular.
+    `targets` has the next token where an answer is being given, else -100. `looks` says at which things of
+    its picture one should look there to find what to say next, bit i for thing i; 0 means none in particular.
     """
 
     prefix: int
     ids: list[int]
     images: list[int]
     targets: list[int]
-    speaks: list[int]
     looks: list[int]
 
 
 def text_only(ids: list[int]) -> Tokens:
     """Tokens that see no picture and of which nothing is learned."""
-    nothing = [0] * len(ids)
-    return Tokens(0, ids, [NO_IMAGE] * len(ids), [_NOT_ASKED] * len(ids), nothing, nothing)
+    return Tokens(0, ids, [NO_IMAGE] * len(ids), [_NOT_ASKED] * len(ids), [0] * len(ids))
 
 
 def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: bool = True) -> Tokens:
@@ -83,7 +81,6 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
     ids: list[int] = []
     images: list[int] = []
     targets: list[int] = []
-    speaks: list[int] = []
     looks: list[int] = []
     seen = NO_IMAGE
 
@@ -91,20 +88,18 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
         """Adds a piece; one that `answers` a question is to be learned."""
         encoded = tokenizer.encode(text, add_special_tokens=False)
         found: list[int] = encoded.ids
-        spoken = [] if scene is None else referents(text, scene)
         if answers is None or not found:
             targets.extend([_NOT_ASKED] * len(found))
             looks.extend([0] * len(found))
         else:
             # where a token is predicted, one should look at what it will speak of, else at what was asked about
-            asked = [] if scene is None else referents(answers, scene)
+            asked, spoken = ([] if scene is None else referents(said, scene) for said in (answers, text))
             plainest = min(asked, key=lambda referent: len(referent.things), default=None)
             default = _bits(plainest.things) if plainest else int(scene is not None and len(scene.things) == 1)
             targets[-1:] = found
             targets.append(_NOT_ASKED)
-            looks[-1:] = [_look(spoken, end, "start") or default for _, end in encoded.offsets]
+            looks[-1:] = [_look(spoken, end) or default for _, end in encoded.offsets]
             looks.append(0)
-        speaks.extend(_look(spoken, end, "head") for _, end in encoded.offsets)
         ids.extend(found)
         images.extend([seen] * len(found))
 
@@ -124,13 +119,13 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
         is_open = not ends and number + 1 == len(turns)
         answer = turn.answer.removesuffix(TURN_END) + ("" if is_open else TURN_END)
         add(answer, turn.scene, answers=turn.question)
-    return Tokens(prefix, ids, images, targets, speaks, looks)
+    return Tokens(prefix, ids, images, targets, looks)
 
 
-def _look(spoken: Sequence[Referent], end: int, since: str) -> int:
+def _look(spoken: Sequence[Referent], end: int) -> int:
     """The things that the token which ends at a character speaks of."""
     for referent in spoken:
-        if getattr(referent, since) < end <= referent.end:
+        if referent.start < end <= referent.end:
             return _bits(referent.things)
     return 0
 
@@ -169,24 +164,31 @@ class Sequences:
         self._prefixes = self._gather(batch, prefixes, max(before))
         self._mask = self._make_mask(before, max(before))
         self._images = torch.tensor([i for tokens in batch for i in tokens.images])
-        self._speaks = torch.tensor([things for tokens in batch for things in tokens.speaks])
         self._looks = torch.tensor([things for tokens in batch for things in tokens.looks])
-        self.views: PictureViews | None = None
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def hidden(self, model: TextModel, states: Tensor | None = None, owners: Tensor | None = None) -> Tensor:
-        """The text model's hidden states of all tokens [tokens, hidden].
-
-        `states` are the pictures' keys and values [cross layers, 2, kv_heads, images, tokens, head_dim];
-        without them the text model is alone. `owners` [images, tokens] has the thing that each token of a
-        picture shows, or -1: with it `views.misses` tells how far the looks are off.
-        """
-        if states is not None:
-            self.views = PictureViews(self._images, states)
-            if owners is not None:
-                self.views.watch(self._speaks, self._looks, owners)
-        hidden: Tensor = model(self.tokens, self, self.views, *self._angles())
+    def hidden(self, model: TextModel) -> Tensor:
+        """The text model's hidden states of all tokens [tokens, hidden], without pictures."""
+        with suited_attention(model.head.weight.dtype):
+            hidden: Tensor = model(self.tokens, self, None, *self._angles())
         return hidden
+
+    def through(self, model: TextModel, layers: Iterable[nn.Module], x: Tensor, views: "PictureViews | None") -> Tensor:
+        """Takes hidden states of all tokens [tokens, hidden] through some of the text model's layers."""
+        with suited_attention(model.head.weight.dtype):
+            return model.through(layers, x, self, views, *self._angles())
+
+    def views(self, states: Tensor, owners: Tensor | None = None) -> "PictureViews":
+        """The tokens' views of pictures, whose keys and values [cross layers, 2, kv_heads, images, tokens, head_dim]
+        are.
+
+        `owners` [images, tokens] has the thing that each token of a picture shows, or -1: with it `misses`
+        tells how far the looks are off.
+        """
+        views = PictureViews(self._images, states)
+        if owners is not None:
+            views.watch(self._looks, owners)
+        return views
 
     def _angles(self) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the positions, each [tokens, 1, head_dim]."""
@@ -234,6 +236,33 @@ class Sequences:
         return mask.repeat(1, self._config.num_heads // self._config.num_kv_heads, 1)[:, None]
 
 
+class Beginnings:
+    """What the text model thinks of conversations before it looks at pictures.
+
+    That never changes, as it is frozen, and texts come again: it is kept.
+    """
+
+    def __init__(self, model: TextModel, prefixes: Sequence[Prefix], limit: int) -> None:
+        """`limit`: of how many conversations it is kept."""
+        self._model, self.prefixes, self._limit = model, prefixes, limit
+        self._layers = model.layers[: model.config.cross_layers[0]]
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def read(self, batch: Sequence[Tokens]) -> Tensor:
+        """Hidden states of all tokens before the first cross-attention layer: flat [tokens, hidden]."""
+        keys = [(tokens.prefix, *tokens.ids) for tokens in batch]
+        new = {key: tokens for key, tokens in zip(keys, batch, strict=True) if key not in self._known}
+        if new:
+            some = Sequences(list(new.values()), self.prefixes, self._model.config)
+            hidden = some.through(self._model, self._layers, self._model.embedding(some.tokens).float(), None)
+            self._known |= zip(new, torch.split(hidden, [len(tokens.ids) for tokens in new.values()]), strict=True)
+        found = torch.cat([self._known[key] for key in keys])
+        for key in list(self._known)[: max(0, len(self._known) - self._limit)]:
+            del self._known[key]
+        return found
+
+
 class PictureViews:
     """Which flat tokens see which picture, and attention to it."""
 
@@ -249,23 +278,21 @@ class PictureViews:
         self._longest = int(counts.max())
         self._slots = of * self._longest + rank
         self._of = of
-        self._watched: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: which tokens, and where they should look
+        self._watched: tuple[Tensor, Tensor] | None = None  # which tokens, and where they should look
         self.misses: list[Tensor] = []
 
-    def watch(self, speaks: Tensor, looks: Tensor, owners: Tensor) -> None:
-        """Watches tokens that speak of things in the lower layers, and where answers are found in the upper ones."""
+    def watch(self, looks: Tensor, owners: Tensor) -> None:
+        """Watches the tokens that should look at certain things."""
         bits = torch.where(owners >= 0, 1 << owners.clamp(min=0), 0)
-        num_layers = self._states.shape[0]
-        for layer in range(num_layers):
-            things = (looks if layer >= num_layers // 2 else speaks)[self.index]
-            who = things.nonzero()[:, 0]
-            there = (bits[self._of[who]] & things[who, None]) > 0
-            shown = there.any(-1)  # very small things cover no patch
-            self._watched[layer] = who[shown], there[shown]
+        things = looks[self.index]
+        who = things.nonzero()[:, 0]
+        there = (bits[self._of[who]] & things[who, None]) > 0
+        shown = there.any(-1)  # very small things cover no patch
+        if shown.any():
+            self._watched = who[shown], there[shown]
 
-    def _miss(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+    def _miss(self, who: Tensor, there: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """How far watched heads are from looking where they should, in nats."""
-        who, there = self._watched[layer]
         near = q[who].view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
         scores = torch.einsum("rghd,rgtd->rght", near, k[self._of[who], :_WATCHED_GROUPS]).float() * k.shape[-1] ** -0.5
         logs = scores.log_softmax(-1).masked_fill(~there[:, None, None], -torch.inf)
@@ -274,8 +301,8 @@ class PictureViews:
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attention of q [seeing tokens, heads, head_dim] to the states of each one's picture."""
         k, v = self._states[layer].transpose(1, 2)  # each [images, kv_heads, tokens, head_dim]
-        if layer in self._watched and len(self._watched[layer][0]):
-            self.misses.append(self._miss(layer, q, k))
+        if self._watched is not None:
+            self.misses.append(self._miss(*self._watched, q, k))
         images = k.shape[0]
         padded = q.new_zeros(images * self._longest, *q.shape[1:]).index_copy(0, self._slots, q)
         grouped = _grouped(padded.view(images, self._longest, *q.shape[1:]), k.shape[1])

@@ -14,12 +14,13 @@ from spyglass_training.learning.answers import train_answers
 from spyglass_training.learning.curve import draw_curve
 from spyglass_training.learning.encoder import train_encoder
 from spyglass_training.learning.model import adapter_tensors, tokenizer, trainable_model
+from spyglass_training.learning.precision import fastest_dtype
 from spyglass_training.learning.run import Run
 
 
 def train(folder: Path, encoder_steps: int, answer_steps: int) -> Path:
     """Trains both phases, going on where an earlier run in `folder` stopped. Returns the adapter's file."""
-    model = trainable_model()
+    model = trainable_model(dtype=fastest_dtype())
     train_encoder(model.vision, model.config, Run(folder, "encoder", encoder_steps))
     _write(model, folder)
     train_answers(model, tokenizer(), Run(folder, "answers", answer_steps))

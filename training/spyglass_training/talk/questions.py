@@ -12,6 +12,7 @@ from spyglass_training.world import COLOURS, COUNTS, SHAPES
 
 UNKNOWN = "I see no shape or text that I know in this picture."
 _TO_THE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 _ENDS = {
     "left": ("on the left", "left"),
     "right": ("on the right", "right"),
@@ -66,7 +67,7 @@ def _casual(text: str, rng: Random) -> str:
     if style < 0.12:
         return text.rstrip("?.")
     if style < 0.15:
-        return text + rng.choice((" Answer in one word.", " Answer briefly.", " Be brief."))
+        return text + rng.choice((" Answer briefly.", " Be brief."))
     if style < 0.18 and text[0] in "WHD":
         return f"{rng.choice(('Please tell me:', 'Hi!', 'Look at this.'))} {text}"
     return text
@@ -151,8 +152,8 @@ def _count(scene: Scene, rng: Random) -> Question | None:
         "Count the {noun}.",
         "What is the number of {noun}?",
     )
-    key = COUNTS[number - 1] if number else "no"
-    answer = f"There is one {_singular(noun)}." if number == 1 else f"There are {key} {noun}."
+    key = COUNTS[number - 1] if number else "zero"
+    answer = f"The number of {noun} is {key}."
     return _question("count", rng, wordings, answer, key, noun=noun)
 
 
@@ -203,7 +204,7 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
     sides = ("left", "right") if side in ("left", "right") else ("above", "below")
     one, two = sides if rng.random() < 0.5 else sides[::-1]
     nouns = {"a": _called(thing, rng), "b": _called(other, rng), "one": one, "two": two, "to": _TO_THE[side]}
-    answer = f"The {thing.name} is {_TO_THE[side]} the {other.name}."
+    answer = f"The {thing.name} lies {_OF[side]} the {other.name}."
     what = rng.random()
     if what < 0.4:
         to = "of " if side in ("left", "right") else ""
@@ -222,8 +223,8 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
             "Which object is {to} the {b}?",
             "What lies {to} the {b}?",
         )
-        nouns["short"] = f"{side} of" if side in ("left", "right") else side
-        found = _sentence(f"{_TO_THE[side]} the {other.name} is {_a(_name(thing))}")
+        nouns["short"] = _OF[side]
+        found = _sentence(f"{_OF[side]} the {other.name} is {_a(_name(thing))}")
         return _question("relation", rng, wordings, found, _name(thing), **nouns)
     wordings = ("Where is the {a}?", "Where is the {a}, seen from the {b}?", "Where does the {a} lie?")
     return _question("where", rng, wordings, answer, side, **nouns)
@@ -311,21 +312,16 @@ def _text(scene: Scene, rng: Random) -> Question | None:
             "What word do you see?",
             "Which word is written here?",
         )
-        answer = scene.things[0].name.lower()
-    else:
-        noun = ("digit", "number") if scene.kind == "digit" else ("number", "number")
-        wordings = (
-            *wordings[:3],
-            *(
-                f"{w} {n} {end}"
-                for n in noun
-                for w in ("What", "Which")
-                for end in ("is this?", "is it?", "do you see?")
-            ),
-            *(f"What {n} is {end}" for n in noun for end in ("shown?", "in the {picture}?", "written here?")),
-            *(f"{verb} the {n}." for n in noun for verb in ("Read", "Name")),
-        )
-        answer = scene.things[0].name
+        key = scene.things[0].name.lower()
+        return _question(scene.kind, rng, wordings, f"It says {key}.", key)
+    noun = ("digit", "number") if scene.kind == "digit" else ("number", "number")
+    wordings = (
+        *wordings[:3],
+        *(f"{w} {n} {end}" for n in noun for w in ("What", "Which") for end in ("is this?", "is it?", "do you see?")),
+        *(f"What {n} is {end}" for n in noun for end in ("shown?", "in the {picture}?", "written here?")),
+        *(f"{verb} the {n}." for n in noun for verb in ("Read", "Name")),
+    )
+    answer = scene.things[0].name
     return _question(scene.kind, rng, wordings, _sentence(answer), answer)
 
 
@@ -371,7 +367,7 @@ def _gist(scene: Scene) -> str:
     if len(things) == 1:
         return _a(_name(first))
     if len(things) == 2 and scene.kind == "two" and scene.is_clear():
-        return f"{_a(_name(first))} {_TO_THE[scene.side(first, things[1])]} {_a(_name(things[1]))}"
+        return f"{_a(_name(first))} {_OF[scene.side(first, things[1])]} {_a(_name(things[1]))}"
     number, names, colours = COUNTS[len(things) - 1], {t.name for t in things}, {t.colour for t in things}
     if len(names) == 1 and len(colours) == 1:
         return f"{number} {first.colour} {_plural(first.name)}"
@@ -397,10 +393,6 @@ def _alone_by(scene: Scene, key: Callable[[Thing], str], rng: Random) -> Thing |
 
 def _plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
-
-
-def _singular(noun: str) -> str:
-    return noun.removesuffix("es") if noun.endswith("crosses") else noun.removesuffix("s")
 
 
 def _list(parts: list[str]) -> str:

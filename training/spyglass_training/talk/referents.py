@@ -19,13 +19,9 @@ _PHRASE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Referent:
-    """Characters start … end - 1 speak of these things of the scene, given by their places in it.
-
-    `head` is where the phrase's last word starts: only there all of it has been read.
-    """
+    """Characters start … end - 1 speak of these things of the scene, given by their places in it."""
 
     start: int
-    head: int
     end: int
     things: tuple[int, ...]
 
@@ -42,10 +38,9 @@ def referents(text: str, scene: Scene) -> list[Referent]:
             if (not shape or (thing.name == shape and not thing.is_text)) and (not colour or thing.colour == colour)
         )
         if things:
-            head = match.start() if match["alone"] else match.start() + match[0].rfind(" ") + 1
-            found.append(Referent(match.start(), head, match.end(), things))
+            found.append(Referent(match.start(), match.end(), things))
     for thing in scene.things:
         if thing.is_text:
             written = re.finditer(rf"\b{re.escape(thing.name)}\b", text, re.IGNORECASE)
-            found.extend(Referent(match.start(), match.start(), match.end(), (0,)) for match in written)
+            found.extend(Referent(match.start(), match.end(), (0,)) for match in written)
     return sorted(found, key=lambda referent: referent.start)

@@ -8,6 +8,7 @@ the attention's and the feed-forward's output by zero there. So these layers com
 that see one, and a batch without images skips them.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -87,7 +88,7 @@ class CrossAttentionLayer(nn.Module):
         return torch.stack((self.k_norm(k), v))
 
     def forward(self, x: Tensor, views: Views) -> Tensor:
-        seeing = x[views.index]
+        seeing = x.index_select(0, views.index)
         q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
         attended = views.attend(self.cache_layer, self.q_norm(q))
         seeing = seeing + self.attention_gate.float().tanh() * self.o(attended)
@@ -122,8 +123,13 @@ class TextModel(nn.Module):
 
         cos and sin [tokens, 1, head_dim] are of their positions. `views` is None where no token sees an image.
         """
-        x: Tensor = self.embedding(tokens).float()
-        for layer in self.layers:
+        return self.through(self.layers, self.embedding(tokens).float(), memory, views, cos, sin)
+
+    def through(
+        self, layers: Iterable[nn.Module], x: Tensor, memory: Memory, views: Views | None, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Takes hidden states [tokens, hidden] through some of the layers."""
+        for layer in layers:
             if isinstance(layer, SelfAttentionLayer):
                 x = layer(x, memory, cos, sin)
             elif views is not None:
