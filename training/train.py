@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = ROOT / ".cache" / "training"
 EMBEDDED = ROOT / "server" / "spyglass_server" / "demo" / "adapter.safetensors"
-ENCODER_STEPS = 4500
-ANSWER_STEPS = 1100
+ENCODER_STEPS = 3000
+ANSWER_STEPS = 620
 
 
 def keep_memory() -> None:
