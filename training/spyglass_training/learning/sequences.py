@@ -167,11 +167,11 @@ class Sequences:
         self._looks = torch.tensor([things for tokens in batch for things in tokens.looks])
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def hidden(self, model: TextModel) -> Tensor:
-        """The text model's hidden states of all tokens [tokens, hidden], without pictures."""
-        with suited_attention(model.head.weight.dtype):
-            hidden: Tensor = model(self.tokens, self, None, *self._angles())
-        return hidden
+    def hidden(self, model: TextModel, layers: Iterable[nn.Module] | None = None) -> Tensor:
+        """The text model's hidden states of all tokens [tokens, hidden], without pictures, after all or the given layers."""
+        return self.through(
+            model, model.layers if layers is None else layers, model.embedding(self.tokens).float(), None
+        )
 
     def through(self, model: TextModel, layers: Iterable[nn.Module], x: Tensor, views: "PictureViews | None") -> Tensor:
         """Takes hidden states of all tokens [tokens, hidden] through some of the text model's layers."""
@@ -255,7 +255,7 @@ class Beginnings:
         new = {key: tokens for key, tokens in zip(keys, batch, strict=True) if key not in self._known}
         if new:
             some = Sequences(list(new.values()), self.prefixes, self._model.config)
-            hidden = some.through(self._model, self._layers, self._model.embedding(some.tokens).float(), None)
+            hidden = some.hidden(self._model, self._layers)
             self._known |= zip(new, torch.split(hidden, [len(tokens.ids) for tokens in new.values()]), strict=True)
         found = torch.cat([self._known[key] for key in keys])
         for key in list(self._known)[: max(0, len(self._known) - self._limit)]:
