@@ -168,7 +168,7 @@ class Sequences:
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hidden(self, model: TextModel, layers: Iterable[nn.Module] | None = None) -> Tensor:
-        """The text model's hidden states of all tokens [tokens, hidden], without pictures, after all or the given layers."""
+        """Hidden states of all tokens [tokens, hidden], without pictures, after all or the given layers."""
         return self.through(
             model, model.layers if layers is None else layers, model.embedding(self.tokens).float(), None
         )
