@@ -1,6 +1,6 @@
 """Transformers' Mllama as a second witness, with its two known faults put right.
 
-Owns the corrections and the calling conventions. In 5.23, intermediate vision states are taken after the
+Owns the corrections and the calling conventions. Up to 5.24, intermediate vision states are taken after the
 layer of their number instead of before it, and a text position that sees no image keeps what
 cross-attention gave it. Text-only prompts are not affected by either.
 """
@@ -16,6 +16,9 @@ from PIL import Image
 from transformers import MllamaForConditionalGeneration, MllamaImageProcessorPil
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama import modeling_mllama, processing_mllama
+
+_CACHE = ("cache", "past_key_values")
+"""What transformers calls its cache: since 5.24, and before."""
 
 
 class TransformersModel:
@@ -81,7 +84,6 @@ def _cross_layer_forward(
     cross_attention_mask: torch.Tensor,
     attention_mask: torch.Tensor,
     full_text_row_masked_out_mask: torch.Tensor,
-    past_key_values: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Zeroes the attention's output, too, where a text position sees no image."""
@@ -90,7 +92,7 @@ def _cross_layer_forward(
         hidden_states=self.input_layernorm(hidden_states),
         attention_mask=cross_attention_mask,
         cross_attention_states=cross_attention_states,
-        past_key_values=past_key_values,
+        **{name: cache for name, cache in kwargs.items() if name in _CACHE},
     )
     hidden_states = hidden_states + self.cross_attn_attn_gate.tanh() * seen * attended
     mixed: torch.Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
