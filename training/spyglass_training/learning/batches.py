@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spyglass_training.learning.labels import Sample, draw_canvas, draw_sample
 
-_MIXTURE = {"one": 22, "two": 22, "several": 20, "digit": 13, "number": 6, "word": 14, "nothing": 3}
+_MIXTURE = {"one": 23, "two": 22, "several": 22, "digit": 13, "number": 6, "word": 11, "nothing": 3}
 _EASY = {"one": 30, "two": 20, "several": 25, "digit": 25}
 _EASY_SHARE = 0.6  # of the pictures in the first fifth
 

@@ -19,10 +19,12 @@ from spyglass_training.learning.labels import SPEC, draw_canvas, draw_picture, o
 from spyglass_training.learning.sequences import PREFIX_WEIGHTS, TURN_END, Tokens, Turn, tokenize
 from spyglass_training.talk.questions import Question, ask
 
-_SCENES = {"one": 16, "two": 36, "several": 17, "digit": 12, "number": 6, "word": 11, "nothing": 2}
+_SCENES = {"one": 16, "two": 35, "several": 23, "digit": 11, "number": 4, "word": 9, "nothing": 2}
 _IMAGE_FIRST = 0.65
 _UNRELATED = 0.05
 _SECOND_TURN, _SECOND_PICTURE = 0.15, 0.4
+_OF_WHOLE = frozenset({"count", "background", "digit", "number", "word"})
+"""Questions whose answers the class tokens know, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Talks:
     canvas: tuple[int, int]  # (columns, rows)
     pixels: Tensor
     owners: Tensor
-    """The thing that each token of a picture shows, or -1: [images, tokens]; class tokens show none."""
+    """The thing that each token of a picture shows, WHOLE or -1: [images, tokens]."""
     conversations: list[Tokens]
     about: list[str]
 
@@ -58,8 +60,7 @@ class Conversations(Dataset[Talks]):
             picture, scene, regions = draw_picture(rng.choices(list(_SCENES), list(_SCENES.values()))[0], rng, canvas)
             scenes.append(scene)
             pixels.append(tile_image(picture, SPEC).pixels)
-            patches = owners(scene, regions, canvas).reshape(len(pixels[-1]), -1)
-            shown.append(np.pad(patches, ((0, 0), (1, 0)), constant_values=-1).ravel())
+            shown.append(owners(scene, regions, canvas))
         talks = [self._talk(at, scenes, rng) for at in range(len(scenes)) for _ in range(self._each)]
         stacked = torch.from_numpy(np.stack(pixels))
         seen = torch.from_numpy(np.stack(shown))
@@ -69,16 +70,19 @@ class Conversations(Dataset[Talks]):
         """A conversation that begins with picture `at`, and what its first question is about."""
         prefix = rng.choices(range(len(PREFIX_WEIGHTS)), PREFIX_WEIGHTS)[0]
         first = self._ask(scenes[at], rng)
-        turns = [Turn(first.text, first.answer, at, rng.random() < _IMAGE_FIRST, scenes[at])]
+        turns = [self._turn(first, at, scenes[at], rng)]
         if rng.random() < _SECOND_TURN:
             another = rng.random() < _SECOND_PICTURE
             now = rng.randrange(len(scenes)) if another else at
             question = self._ask(scenes[now], rng)
-            image = now if another else None
-            turns.append(Turn(question.text, question.answer, image, rng.random() < _IMAGE_FIRST, scenes[now]))
+            turns.append(self._turn(question, now if another else None, scenes[now], rng))
         last = turns[-1].answer
         ends = last not in self._unrelated.values() or last.endswith(TURN_END)
         return tokenize(self._tokenizer, prefix, turns, ends), first.about
+
+    def _turn(self, question: Question, image: int | None, scene: Scene, rng: Random) -> Turn:
+        whole = question.about in _OF_WHOLE
+        return Turn(question.text, question.answer, image, rng.random() < _IMAGE_FIRST, scene, whole)
 
     def _ask(self, scene: Scene, rng: Random) -> Question:
         if self._unrelated and rng.random() < _UNRELATED:

@@ -38,7 +38,7 @@ _PICTURE = {
     "slot_kind": (MAX_THINGS, len(KINDS_OF_THING) + 1),
     "slot_colour": (MAX_THINGS, len(COLOURS)),
 }
-_WEIGHTS = {"kind": 2.0, "character": 1.0, "place": 2.0, "occupied": 1.0, "word": 0.5}
+_WEIGHTS = {"kind": 2.0, "like_kind": 2.0, "place": 2.0, "count": 2.0, "word": 0.5}
 _EARLY = 1
 """Of the intermediate states, the one that is asked for outlines."""
 

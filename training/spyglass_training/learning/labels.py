@@ -21,6 +21,8 @@ SPEC = ImageSpec(adapter.TILE_SIZE, adapter.MAX_TILES)
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 KINDS_OF_THING = (*SHAPES, "text")
 MAX_THINGS = 4
+WHOLE = MAX_THINGS
+"""Stands for the picture as a whole where others stand for its things: class tokens show it."""
 MAX_DIGITS = 3
 CELLS = 4
 """Along each side of a patch: how finely the outline of what lies there is told."""
@@ -94,8 +96,9 @@ def _of_patches(scene: Scene, regions: list[Region], canvas: tuple[int, int]) ->
 
 
 def owners(scene: Scene, regions: list[Region], canvas: tuple[int, int]) -> NDArray[np.int64]:
-    """The place of the thing that each patch shows, or -1: [tiles * patches], tile by tile."""
-    return _owners(_by_patch(_maps(scene, regions, canvas)[0], canvas))
+    """The place of the thing that each token of a picture shows, WHOLE or -1: [tiles * tokens], tile by tile."""
+    patches = _owners(_by_patch(_maps(scene, regions, canvas)[0], canvas)).reshape(canvas[0] * canvas[1], -1)
+    return np.pad(patches, ((0, 0), (1, 0)), constant_values=WHOLE).ravel()
 
 
 def _owners(owner: NDArray[np.uint8]) -> NDArray[np.int64]:

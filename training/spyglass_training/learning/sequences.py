@@ -16,6 +16,7 @@ from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.model.layers import rotary_frequencies
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_training.drawing.scenes import Scene
+from spyglass_training.learning.labels import WHOLE
 from spyglass_training.learning.precision import suited_attention
 from spyglass_training.talk.referents import Referent, referents
 
@@ -54,6 +55,8 @@ class Turn:
     image_first: bool = True
     scene: Scene | None = None
     """What the question is about: where to look is then learned, too."""
+    whole: bool = False
+    """Whether the picture as a whole tells the answer, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Tokens:
     """A conversation after its prefix: its tokens, which picture each sees, and what is to be learned.
 
     `targets` has the next token where an answer is being given, else -100. `looks` says at which things of
-    its picture one should look there to find what to say next, bit i for thing i; 0 means none in particular.
+    its picture one should look there to find what to say next, bit i for thing i and bit WHOLE for the picture
+    as a whole; 0 means nowhere in particular.
     """
 
     prefix: int
@@ -84,8 +88,8 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
     looks: list[int] = []
     seen = NO_IMAGE
 
-    def add(text: str, scene: Scene | None = None, answers: str | None = None) -> None:
-        """Adds a piece; one that `answers` a question is to be learned."""
+    def add(text: str, answers: Turn | None = None) -> None:
+        """Adds a piece; one that `answers` a turn's question is to be learned."""
         encoded = tokenizer.encode(text, add_special_tokens=False)
         found: list[int] = encoded.ids
         if answers is None or not found:
@@ -93,12 +97,14 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
             looks.extend([0] * len(found))
         else:
             # where a token is predicted, one should look at what it will speak of, else at what was asked about
-            asked, spoken = ([] if scene is None else referents(said, scene) for said in (answers, text))
+            scene = answers.scene
+            asked, spoken = ([] if scene is None else referents(said, scene) for said in (answers.question, text))
             plainest = min(asked, key=lambda referent: len(referent.things), default=None)
             default = _bits(plainest.things) if plainest else int(scene is not None and len(scene.things) == 1)
+            whole = answers.whole << WHOLE
             targets[-1:] = found
             targets.append(_NOT_ASKED)
-            looks[-1:] = [_look(spoken, end) or default for _, end in encoded.offsets]
+            looks[-1:] = [(_look(spoken, end) or default) | whole for _, end in encoded.offsets]
             looks.append(0)
         ids.extend(found)
         images.extend([seen] * len(found))
@@ -106,19 +112,19 @@ def tokenize(tokenizer: Tokenizer, prefix: int, turns: Sequence[Turn], ends: boo
     for number, turn in enumerate(turns):
         before = _AGAIN if number else ""
         if turn.image is None:
-            add(before + turn.question + _ASK, turn.scene)
+            add(before + turn.question + _ASK)
         elif turn.image_first:
             if before:
                 add(before)
             seen = turn.image
-            add(IMAGE + turn.question + _ASK, turn.scene)
+            add(IMAGE + turn.question + _ASK)
         else:
             add(before + turn.question)
             seen = turn.image
             add(IMAGE + _ASK)
         is_open = not ends and number + 1 == len(turns)
         answer = turn.answer.removesuffix(TURN_END) + ("" if is_open else TURN_END)
-        add(answer, turn.scene, answers=turn.question)
+        add(answer, answers=turn)
     return Tokens(prefix, ids, images, targets, looks)
 
 
@@ -182,7 +188,7 @@ class Sequences:
         """The tokens' views of pictures, whose keys and values [cross layers, 2, kv_heads, images, tokens, head_dim]
         are.
 
-        `owners` [images, tokens] has the thing that each token of a picture shows, or -1: with it `misses`
+        `owners` [images, tokens] has the thing that each token of a picture shows, WHOLE, or -1: with it `misses`
         tells how far the looks are off.
         """
         views = PictureViews(self._images, states)
@@ -208,7 +214,7 @@ class Sequences:
             k, v = (torch.cat((self._prefixes[layer, i], x), dim=2) for i, x in enumerate((k, v)))
         grouped = _grouped(self._padded(q), k.shape[1])
         out = F.scaled_dot_product_attention(grouped, k, v, self._mask.to(q.dtype))
-        return _ungrouped(out, longest).flatten(0, 1)[self._slots]
+        return _ungrouped(out, longest).flatten(0, 1).index_select(0, self._slots)
 
     def states(self, layers: int) -> Tensor:
         """The keys and values that were written, of the first conversation: a prefix's states."""
@@ -293,8 +299,9 @@ class PictureViews:
 
     def _miss(self, who: Tensor, there: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """How far watched heads are from looking where they should, in nats."""
-        near = q[who].view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
-        scores = torch.einsum("rghd,rgtd->rght", near, k[self._of[who], :_WATCHED_GROUPS]).float() * k.shape[-1] ** -0.5
+        near = q.index_select(0, who).view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
+        keys = k[:, :_WATCHED_GROUPS].index_select(0, self._of[who])
+        scores = torch.einsum("rghd,rgtd->rght", near, keys).float() * k.shape[-1] ** -0.5
         logs = scores.log_softmax(-1).masked_fill(~there[:, None, None], -torch.inf)
         return torch.logsumexp(logs, -1).mean().neg()
 
@@ -307,7 +314,7 @@ class PictureViews:
         padded = q.new_zeros(images * self._longest, *q.shape[1:]).index_copy(0, self._slots, q)
         grouped = _grouped(padded.view(images, self._longest, *q.shape[1:]), k.shape[1])
         out = F.scaled_dot_product_attention(grouped, k, v)
-        return _ungrouped(out, self._longest).flatten(0, 1)[self._slots]
+        return _ungrouped(out, self._longest).flatten(0, 1).index_select(0, self._slots)
 
 
 def _grouped(q: Tensor, kv_heads: int) -> Tensor:
