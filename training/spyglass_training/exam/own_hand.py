@@ -8,7 +8,8 @@ from random import Random
 from spyglass_training.drawing.paint import paint
 from spyglass_training.drawing.scenes import Scene, draw_lots, draw_size
 from spyglass_training.exam.judge import Example
-from spyglass_training.talk.questions import Question, ask_about
+from spyglass_training.talk.phrases import Question
+from spyglass_training.talk.questions import ask_about
 from spyglass_training.world import COLOURS, COUNTS
 
 _SCENES = {

@@ -25,13 +25,13 @@ from spyglass_training.learning.sequences import (
     PREFIXES,
     TURN_END,
     Beginnings,
-    PictureViews,
     Prefix,
     Sequences,
     Turn,
     text_only,
     tokenize,
 )
+from spyglass_training.learning.views import PictureViews
 from spyglass_training.talk.unrelated import QUESTIONS
 from spyglass_training.world import WORDS
 

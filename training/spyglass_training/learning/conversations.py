@@ -17,7 +17,8 @@ from spyglass_server.prompt.images import tile_image
 from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import SPEC, draw_canvas, draw_picture, owners
 from spyglass_training.learning.sequences import PREFIX_WEIGHTS, TURN_END, Tokens, Turn, tokenize
-from spyglass_training.talk.questions import Question, ask
+from spyglass_training.talk.phrases import Question
+from spyglass_training.talk.questions import ask
 
 _SCENES = {"one": 16, "two": 35, "several": 23, "digit": 11, "number": 4, "word": 9, "nothing": 2}
 _IMAGE_FIRST = 0.65

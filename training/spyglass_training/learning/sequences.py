@@ -18,6 +18,7 @@ from spyglass_server.runtime.model.text import TextModel
 from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import WHOLE
 from spyglass_training.learning.precision import suited_attention
+from spyglass_training.learning.views import NO_IMAGE, PictureViews, attention
 from spyglass_training.talk.referents import Referent, referents
 
 IMAGE = "<|image|>"
@@ -39,10 +40,7 @@ PREFIXES = (
 )
 """What comes before the first picture. It sees none, so its keys and values never change."""
 PREFIX_WEIGHTS = (70, 8, 4, 4, 2, 4, 4)
-NO_IMAGE = -1
 _NOT_ASKED = -100
-_WATCHED_GROUPS = 2
-"""Of three groups of heads; the last may look anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +177,12 @@ class Sequences:
             model, model.layers if layers is None else layers, model.embedding(self.tokens).float(), None
         )
 
-    def through(self, model: TextModel, layers: Iterable[nn.Module], x: Tensor, views: "PictureViews | None") -> Tensor:
+    def through(self, model: TextModel, layers: Iterable[nn.Module], x: Tensor, views: PictureViews | None) -> Tensor:
         """Takes hidden states of all tokens [tokens, hidden] through some of the text model's layers."""
         with suited_attention(model.head.weight.dtype):
             return model.through(layers, x, self, views, *self._angles())
 
-    def views(self, states: Tensor, owners: Tensor | None = None) -> "PictureViews":
+    def views(self, states: Tensor, owners: Tensor | None = None) -> PictureViews:
         """The tokens' views of pictures, whose keys and values [cross layers, 2, kv_heads, images, tokens, head_dim]
         are.
 
@@ -208,13 +206,10 @@ class Sequences:
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attention of q [tokens, heads, head_dim], each to its own conversation so far."""
-        longest = self._shape[1]
         k, v = (x.transpose(1, 2) for x in self._keys[layer])  # [rows, kv_heads, longest, head_dim]
         if self._prefixes is not None:
             k, v = (torch.cat((self._prefixes[layer, i], x), dim=2) for i, x in enumerate((k, v)))
-        grouped = _grouped(self._padded(q), k.shape[1])
-        out = F.scaled_dot_product_attention(grouped, k, v, self._mask.to(q.dtype))
-        return _ungrouped(out, longest).flatten(0, 1).index_select(0, self._slots)
+        return attention(self._padded(q), k, v, self._mask.to(q.dtype)).index_select(0, self._slots)
 
     def states(self, layers: int) -> Tensor:
         """The keys and values that were written, of the first conversation: a prefix's states."""
@@ -267,65 +262,3 @@ class Beginnings:
         for key in list(self._known)[: max(0, len(self._known) - self._limit)]:
             del self._known[key]
         return found
-
-
-class PictureViews:
-    """Which flat tokens see which picture, and attention to it."""
-
-    def __init__(self, images: Tensor, states: Tensor) -> None:
-        self._states = states
-        self.index = (images != NO_IMAGE).nonzero()[:, 0]
-        of = images[self.index]
-        order = of.argsort(stable=True)
-        rank = torch.empty_like(order)
-        counts = torch.bincount(of, minlength=states.shape[3])
-        starts = counts.cumsum(0) - counts
-        rank[order] = torch.arange(len(order)) - starts[of[order]]
-        self._longest = int(counts.max())
-        self._slots = of * self._longest + rank
-        self._of = of
-        self._watched: tuple[Tensor, Tensor] | None = None  # which tokens, and where they should look
-        self.misses: list[Tensor] = []
-
-    def watch(self, looks: Tensor, owners: Tensor) -> None:
-        """Watches the tokens that should look at certain things."""
-        bits = torch.where(owners >= 0, 1 << owners.clamp(min=0), 0)
-        things = looks[self.index]
-        who = things.nonzero()[:, 0]
-        there = (bits[self._of[who]] & things[who, None]) > 0
-        shown = there.any(-1)  # very small things cover no patch
-        if shown.any():
-            self._watched = who[shown], there[shown]
-
-    def _miss(self, who: Tensor, there: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """How far watched heads are from looking where they should, in nats."""
-        near = q.index_select(0, who).view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
-        keys = k[:, :_WATCHED_GROUPS].index_select(0, self._of[who])
-        scores = torch.einsum("rghd,rgtd->rght", near, keys).float() * k.shape[-1] ** -0.5
-        logs = scores.log_softmax(-1).masked_fill(~there[:, None, None], -torch.inf)
-        return torch.logsumexp(logs, -1).mean().neg()
-
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [seeing tokens, heads, head_dim] to the states of each one's picture."""
-        k, v = self._states[layer].transpose(1, 2)  # each [images, kv_heads, tokens, head_dim]
-        if self._watched is not None:
-            self.misses.append(self._miss(*self._watched, q, k))
-        images = k.shape[0]
-        padded = q.new_zeros(images * self._longest, *q.shape[1:]).index_copy(0, self._slots, q)
-        grouped = _grouped(padded.view(images, self._longest, *q.shape[1:]), k.shape[1])
-        out = F.scaled_dot_product_attention(grouped, k, v)
-        return _ungrouped(out, self._longest).flatten(0, 1).index_select(0, self._slots)
-
-
-def _grouped(q: Tensor, kv_heads: int) -> Tensor:
-    """[rows, tokens, heads, size] to [rows, kv_heads, heads a group * tokens, size]."""
-    rows, tokens, heads, size = q.shape
-    return (
-        q.view(rows, tokens, kv_heads, heads // kv_heads, size).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
-    )
-
-
-def _ungrouped(x: Tensor, tokens: int) -> Tensor:
-    """[rows, kv_heads, heads a group * tokens, size] to [rows, tokens, heads * size]."""
-    rows, kv_heads, _, size = x.shape
-    return x.view(rows, kv_heads, -1, tokens, size).permute(0, 3, 1, 2, 4).reshape(rows, tokens, -1)
