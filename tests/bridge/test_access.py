@@ -21,6 +21,7 @@ BAD_KEYS = (
 
 
 async def test_every_bad_key_gets_the_same_answer(bridge: BridgeUnderTest) -> None:
+    await bridge.wait_ready()  # before that nobody can tell who is a stranger
     answers = set()
     for headers in ({}, *({"Authorization": key} for key in BAD_KEYS)):
         async with connect(bridge.port) as raw:
@@ -51,6 +52,7 @@ async def test_health_and_ready_need_no_key(bridge: BridgeUnderTest) -> None:
 
 
 async def test_a_stranger_is_refused_before_the_body_is_read(bridge: BridgeUnderTest) -> None:
+    await bridge.wait_ready()  # before that nobody can tell who is a stranger
     async with connect(bridge.port) as raw:
         head = request_head(CHAT, Authorization="Bearer wrong", Content_Type="application/json", Content_Length=1000)
         await raw.send(head)  # And nothing of the body.
@@ -60,6 +62,7 @@ async def test_a_stranger_is_refused_before_the_body_is_read(bridge: BridgeUnder
 
 
 async def test_a_stranger_who_asks_first_is_not_told_to_continue(bridge: BridgeUnderTest) -> None:
+    await bridge.wait_ready()  # before that nobody can tell who is a stranger
     fields = {"Content_Type": "application/json", "Content_Length": 1000, "Expect": "100-continue"}
     async with connect(bridge.port) as raw:
         await raw.send(request_head(CHAT, Authorization="Bearer wrong", **fields))
