@@ -1,10 +1,14 @@
-"""Checkpoints that several parts of the tests share."""
+"""What all tests share: checkpoints, and that no property test fails for being slow."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from checkpoints import random_checkpoint
+
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

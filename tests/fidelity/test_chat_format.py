@@ -131,7 +131,7 @@ user = st.builds(
 others = st.builds(lambda role, text: Turn(role, (text,)), st.sampled_from(["system", "assistant", "tool"]), contents)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(turns=st.lists(others | user, max_size=5), last=user)
 def test_ids_of_any_chat_are_metas(
     meta: Meta, chat_format: Any, maker: PromptMaker, image: bytes, turns: list[Turn], last: Turn

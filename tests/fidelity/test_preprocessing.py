@@ -28,7 +28,7 @@ def transform(meta: Meta, spec: ImageSpec) -> Any:
     return meta.image_transform.VariableSizeImageTransform(size=spec.tile_size)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(width=sides, height=sides)
 @example(800, 600)
 @example(300, 1200)
@@ -51,7 +51,7 @@ def test_the_canvas_examples_of_the_published_tile_size() -> None:
     assert choose_canvas(561, 560, spec) == (2, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(width=st.integers(1, 1500), height=st.integers(1, 1500), seed=st.integers(0, 9))
 @example(800, 600, 0)
 @example(100, 400, 1)

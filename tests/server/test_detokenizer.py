@@ -27,7 +27,7 @@ def pieces(detokenizer: Detokenizer, tokens: list[int]) -> list[str]:
     return [*given_out, detokenizer.flush()]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts)
 def test_pieces_make_up_the_text_and_split_no_character(tokenizer: TextTokenizer, text: str) -> None:
     given_out = pieces(Detokenizer(tokenizer), tokenizer.encode_text(text))
@@ -35,7 +35,7 @@ def test_pieces_make_up_the_text_and_split_no_character(tokenizer: TextTokenizer
     assert not any("\ufffd" in piece for piece in given_out)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 263), max_size=30))
 def test_any_tokens_read_as_the_tokenizer_reads_them(
     tokenizer: TextTokenizer, tiny_checkpoint: Path, tokens: list[int]
@@ -44,7 +44,7 @@ def test_any_tokens_read_as_the_tokenizer_reads_them(
     assert "".join(pieces(Detokenizer(tokenizer), tokens)) == whole
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts, st.lists(st.text(st.sampled_from("abc."), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_text_ends_before_the_first_stop_string(tokenizer: TextTokenizer, text: str, stops: list[str]) -> None:
     detokenizer = Detokenizer(tokenizer, stops)

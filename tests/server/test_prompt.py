@@ -35,7 +35,7 @@ def control_ids(prompts: PromptMaker, tokens: tuple[int, ...]) -> list[int]:
 writing = st.lists(st.sampled_from([*CONTROL, "<", "|", "<|", "|>", " ", "a", "é", "\ue000", "\n"])).map("".join)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writing, writing, writing)
 def test_what_people_write_is_never_a_control_token(prompts: PromptMaker, a: str, b: str, c: str) -> None:
     call = ToolCall("1", a, {"argument": b})
@@ -45,7 +45,7 @@ def test_what_people_write_is_never_a_control_token(prompts: PromptMaker, a: str
     assert control_ids(prompts, tokens) == control_ids(prompts, prompts.prepare(innocent).tokens)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writing)
 def test_what_people_write_arrives_unchanged(prompts: PromptMaker, text: str) -> None:
     tokens = prompts.prepare(conversation(text)).tokens

@@ -45,7 +45,7 @@ def test_top_p_is_of_what_top_k_leaves() -> None:
     assert set(draw_many(SamplingParams(top_k=2, top_p=0.74))) == {0, 2}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.builds(

@@ -206,7 +206,7 @@ def operations(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.lists(st.tuples(kinds, st.integers(0, 2**16)), min_size=5, max_size=60))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(operations(), st.integers(9, 20), st.integers(2, 9))
 def test_any_mix_gives_the_answers_of_runs_alone(
     steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int

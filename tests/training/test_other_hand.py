@@ -20,8 +20,8 @@ RED = Rgb(200, 0, 0)
 WHITE_GROUND = Ground((Rgb(255, 255, 255),), 0, frozenset({"white"}))
 randoms = st.integers(0, 2**32).map(Random)
 proportions = st.builds(Proportions, st.floats(0.4, 2.6), st.floats(-15, 15))
-few = settings(max_examples=8, deadline=None)
-many = settings(max_examples=40, deadline=None)
+few = settings(max_examples=8)
+many = settings(max_examples=40)
 
 
 def drawn(form: Outline | Text, width: float, height: float, finish: str = "plain") -> Image.Image:

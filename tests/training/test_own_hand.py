@@ -9,7 +9,7 @@ from spyglass_training.exam.judge import KINDS, accepts
 from spyglass_training.exam.own_hand import example, example_with_answer
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from(KINDS), st.integers(0, 2**31))
 def test_what_is_taught_is_what_the_exam_wants(kind: str, seed: int) -> None:
     drawn, answer = example_with_answer(kind, seed)
