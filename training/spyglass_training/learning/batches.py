@@ -24,11 +24,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures of one canvas: uint8 [images, tiles, 3, tile, tile], and their targets."""
+    """Pictures of one canvas: uint8 [images, tiles, 3, tile, tile], and their targets.
+
+    `progress` is the share of the run that lies before it.
+    """
 
     canvas: tuple[int, int]  # (columns, rows)
     pixels: Tensor
     labels: dict[str, Tensor]
+    progress: float
 
 
 class Pictures(Dataset[Batch]):
@@ -43,7 +47,7 @@ class Pictures(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self._seed}/{index}")
         canvas = draw_canvas(rng)
-        return collate([self._draw(rng, canvas, index) for _ in range(self._size)])
+        return collate([self._draw(rng, canvas, index) for _ in range(self._size)], index / self._total)
 
     def _draw(self, rng: Random, canvas: tuple[int, int], index: int) -> Sample:
         easy = index * 5 < self._total and rng.random() < _EASY_SHARE
@@ -52,10 +56,10 @@ class Pictures(Dataset[Batch]):
         return draw_sample(kind, rng, canvas, easy)
 
 
-def collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[Sample], progress: float) -> Batch:
     """Joins samples of one canvas."""
     labels = {name: torch.from_numpy(np.stack([s.labels[name] for s in samples])) for name in samples[0].labels}
-    return Batch(samples[0].canvas, torch.from_numpy(np.stack([s.pixels for s in samples])), labels)
+    return Batch(samples[0].canvas, torch.from_numpy(np.stack([s.pixels for s in samples])), labels, progress)
 
 
 def load(dataset: Dataset[T], numbers: Sequence[int]) -> DataLoader[T]:

@@ -36,7 +36,7 @@ def train_encoder(encoder: VisionEncoder, config: ModelConfig, run: Run) -> None
     weights = Weights([*used, *heads.named_parameters()], partial(_matrices, config), _MUON_RATE, _ADAM_RATE, dtype)
 
     def wrong(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return loss(_answers(encoder, heads, batch, config), batch.labels), {}
+        return loss(_answers(encoder, heads, batch, config), batch.labels, batch.progress), {}
 
     exam = partial(_exam, encoder, heads, config)
     learn(run, weights, Pictures(_SEED, BATCH, run.total), range(run.total), wrong, exam, _PACE)

@@ -38,7 +38,15 @@ _PICTURE = {
     "slot_kind": (MAX_THINGS, len(KINDS_OF_THING) + 1),
     "slot_colour": (MAX_THINGS, len(COLOURS)),
 }
-_WEIGHTS = {"kind": 2.0, "like_kind": 2.0, "place": 2.0, "count": 2.0, "word": 0.5}
+_FIRST = {"kind": 4.0, "character": 2.0, "colour": 1.0, "place": 2.0, "occupied": 2.0, "ground": 0.5, "scene": 0.5}
+_LATER = {"kind": 4.0, "character": 2.0, "place": 2.0, "like_kind": 2.0, "count": 2.0, "word": 0.5}
+_NOT_YET = 0.1
+_TURN = 0.3, 0.5
+"""Shares of the run between which the weights go over from the first ones to the later ones.
+
+What lies here is learned first. What asks for more than one place can only be learned after that, and its
+losses, which stay large for long, would drown the others.
+"""
 _EARLY = 1
 """Of the intermediate states, the one that is asked for outlines."""
 
@@ -71,11 +79,14 @@ class Heads(nn.Module):
         return answers
 
 
-def loss(answers: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """The weighted sum of all heads' losses."""
+def loss(answers: dict[str, Tensor], labels: dict[str, Tensor], progress: float) -> Tensor:
+    """The weighted sum of all heads' losses. `progress` is the share of the run that is over."""
+    start, end = _TURN
+    later = min(1.0, max(0.0, (progress - start) / (end - start)))
     total = answers["place"].new_zeros(())
     for name in answers:
-        total = total + _WEIGHTS.get(name, 1.0) * _loss_of(name, answers[name], labels)
+        weight = (1 - later) * _FIRST.get(name, _NOT_YET) + later * _LATER.get(name, 1.0)
+        total = total + weight * _loss_of(name, answers[name], labels)
     return total
 
 
