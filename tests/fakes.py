@@ -20,6 +20,7 @@ from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
 from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.spans import image_spans
 from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
 
 KEY = "test-key"
@@ -29,14 +30,15 @@ BRIDGE_KEY = "test-bridge-key"
 class FakeRunner:
     """Computes no tensors, but keeps books as a model would, and notices every mistake of the scheduler.
 
-    A page holds the tokens that were written to it. A row may only be computed when all earlier
-    positions of its sequence stand in its pages, and its images are encoded. The next token is a hash
-    of everything that the model would have seen.
+    A page holds the tokens that were written to it and the images that they saw. A row may only be
+    computed when all earlier positions of its sequence stand in its pages, and its images are encoded. The
+    next token is a hash of everything that the model would have seen.
     """
 
     def __init__(self, page_size: int, vocab_size: int = 251, alphabet: Sequence[int] | None = None) -> None:
         self.page_size = page_size
-        self.pages: dict[int, dict[int, int]] = {}
+        self.pages: dict[int, dict[int, tuple[int, tuple[ImageKey, ...]]]] = {}
+        self.num_computed = 0
         self.tiles: set[ImageKey] = set()
         self.states: set[ImageKey] = set()
         self.num_encoded = 0
@@ -70,15 +72,20 @@ class FakeRunner:
         writes = {(row.pages[p // self.page_size], p) for row in rows for p in range(row.start, row.end)}
         assert len(writes) == sum(len(row.tokens) for row in rows), "two rows write to the same place"
         for row in rows:
+            self.num_computed += len(row.tokens)
             for position, token in zip(range(row.start, row.end), row.tokens, strict=True):
                 page = self.pages.setdefault(row.pages[position // self.page_size], {})
-                page[position % self.page_size] = token
+                spans = image_spans(row.image_positions, position, position + 1)
+                page[position % self.page_size] = (
+                    token,
+                    tuple(key for span in spans for key in row.image_keys[span.first : span.last]),
+                )
         return [RowOutput(tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
 
     def _next(self, row: Row, choice: int) -> int:
         assert all(key in self.states for key in row.image_keys), "an image is not encoded"
         seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
-        digest = hashlib.sha256(repr((seen, row.image_keys, row.sampling.seed, choice)).encode()).digest()
+        digest = hashlib.sha256(repr((seen, row.sampling.seed, choice)).encode()).digest()
         return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]
 
 

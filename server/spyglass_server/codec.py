@@ -274,7 +274,7 @@ def accepted(event_id: int) -> inference_pb2.Event:
 
 
 def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_pb2.Event:
-    """Its prompt is ready."""
+    """The engine has begun it."""
     return inference_pb2.Event(
         id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
     )

@@ -19,8 +19,9 @@ class Prices:
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
         """What a generation costs, in US dollars."""
-        full = (prompt_tokens - cached_tokens) * self.input / 1e6
-        return full + cached_tokens * self.cached_input / 1e6 + completion_tokens * self.output / 1e6
+        full = (prompt_tokens - cached_tokens) * self.input
+        total = full + cached_tokens * self.cached_input + completion_tokens * self.output
+        return round(total / 1e6, 12)  # equal sums look equal, however they came about
 
 
 @dataclass(frozen=True, slots=True)

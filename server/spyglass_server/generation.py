@@ -15,7 +15,7 @@ from spyglass_server.auth import Identity, Scope
 from spyglass_server.cancellation import to_the_end
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.supervisor import EngineDied
-from spyglass_server.engine.types import EngineRequest, Event, ImagesTaken, RequestFailed, TokenOutput
+from spyglass_server.engine.types import EngineRequest, Event, ImagesTaken, RequestBegun, RequestFailed, TokenOutput
 from spyglass_server.errors import (
     Cancelled,
     ContextTooLong,
@@ -56,7 +56,7 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._record: int | None = None
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._cached_tokens = 0
         self._choices: Choices | None = None
 
     def start(self) -> asyncio.Task[None]:
@@ -120,18 +120,29 @@ class Generation:
         tiles = SharedTiles()
         try:
             await services.share(tiles, prompt, payer.key_id)
-            self._prompt_tokens = len(prompt.tokens)
-            await to_the_end(self._open_record(payer, spec.request_id, model))
-            self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens=0))
-            await self._generate(spec, prompt, tiles, max_tokens)
+            request = EngineRequest(
+                id=services.engine.next_id(),
+                tokens=prompt.tokens,
+                max_tokens=max_tokens,
+                stop_token_ids=spec.stop_token_ids
+                | (frozenset() if spec.ignore_eos else services.prompts.stop_token_ids),
+                sampling=spec.sampling,
+                n=spec.n,
+                images=tiles.inputs,
+                image_positions=prompt.image_positions,
+                tenant=payer.key_id,
+            )
+            await self._generate(spec, request, tiles, model)
         finally:
             tiles.release()
 
-    async def _open_record(self, payer: Identity, request_id: str, model: str) -> None:
+    async def _begin(self, request: EngineRequest, cached_tokens: int, model: str) -> None:
         """From here on the generation is metered."""
+        self._prompt_tokens, self._cached_tokens = len(request.tokens), cached_tokens
         self._record = await self._services.ledger.open(
-            payer.key_id, request_id, model, self._prompt_tokens, cached_tokens=0
+            request.tenant, self._start.request_id, model, self._prompt_tokens, cached_tokens
         )
+        self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens))
 
     def _payer(self, spec: codec.Spec) -> Identity:
         """Whose key is billed: the caller's, or on a gateway's stream that of the end user."""
@@ -163,15 +174,15 @@ class Generation:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
         return spec.max_tokens or min(room, codec.MAX_TOKENS)
 
-    async def _generate(self, spec: codec.Spec, prompt: Prompt, tiles: SharedTiles, max_tokens: int) -> None:
+    async def _generate(self, spec: codec.Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
-        stop_token_ids = spec.stop_token_ids | (
-            frozenset() if spec.ignore_eos else self._services.prompts.stop_token_ids
-        )
         self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request_id = engine.next_id()
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[int] = loop.create_future()
+        done: asyncio.Future[None] = loop.create_future()
+        early: list[TokenOutput] = []  # tokens that come before the record is open
+        is_open = False
 
         def settle(error: SpyglassError | None) -> None:
             if done.done():
@@ -183,6 +194,8 @@ class Generation:
 
         def on_event(event: Event | EngineDied) -> None:
             match event:
+                case TokenOutput() if not is_open:
+                    early.append(event)
                 case TokenOutput(index=index):
                     if (delta := choices.push(event)) is None:
                         return
@@ -190,30 +203,29 @@ class Generation:
                     if choices.is_done:
                         settle(None)  # and the engine is told to stop, whatever it still computes
                     elif event.finish is None and delta.finish is not None:
-                        engine.cancel_choice(request_id, index)
+                        engine.cancel_choice(request.id, index)
                 case ImagesTaken():
                     tiles.release()
+                case RequestBegun(cached_tokens=cached_tokens):
+                    if not begun.done():
+                        begun.set_result(cached_tokens)
                 case RequestFailed(detail=detail):
                     log.error("request %s failed in the engine: %s", spec.request_id, detail)
                     settle(SpyglassError("internal error"))
                 case EngineDied():
                     settle(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
 
-        request = EngineRequest(
-            id=request_id,
-            tokens=prompt.tokens,
-            max_tokens=max_tokens,
-            stop_token_ids=stop_token_ids,
-            sampling=spec.sampling,
-            n=spec.n,
-            images=tiles.inputs,
-            image_positions=prompt.image_positions,
-        )
         try:
             engine.submit(request, on_event)
+            await asyncio.wait((begun, done), return_when=asyncio.FIRST_COMPLETED)
+            if begun.done():
+                await to_the_end(self._begin(request, begun.result(), model))
+                is_open = True
+                for event in early:
+                    on_event(event)
             await done
         finally:
-            engine.cancel(request_id)
+            engine.cancel(request.id)
 
     async def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
@@ -232,5 +244,6 @@ class Generation:
         return inference_pb2.Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=completion_tokens,
-            estimated_cost=self._services.prices.cost(self._prompt_tokens, 0, completion_tokens),
+            cached_tokens=self._cached_tokens,
+            estimated_cost=self._services.prices.cost(self._prompt_tokens, self._cached_tokens, completion_tokens),
         )

@@ -48,6 +48,27 @@ def test_text_is_answered_as_by_plain_smollm2(client: openai.OpenAI, question: s
     assert greedy_choices(prompt, tokens) == tokens
 
 
+def test_a_second_turn_is_cheaper_and_still_as_by_plain_smollm2(client: openai.OpenAI) -> None:
+    maker = PromptMaker(demo_checkpoint(), max_image_pixels=1)
+    turns = ["List three fruits and say where they grow, in a few words each.", "Which of them is the sweetest?"]
+    messages: list[Any] = []
+    for question in turns:
+        messages.append({"role": "user", "content": question})
+        answer = client.chat.completions.create(model=LLAMA, messages=messages, temperature=0, max_tokens=24)
+        prompt = maker.prepare(
+            ChatInput(tuple(Message(message["role"], (message["content"],)) for message in messages))
+        ).tokens
+        content = answer.choices[0].message.content or ""
+        tokens = maker.tokenizer.encode_text(content)
+        assert greedy_choices(prompt, tokens) == tokens
+        messages.append({"role": "assistant", "content": content})
+    assert answer.usage
+    details = answer.usage.prompt_tokens_details
+    assert details
+    first = len(maker.prepare(ChatInput((Message("user", (turns[0],)),))).tokens)
+    assert first - 16 <= (details.cached_tokens or 0) < answer.usage.prompt_tokens  # pages have 16 tokens
+
+
 PICTURES = Path(__file__).parents[2] / "clients" / "examples" / "pictures"
 
 

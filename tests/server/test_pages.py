@@ -36,6 +36,22 @@ def test_a_shared_page_is_free_when_its_last_holder_lets_go() -> None:
     assert pool.num_free == 1
 
 
+def test_pages_that_nobody_holds_keep_their_content_until_they_are_needed() -> None:
+    pool = PagePool(num_pages=3, page_size=4)
+    pages = pool.take(2)
+    for page, key in zip(pages, (b"a", b"ab"), strict=True):
+        pool.label(page, key)
+    pool.give_back(pages)
+    assert pool.num_free == 3
+    assert pool.find([b"a", b"ab", b"abc"]) == pages
+    pool.take(1)  # an empty page is taken first
+    assert pool.find([b"a", b"ab"]) == pages
+    pool.take(1)  # then the end of a sequence, not its beginning
+    assert pool.find([b"a", b"ab"]) == pages[:1]
+    pool.share(pages[:1])
+    pool.check([pages[:1], [2], pages[1:]])
+
+
 @given(tokens=st.integers(0, 100), size=st.integers(1, 17))
 def test_the_pages_needed_hold_the_tokens_and_not_a_page_more(tokens: int, size: int) -> None:
     needed = PagePool(1, size).num_needed(tokens)

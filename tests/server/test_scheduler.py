@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from spyglass_server.engine.types import (
     FinishReason,
     ImageInput,
     ImageKey,
+    RequestBegun,
     RequestFailed,
     SamplingParams,
     TokenOutput,
@@ -126,6 +128,84 @@ def test_preempted_requests_finish_with_the_same_tokens() -> None:
     assert answers == {key: tokens for one in wanted for key, tokens in alone(one).items()}
 
 
+def begun(core: EngineCore, answers: Answer, one: EngineRequest) -> int:
+    """Runs a request to its end. Returns how much of its prompt did not have to be computed."""
+    core.submit(one)
+    events = core.step()
+    (start,) = (event for event in events if isinstance(event, RequestBegun))
+    answers |= {(e.id, e.index): [e.token] for e in events if isinstance(e, TokenOutput)}
+    while core.has_work:
+        assert not collect(core, answers)
+    return start.cached_tokens
+
+
+def test_a_second_turn_computes_what_is_new_only() -> None:
+    core, runner = engine()
+    answers: Answer = {}
+    first = request(1, length=18, max_tokens=8)
+    assert begun(core, answers, first) == 0
+    before = runner.num_computed
+    second = replace(request(2), tokens=(*first.tokens, *answers[1, 0], 7, 8))
+    assert begun(core, answers, second) == 24  # 18 + 8 tokens; the last of them was never computed
+    assert runner.num_computed - before == 28 - 24 + 5
+    assert answers[2, 0] == alone(second)[2, 0]
+
+
+def test_the_same_prompt_again_computes_its_last_page_only() -> None:
+    core, _ = engine()
+    answers: Answer = {}
+    one = request(1, length=16)
+    assert [begun(core, answers, replace(one, id=i)) for i in (1, 2, 3)] == [0, 12, 12]
+    assert answers[1, 0] == answers[2, 0] == answers[3, 0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tenant": "another"},
+        {"images": (image(2),)},
+        {"image_positions": (3,)},
+        {"images": (), "image_positions": ()},
+    ],
+)
+def test_other_tenants_and_images_are_other_beginnings(other: dict[str, Any]) -> None:
+    core, _ = engine()
+    answers: Answer = {}
+    one = request(1, length=16, images=(image(1),), image_positions=(2,))
+    assert begun(core, answers, one) == 0
+    two = replace(one, id=2, **other)
+    assert begun(core, answers, two) == 0
+    assert answers[2, 0] == alone(two)[2, 0]
+
+
+def test_a_request_that_failed_leaves_nothing_to_others() -> None:
+    core, runner = engine(max_step_tokens=8)
+    runner.bad_tokens.add(249)
+    bad = replace(request(1, length=16), tokens=(*range(14), 249, 0))
+    core.submit(bad)
+    failed: list[RequestFailed] = []
+    while core.has_work:
+        failed += collect(core, {})
+    assert [event.id for event in failed] == [1]
+    assert begun(core, {}, replace(bad, id=2, tokens=tuple(range(16)))) == 0
+
+
+def test_an_image_in_a_later_page_leaves_the_beginning_shared() -> None:
+    core, _ = engine()
+    answers: Answer = {}
+    one = request(1, length=16, images=(image(1),), image_positions=(9,))
+    assert begun(core, answers, one) == 0
+    assert begun(core, answers, replace(one, id=2, images=(image(2),))) == 8
+
+
+def test_beginnings_are_forgotten_when_their_pages_are_needed() -> None:
+    core, _ = engine(num_pages=8)
+    answers: Answer = {}
+    first, other = request(1, length=16), request(2, length=20)
+    assert [begun(core, answers, one) for one in (first, other, replace(first, id=3))] == [0, 0, 4]
+    assert answers[3, 0] == answers[1, 0]
+
+
 def test_an_image_is_encoded_once_for_all_who_look_at_it() -> None:
     core, runner = engine()
     for i in range(1, 5):
@@ -218,7 +298,7 @@ def test_any_mix_gives_the_answers_of_runs_alone(
     for kind, number in steps:
         choose = random.Random(number)
         if kind == "submit":
-            one = _random_request(len(wanted) + 1, choose)
+            one = _random_request(len(wanted) + 1, choose, list(wanted.values()), answers)
             wanted[one.id] = one
             core.submit(one)
         elif kind == "step":
@@ -236,12 +316,20 @@ def test_any_mix_gives_the_answers_of_runs_alone(
             assert got == (tokens[: len(got)] if key in cancelled else tokens)
 
 
-def _random_request(request_id: int, choose: random.Random) -> EngineRequest:
+def _random_request(
+    request_id: int, choose: random.Random, earlier: list[EngineRequest], answers: Answer
+) -> EngineRequest:
     length = choose.randrange(1, 16)
     positions = sorted(choose.sample(range(length), choose.choice([0, 0, min(1, length), min(2, length)])))
-    return request(
-        request_id,
-        length=length,
+    fresh = request(request_id, length=length)
+    if earlier and choose.random() < 0.5:  # a conversation goes on, or is asked again, perhaps with other images
+        before = choose.choice(earlier)
+        known = [*before.tokens, *answers.get((before.id, 0), [])]
+        length = min(len(known), 20)  # it still fits the smallest cache
+        fresh = replace(fresh, tokens=(*known[:length], *fresh.tokens[:3]), tenant=choose.choice("ab"))
+        positions = [position for position in before.image_positions if position < length]
+    return replace(
+        fresh,
         max_tokens=choose.randrange(1, 14),
         n=choose.choice([1, 1, 2, 3]),
         images=tuple(image(name, 1 + name % 2) for name in (choose.randrange(5) for _ in positions)),

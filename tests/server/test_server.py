@@ -88,7 +88,7 @@ async def test_a_generation_goes_through_its_states_in_order(start: Start) -> No
     usage = stream.finished(1).usage
     assert usage.completion_tokens == 5
     assert usage.prompt_tokens == stream.events(1)[1].started.prompt_tokens > 0
-    assert usage.estimated_cost == usage.prompt_tokens * 0.35 / 1e6 + 5 * 0.40 / 1e6
+    assert usage.estimated_cost == round(usage.prompt_tokens * 0.35 / 1e6 + 5 * 0.40 / 1e6, 12)
     assert await stream.call.code() is grpc.StatusCode.OK
 
 

@@ -367,7 +367,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def started(self) -> Global___Started:
-        """Its prompt is ready and it is now metered."""
+        """The engine has begun it and it is now metered."""
 
     @_builtins.property
     def delta(self) -> Global___Delta:
@@ -415,7 +415,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """Prompt and images are ready. A generation that gets here leaves exactly one usage record."""
+    """The engine has begun it. A generation that gets here leaves exactly one usage record, others leave none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -60,7 +60,7 @@ class EngineCore:
     def step(self) -> list[Event]:
         """Schedules, executes and commits one step."""
         step = self._scheduler.schedule()
-        events = self._encode(step)
+        events: list[Event] = [*step.begun, *self._encode(step)]
         outputs = self._execute(step)
         events += self._scheduler.commit(step, outputs)
         self._forget_ended(event.id for event in events if _is_ending(event))

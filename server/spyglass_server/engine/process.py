@@ -38,6 +38,9 @@ from spyglass_server.engine.types import (
 
 log = logging.getLogger(__name__)
 
+_IDLE_S = 1.0
+"""After so long without work the engine checks its accounts."""
+
 
 class EngineLoader(Protocol):
     """Builds the engine inside the child. Pickled across: a dataclass with a `load` method."""
@@ -73,6 +76,8 @@ def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
 def _serve(core: EngineCore, pipe: Connection) -> None:
     while True:
         events: list[Event] = []
+        if not core.has_work and not pipe.poll(_IDLE_S):
+            core.check()  # nobody is waiting
         while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
             match pipe.recv():
                 case Submit(request):

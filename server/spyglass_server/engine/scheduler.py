@@ -6,7 +6,8 @@ bookkeeping: knows neither tensors nor the process around it.
 A request begins as one sequence. When its prompt is computed and it has n choices, the sequence
 forks: all share the prompt's pages, and a shared page is copied before it is written. When pages
 run out, the youngest sequence loses its own and is computed again later, prompt and answer as one
-prompt; its next tokens are the same.
+prompt; its next tokens are the same. A sequence that begins takes over the pages of those before it that
+began with the same tokens and images.
 """
 
 from collections import deque
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import OutOfPages, PagePool
+from spyglass_server.engine.prefixes import page_keys
 from spyglass_server.engine.types import (
     EngineRequest,
     Event,
     FinishReason,
     ImageKey,
+    RequestBegun,
     RequestFailed,
     Row,
     RowOutput,
@@ -43,7 +46,10 @@ class Sequence:
     choices: tuple[int, ...]
     tokens: list[int]
     pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    """What stands in its full pages, or will when they are computed."""
     num_computed: int = 0
+    has_begun: bool = False
 
     @property
     def remaining(self) -> int:
@@ -59,6 +65,7 @@ class Sequence:
 class Step:
     """What to do now: encode one image, copy pages, compute rows. `sequences` belong to `rows`."""
 
+    begun: tuple[RequestBegun, ...]
     encode: ImageKey | None
     free_images: tuple[ImageKey, ...]
     copies: tuple[tuple[int, int], ...]
@@ -101,7 +108,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Chooses the next step's work: running sequences first, then as many new ones as fit."""
-        self._start_waiting()
+        begun = self._start_waiting()
         planned: dict[Sequence, Row] = {}
         copies: dict[int, int] = {}  # target page: source page
         budget = self._limits.max_step_tokens
@@ -113,6 +120,7 @@ class Scheduler:
                 planned[sequence] = _row(sequence, count)
                 budget -= count
         return Step(
+            begun=tuple(begun),
             encode=self._next_image(),
             free_images=tuple(self._images.take_dropped()),
             copies=tuple((source, target) for target, source in copies.items()),
@@ -125,12 +133,14 @@ class Scheduler:
         events: list[Event] = []
         for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
             if output.error is not None:
+                self._pages.forget(sequence.pages)  # what made it fail may stand in them
                 self.cancel(sequence.request.id)
                 events.append(RequestFailed(sequence.request.id, output.error))
                 continue
             if not self._is_running(sequence):
                 continue  # another choice of its request failed in this step
             sequence.num_computed = row.end
+            self._label_pages(sequence, row.start)
             if row.choices:
                 events += self._append(sequence, dict(zip(row.choices, output.tokens, strict=True)))
         return events
@@ -151,17 +161,41 @@ class Scheduler:
 
     # --- admission and preemption -------------------------------------------------------------
 
-    def _start_waiting(self) -> None:
+    def _start_waiting(self) -> list[RequestBegun]:
+        """Lets those run for whom there is room, in order. Returns those that run for the first time."""
+        begun = []
         while self._waiting:
             sequence = self._waiting[0]
             room = self._limits.max_batch - sum(len(s.choices) for s in self._running)
-            num_pages = self._pages.num_needed(len(sequence.tokens))
-            if len(sequence.choices) > room or num_pages > self._pages.num_free:
-                return
+            known = self._find_pages(sequence)
+            missing = self._pages.num_needed(len(sequence.tokens)) - len(known)
+            if len(sequence.choices) > room or missing > self._pages.num_free - self._pages.num_idle(known):
+                break
             if not self._images.hold([(image.key, image.num_tiles) for image in sequence.request.images]):
-                return
-            sequence.pages = self._pages.take(num_pages)
+                break
+            self._pages.share(known)
+            sequence.pages = known + self._pages.take(missing)
+            sequence.num_computed = len(known) * self._pages.page_size
             self._running.append(self._waiting.popleft())
+            if not sequence.has_begun:
+                sequence.has_begun = True
+                begun.append(RequestBegun(sequence.request.id, sequence.num_computed))
+        return begun
+
+    def _find_pages(self, sequence: Sequence) -> list[int]:
+        """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
+        size = self._pages.page_size
+        sequence.keys = page_keys(sequence.request, sequence.tokens, size, sequence.keys)
+        return self._pages.find(sequence.keys[: (len(sequence.tokens) - 1) // size])
+
+    def _label_pages(self, sequence: Sequence, start: int) -> None:
+        """Lets others find the pages that have become full since position `start`."""
+        size = self._pages.page_size
+        full = range(start // size, sequence.num_computed // size)
+        if full.stop > len(sequence.keys):
+            sequence.keys = page_keys(sequence.request, sequence.tokens, size, sequence.keys)
+        for i in full:
+            self._pages.label(sequence.pages[i], sequence.keys[i])
 
     def _reserve(self, sequence: Sequence, end: int, planned: dict[Sequence, Row], copies: dict[int, int]) -> bool:
         """Gives the sequence its own pages for positions num_computed … end - 1.
@@ -229,7 +263,13 @@ class Scheduler:
 
     def _fork(self, sequence: Sequence) -> Sequence:
         twin = Sequence(
-            sequence.request, (), list(sequence.tokens), list(sequence.pages), num_computed=sequence.num_computed
+            sequence.request,
+            (),
+            list(sequence.tokens),
+            list(sequence.pages),
+            list(sequence.keys),
+            sequence.num_computed,
+            has_begun=True,
         )
         self._pages.share(twin.pages)
         held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])

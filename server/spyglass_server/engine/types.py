@@ -63,7 +63,7 @@ class EngineRequest:
     """One prompt and how to answer it. Already validated: it fits the context and the caches.
 
     `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`.
-    `stop_token_ids` end a choice and are its last token.
+    `stop_token_ids` end a choice and are its last token. Only requests of one `tenant` share work.
     """
 
     id: int
@@ -74,6 +74,7 @@ class EngineRequest:
     n: int = 1
     images: tuple[ImageInput, ...] = ()
     image_positions: tuple[int, ...] = ()
+    tenant: str = ""
 
 
 # --- from the server to the engine process -----------------------------------------------------
@@ -136,6 +137,14 @@ class ImagesTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestBegun:
+    """A request is no longer waiting; `cached_tokens` of its prompt need not be computed."""
+
+    id: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One more token of one choice, and why the choice ended if it did."""
 
@@ -153,7 +162,7 @@ class RequestFailed:
     detail: str
 
 
-Event = ImagesTaken | TokenOutput | RequestFailed
+Event = ImagesTaken | RequestBegun | TokenOutput | RequestFailed
 
 
 @dataclass(frozen=True, slots=True)
