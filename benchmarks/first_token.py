@@ -64,11 +64,11 @@ def ask(client: openai.OpenAI, model: str, messages: Messages) -> Answer:
             if chunk.choices and (piece := chunk.choices[0].delta.content):
                 first = first or time.perf_counter() - started
                 text += piece
-            if chunk.usage:
+            if chunk.usage and text:
                 details = chunk.usage.prompt_tokens_details
                 cached = (details.cached_tokens or 0) if details else 0
                 return Answer(first, text, chunk.usage.prompt_tokens, cached)
-    raise RuntimeError("the answer had no usage")
+    raise RuntimeError("the answer was empty or had no usage")
 
 
 def pictures(client: openai.OpenAI, model: str, side: int, count: int) -> str:

@@ -207,8 +207,7 @@ class Generation:
                 case ImagesTaken():
                     tiles.release()
                 case RequestBegun(cached_tokens=cached_tokens):
-                    if not begun.done():
-                        begun.set_result(cached_tokens)
+                    begun.set_result(cached_tokens)
                 case RequestFailed(detail=detail):
                     log.error("request %s failed in the engine: %s", spec.request_id, detail)
                     settle(SpyglassError("internal error"))

@@ -47,7 +47,7 @@ class Sequence:
     tokens: list[int]
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    """What stands in its full pages, or will when they are computed."""
+    """Of its full pages, as far as they were needed so far."""
     num_computed: int = 0
     has_begun: bool = False
 
@@ -167,9 +167,11 @@ class Scheduler:
         while self._waiting:
             sequence = self._waiting[0]
             room = self._limits.max_batch - sum(len(s.choices) for s in self._running)
+            if len(sequence.choices) > room:
+                break
             known = self._find_pages(sequence)
             missing = self._pages.num_needed(len(sequence.tokens)) - len(known)
-            if len(sequence.choices) > room or missing > self._pages.num_free - self._pages.num_idle(known):
+            if missing > self._pages.num_free - self._pages.num_idle(known):
                 break
             if not self._images.hold([(image.key, image.num_tiles) for image in sequence.request.images]):
                 break
@@ -184,18 +186,21 @@ class Scheduler:
 
     def _find_pages(self, sequence: Sequence) -> list[int]:
         """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
-        size = self._pages.page_size
-        sequence.keys = page_keys(sequence.request, sequence.tokens, size, sequence.keys)
-        return self._pages.find(sequence.keys[: (len(sequence.tokens) - 1) // size])
+        keys = self._keys(sequence)
+        return self._pages.find(keys[: (len(sequence.tokens) - 1) // self._pages.page_size])
 
     def _label_pages(self, sequence: Sequence, start: int) -> None:
         """Lets others find the pages that have become full since position `start`."""
         size = self._pages.page_size
-        full = range(start // size, sequence.num_computed // size)
-        if full.stop > len(sequence.keys):
-            sequence.keys = page_keys(sequence.request, sequence.tokens, size, sequence.keys)
-        for i in full:
-            self._pages.label(sequence.pages[i], sequence.keys[i])
+        if full := range(start // size, sequence.num_computed // size):
+            keys = self._keys(sequence)
+            for i in full:
+                self._pages.label(sequence.pages[i], keys[i])
+
+    def _keys(self, sequence: Sequence) -> list[bytes]:
+        """What stands in the sequence's full pages, or will when they are computed."""
+        sequence.keys = page_keys(sequence.request, sequence.tokens, self._pages.page_size, sequence.keys)
+        return sequence.keys
 
     def _reserve(self, sequence: Sequence, end: int, planned: dict[Sequence, Row], copies: dict[int, int]) -> bool:
         """Gives the sequence its own pages for positions num_computed … end - 1.

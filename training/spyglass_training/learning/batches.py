@@ -17,7 +17,7 @@ from spyglass_training.learning.labels import Sample, draw_canvas, draw_sample
 
 _MIXTURE = {"one": 23, "two": 22, "several": 22, "digit": 13, "number": 6, "word": 11, "nothing": 3}
 _EASY = {"one": 30, "two": 20, "several": 25, "digit": 25}
-_EASY_SHARE = 0.6  # of the pictures in the first fifth
+_EASY_SHARE, _EASY_UNTIL = 0.6, 0.2  # of the pictures; of the run
 
 T = TypeVar("T")
 
@@ -47,10 +47,11 @@ class Pictures(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self._seed}/{index}")
         canvas = draw_canvas(rng)
-        return collate([self._draw(rng, canvas, index) for _ in range(self._size)], index / self._total)
+        progress = index / self._total
+        return collate([self._draw(rng, canvas, progress) for _ in range(self._size)], progress)
 
-    def _draw(self, rng: Random, canvas: tuple[int, int], index: int) -> Sample:
-        easy = index * 5 < self._total and rng.random() < _EASY_SHARE
+    def _draw(self, rng: Random, canvas: tuple[int, int], progress: float) -> Sample:
+        easy = progress < _EASY_UNTIL and rng.random() < _EASY_SHARE
         mixture = _EASY if easy else _MIXTURE
         kind = rng.choices(list(mixture), list(mixture.values()))[0]
         return draw_sample(kind, rng, canvas, easy)

@@ -48,8 +48,8 @@ def shape(scene: Scene, rng: Random) -> Question | None:
         "What shape is the {adjective} object?",
         "What shape does the {picture} show?",
     )
-    shape = scene.things[0].name
-    return question("shape", rng, wordings, sentence(a(shape)), shape, adjective=scene.things[0].colour)
+    thing = scene.things[0]
+    return question("shape", rng, wordings, sentence(a(thing.name)), thing.name, adjective=thing.colour)
 
 
 def text(scene: Scene, rng: Random) -> Question | None:

@@ -27,6 +27,7 @@ class Question:
 
 
 def question(about: str, rng: Random, wordings: tuple[str, ...], answer: str, key: str = "", **names: str) -> Question:
+    """A question in one of the wordings, which have places for `names`, for {colour} and for {picture}."""
     names.setdefault("colour", rng.choice(("colour", "color")))
     names.setdefault("picture", rng.choice(("picture", "image")))
     text = rng.choice(wordings).format(**names)
@@ -48,10 +49,12 @@ def _casual(text: str, rng: Random) -> str:
 
 
 def a(words: str) -> str:
+    """The words with their article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
     return words[0].upper() + words[1:] + "."
 
 
@@ -60,6 +63,7 @@ def name_of(thing: Thing) -> str:
 
 
 def called(thing: Thing, rng: Random) -> str:
+    """What a question calls the thing: often without its colour."""
     return thing.name if rng.random() < 0.65 else name_of(thing)
 
 
