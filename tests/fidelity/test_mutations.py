@@ -15,7 +15,7 @@ from fidelity import ours
 from fidelity.meta_model import MetaModel
 from fidelity.prompts import PROMPTS
 from spyglass_server.engine.spans import ImageSpan, image_spans
-from spyglass_server.runtime import attention, runner
+from spyglass_server.runtime import plan, runner
 from spyglass_server.runtime.config import RopeConfig
 from spyglass_server.runtime.model.layers import rotary_frequencies
 from spyglass_server.runtime.model.vision import VisionAttention, VisionEncoder
@@ -51,7 +51,7 @@ def text_before_the_image_not_zeroed(patch: pytest.MonkeyPatch) -> None:
         before = [ImageSpan(start, positions[0], 0, len(positions))] if positions and positions[0] > start else []
         return [*before, *image_spans(positions, start, end)]
 
-    patch.setattr(attention, "image_spans", spans)
+    patch.setattr(plan, "image_spans", spans)
 
 
 def image_range_shifted(by: int) -> Mutation:
@@ -59,7 +59,7 @@ def image_range_shifted(by: int) -> Mutation:
         def spans(positions: Sequence[int], start: int, end: int) -> list[ImageSpan]:
             return image_spans([position + by for position in positions], start, end)
 
-        patch.setattr(attention, "image_spans", spans)
+        patch.setattr(plan, "image_spans", spans)
 
     return mutate
 

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from spyglass_server.engine.types import ImageInput, ImageKey, Row, RowOutput
-from spyglass_server.runtime.attention import BatchMemory, BatchPlan, PagedCache, plan_batch
-from spyglass_server.runtime.model.layers import rotary_frequencies
+from spyglass_server.runtime.attention import BatchMemory, PagedCache
+from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
+from spyglass_server.runtime.packing import pack_linears
+from spyglass_server.runtime.plan import BatchPlan, plan_batch
 from spyglass_server.runtime.sampler import Draw, sample
 
 
 class ModelRunner:
-    """The runner of a Mllama model on one device."""
+    """The runner of a Mllama model on one device. The model is its own from then on: weights may be packed."""
 
     def __init__(self, model: Mllama, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        pack_linears(model.text)
         self._model = model
         self._dtype = dtype
         self._device = device
@@ -71,19 +74,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
-        plan = plan_batch(rows, self._cache.page_size, self._states, self._device)
+        plan = self._plan(rows)
         hidden = self._hidden(plan)
         sampled = [i for i, row in enumerate(rows) if row.choices]
         if not sampled:
             return [RowOutput()] * len(rows)
         logits = self._model.text.logits(hidden[plan.last[sampled]])
-        finite = logits.isfinite().all(dim=-1).tolist()
+        finite = logits.sum(dim=-1).isfinite().tolist()
         draws = [
             Draw(at, rows[i].sampling, choice, rows[i].end)
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
-        tokens = iter(sample(logits.nan_to_num(), draws))
+        tokens = iter(sample(logits if all(finite) else logits.nan_to_num(), draws))
         outputs = [RowOutput()] * len(rows)
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
@@ -93,11 +96,13 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:
         """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
-        plan = plan_batch([row], self._cache.page_size, self._states, self._device)
+        plan = self._plan([row])
         return self._model.text.logits(self._hidden(plan))
 
+    def _plan(self, rows: Sequence[Row]) -> BatchPlan:
+        return plan_batch(rows, self._cache.page_size, self._states, self._dtype, self._device)
+
     def _hidden(self, plan: BatchPlan) -> Tensor:
-        angles = (plan.positions.float()[:, None] * self._frequencies).repeat(1, 2)[:, None]
-        memory = BatchMemory(self._cache, plan)
-        hidden: Tensor = self._model.text(plan.tokens, memory, plan.cross, angles.cos(), angles.sin())
+        cos, sin = rotary_angles(plan.positions, self._frequencies)
+        hidden: Tensor = self._model.text(plan.tokens, BatchMemory(self._cache, plan), plan.cross, cos, sin)
         return hidden

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import TextConfig
-from spyglass_server.runtime.model.layers import rotary_frequencies
+from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import WHOLE
@@ -197,8 +197,7 @@ class Sequences:
     def _angles(self) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the positions, each [tokens, 1, head_dim]."""
         frequencies = rotary_frequencies(self._config.rope, self._config.head_dim, torch.device("cpu"))
-        angles = torch.outer(self.positions.float(), frequencies).repeat(1, 2)[:, None]
-        return angles.cos(), angles.sin()
+        return rotary_angles(self.positions, frequencies)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keeps keys and values [tokens, kv_heads, head_dim] of a layer."""

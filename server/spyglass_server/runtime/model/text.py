@@ -56,9 +56,10 @@ class SelfAttentionLayer(nn.Module):
     def forward(self, x: Tensor, memory: Memory, cos: Tensor, sin: Tensor) -> Tensor:
         config = self.config
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, config.head_dim)
-        q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-        memory.write(self.cache_layer, rotate(k, cos, sin), v)
-        x = x + self.o(memory.attend(self.cache_layer, rotate(q, cos, sin)))
+        qk, v = qkv.tensor_split((config.num_heads + config.num_kv_heads,), dim=1)
+        q, k = rotate(qk, cos, sin).tensor_split((config.num_heads,), dim=1)
+        memory.write(self.cache_layer, k, v)
+        x = x + self.o(memory.attend(self.cache_layer, q))
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -121,7 +122,7 @@ class TextModel(nn.Module):
     def forward(self, tokens: Tensor, memory: Memory, views: Views | None, cos: Tensor, sin: Tensor) -> Tensor:
         """Hidden states of flat tokens [tokens], float32 [tokens, hidden].
 
-        cos and sin [tokens, 1, head_dim] are of their positions. `views` is None where no token sees an image.
+        cos and sin [tokens, 1, head_dim] are their `rotary_angles`. `views` is None where no token sees an image.
         """
         return self.through(self.layers, self.embedding(tokens).float(), memory, views, cos, sin)
 

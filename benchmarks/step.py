@@ -1,0 +1,98 @@
+"""Measures one step of the engine in this process, and shows where its time goes.
+
+    python benchmarks/step.py --rows 1 8 32 --context 128
+    python benchmarks/step.py --rows 8 --profile
+
+Steps are run by the engine's own runner on the embedded model, or on --model. A decode step computes one token of
+each row; a prefill step computes the prompts of all rows at once. The table has the median of many steps.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from spyglass_server.demo.folder import default_folder, prepare
+from spyglass_server.engine.types import Row, SamplingParams
+from spyglass_server.runtime.checkpoint import load_model
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.launch import PAGE_SIZE
+from spyglass_server.runtime.runner import ModelRunner
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
+    """Rows that compute `tokens` tokens from position `start`, each in pages of its own."""
+    pages = -(-(start + tokens) // PAGE_SIZE)
+    return [
+        Row(
+            tokens=tuple(1000 + 7 * (i + j) for j in range(tokens)),
+            start=start,
+            pages=tuple(range(i * pages, (i + 1) * pages)),
+            sampling=GREEDY,
+            choices=(0,) if decodes else (),
+            image_keys=(),
+            image_positions=(),
+        )
+        for i in range(count)
+    ]
+
+
+def median_ms(runner: ModelRunner, rows: Sequence[Row], times: int) -> float:
+    """The median time of a step in milliseconds."""
+    found = []
+    for _ in range(times + 2):
+        started = time.perf_counter()
+        runner.execute(rows)
+        found.append(1000 * (time.perf_counter() - started))
+    return statistics.median(found[2:])
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
+    add("--rows", type=int, nargs="+", default=[1, 8, 32], help="sequences in a step (default: 1 8 32)")
+    add("--context", type=int, default=128, help="tokens that each sequence has already (default: %(default)s)")
+    add("--times", type=int, default=20, help="steps to measure (default: %(default)s)")
+    add("--threads", type=int, help="threads of torch (default: all cores)")
+    add("--profile", action="store_true", help="shows the operations of a decode step instead, longest first")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script."""
+    given = parser().parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    folder, dtype = given.model or prepare(default_folder(), print), getattr(torch, given.dtype)
+    config, device = load_config(folder), torch.device("cpu")
+    pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
+    runner = ModelRunner(load_model(folder, config, dtype, device), pages, PAGE_SIZE, dtype, device)
+    if given.profile:
+        rows = rows_of(given.rows[0], given.context, 1, decodes=True)
+        median_ms(runner, rows, 2)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            for _ in range(given.times):
+                runner.execute(rows)
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
+        return 0
+    print(f"| rows | decode ms | tokens/s | prefill of {given.context} ms | tokens/s |")
+    print("|" + " ---: |" * 5)
+    for count in given.rows:
+        prefill = median_ms(runner, rows_of(count, 0, given.context, decodes=False), 3)
+        decode = median_ms(runner, rows_of(count, given.context, 1, decodes=True), given.times)
+        speeds = 1000 * count / decode, 1000 * count * given.context / prefill
+        print(f"| {count} | {decode:.1f} | {speeds[0]:.0f} | {prefill:.0f} | {speeds[1]:.0f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
