@@ -42,6 +42,8 @@ class FakeRunner:
         self.tiles: set[ImageKey] = set()
         self.states: set[ImageKey] = set()
         self.num_encoded = 0
+        self.slices = 2
+        self.encoding: dict[ImageKey, int] = {}
         self.alphabet = alphabet or range(vocab_size)
         self.bad_tokens: set[int] = set()
 
@@ -51,12 +53,18 @@ class FakeRunner:
 
     def drop_image(self, key: ImageKey) -> None:
         self.tiles.remove(key)
+        self.encoding.pop(key, None)
 
-    def encode_image(self, key: ImageKey) -> None:
+    def encode_image(self, key: ImageKey) -> bool:
         assert key in self.tiles
         assert key not in self.states
+        self.encoding[key] = self.encoding.get(key, 0) + 1
+        if self.encoding[key] < self.slices:
+            return False
+        del self.encoding[key]
         self.num_encoded += 1
         self.states.add(key)
+        return True
 
     def free_image_states(self, keys: Sequence[ImageKey]) -> None:
         self.states.difference_update(keys)

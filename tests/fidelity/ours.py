@@ -39,7 +39,8 @@ class Ours:
             shared.copy((ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles)
             for image in shared.inputs:
                 self.runner.take_image(image)
-                self.runner.encode_image(image.key)
+                while not self.runner.encode_image(image.key):
+                    pass
         finally:
             shared.release()
         return Row(

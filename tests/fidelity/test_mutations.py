@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fidelity import ours
 from fidelity.meta_model import MetaModel
@@ -17,8 +16,9 @@ from fidelity.prompts import PROMPTS
 from spyglass_server.engine.spans import ImageSpan, image_spans
 from spyglass_server.runtime import plan, runner
 from spyglass_server.runtime.config import RopeConfig
+from spyglass_server.runtime.model import vision
 from spyglass_server.runtime.model.layers import rotary_frequencies
-from spyglass_server.runtime.model.vision import VisionAttention, VisionEncoder
+from spyglass_server.runtime.model.vision import Slices, VisionEncoder
 
 NOTICED = 1e-2  # a hundred times the tolerance
 
@@ -28,22 +28,16 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 def vision_states_a_layer_late(patch: pytest.MonkeyPatch) -> None:
     forward = VisionEncoder.forward
 
-    def late(self: VisionEncoder, pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    def late(self: VisionEncoder, pixels: torch.Tensor, rows: int, columns: int, size: int) -> Slices[torch.Tensor]:
         layers = tuple(layer + 1 for layer in self.config.intermediate_layers)
         patch.setattr(self, "config", dataclasses.replace(self.config, intermediate_layers=layers))
-        return forward(self, pixels, rows, columns)
+        return forward(self, pixels, rows, columns, size)
 
     patch.setattr(VisionEncoder, "forward", late)
 
 
 def padding_masked_in_the_encoder(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: VisionAttention, x: torch.Tensor, num_real: int) -> torch.Tensor:
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).permute(1, 2, 0, 3)
-        attended = F.scaled_dot_product_attention(q, k[:, :num_real], v[:, :num_real])
-        out: torch.Tensor = self.o(attended.transpose(0, 1).reshape(x.shape))
-        return out
-
-    patch.setattr(VisionAttention, "forward", forward)
+    patch.setattr(vision, "_num_seen", lambda token, num_real, num_tokens: num_real)
 
 
 def text_before_the_image_not_zeroed(patch: pytest.MonkeyPatch) -> None:

@@ -1,29 +1,43 @@
 """The runner: rows computed together come out as each alone, whatever lies in the memory around them."""
 
 import math
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 
-from spyglass_server.engine.types import Row, SamplingParams
+from pictures import noise
+from spyglass_server.engine.shared import SharedTiles
+from spyglass_server.engine.types import ImageKey, Row, SamplingParams
+from spyglass_server.prompt.files import read_prompt_files
+from spyglass_server.prompt.images import tile_image
+from spyglass_server.runtime import runner as runner_module
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE = 4
 GREEDY = SamplingParams(temperature=0.0)
 
 
+def model(checkpoint: Path) -> Mllama:
+    return load_model(checkpoint, load_config(checkpoint), torch.float32, torch.device("cpu"))
+
+
+def made(of: Mllama) -> ModelRunner:
+    return ModelRunner(of, 400, PAGE, torch.float32, torch.device("cpu"))
+
+
 @pytest.fixture
 def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
     """A runner whose cache holds no number that one could compute with."""
-    device = torch.device("cpu")
-    model = load_model(tiny_checkpoint, load_config(tiny_checkpoint), torch.float32, device)
+    loaded = model(tiny_checkpoint)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", lambda shape, **options: torch.full(tuple(shape), math.nan, **options))
-        return ModelRunner(model, 400, PAGE, torch.float32, device)
+        patch.setattr(torch, "empty", lambda shape, **options: torch.full(shape, math.nan, **options))
+        return made(loaded)
 
 
 def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
@@ -68,3 +82,38 @@ def test_one_broken_row_fails_alone(runner: ModelRunner) -> None:
     outputs = runner.execute(decoding)
     assert [output.error is None for output in outputs] == [True, False, True]
     assert outputs[0] == runner.execute(decoding[:1])[0]
+
+
+def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey) -> None:
+    """Gives the runner a picture of four tiles under some keys."""
+    tiles = tile_image(noise((300, 300)), read_prompt_files(checkpoint).image_spec)
+    shared = SharedTiles()
+    try:
+        shared.copy([(key, tiles.rows, tiles.columns, tiles.pixels.data) for key in keys])
+        for image in shared.inputs:
+            runner.take_image(image)
+    finally:
+        shared.release()
+
+
+def logits_seeing(runner: ModelRunner, key: ImageKey) -> torch.Tensor:
+    return runner.logits(replace(row(0, 0, (3, 5, 9, 8)), image_keys=(key,), image_positions=(1,)))
+
+
+def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [ImageKey("t", name) for name in (b"one", b"two")]
+    runner = made(model(tiny_checkpoint))
+    take(runner, tiny_checkpoint, keys[0])
+    assert runner.encode_image(keys[0])
+    whole = logits_seeing(runner, keys[0])
+    monkeypatch.setattr(runner_module, "_SLICE_TOKENS", 7)
+    monkeypatch.setattr(runner_module, "_SLICE_OPERATIONS", {"cpu": 1.0})
+    slow = made(model(tiny_checkpoint))
+    take(slow, tiny_checkpoint, *keys)
+    unfinished, slices = list(keys), 0
+    while unfinished:
+        unfinished = [key for key in unfinished if not slow.encode_image(key)]
+        slices += 1
+    assert slices > 20
+    for key in keys:
+        torch.testing.assert_close(logits_seeing(slow, key), whole, rtol=0, atol=1e-5)

@@ -75,10 +75,11 @@ class EngineCore:
         if step.encode is None:
             return []
         try:
-            self._runner.encode_image(step.encode)
+            is_complete = self._runner.encode_image(step.encode)
         except Exception as error:
             return [self._fail(request_id, error) for request_id in self._scheduler.requests_with(step.encode)]
-        self._scheduler.image_encoded(step.encode)
+        if is_complete:
+            self._scheduler.image_encoded(step.encode)
         return []
 
     def _execute(self, step: Step) -> list[RowOutput]:

@@ -63,7 +63,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do now: encode one image, copy pages, compute rows. `sequences` belong to `rows`."""
+    """What to do now: go on encoding one image, copy pages, compute rows. `sequences` belong to `rows`."""
 
     begun: tuple[RequestBegun, ...]
     encode: ImageKey | None

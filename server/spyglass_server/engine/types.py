@@ -232,8 +232,12 @@ class Runner(Protocol):
     def drop_image(self, key: ImageKey) -> None:
         """Forgets an image's tiles; its states stay until `free_image_states`."""
 
-    def encode_image(self, key: ImageKey) -> None:
-        """Computes the states of an image whose tiles it holds."""
+    def encode_image(self, key: ImageKey) -> bool:
+        """Goes on computing the states of an image whose tiles it holds, for a bounded time.
+
+        Returns whether they are complete now; else it must be called again.
+        """
+        ...
 
     def free_image_states(self, keys: Sequence[ImageKey]) -> None:
         """Forgets the states of images."""

@@ -13,9 +13,15 @@ from spyglass_server.engine.types import ImageInput, ImageKey, Row, RowOutput
 from spyglass_server.runtime.attention import BatchMemory, PagedCache
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
+from spyglass_server.runtime.model.vision import Slices
 from spyglass_server.runtime.packing import pack_linears
 from spyglass_server.runtime.plan import BatchPlan, plan_batch
 from spyglass_server.runtime.sampler import Draw, sample
+
+_SLICE_TOKENS = 512
+"""Of an image, how many tokens are computed in a layer before others may go on."""
+_SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
+"""How much of an image is encoded at once, in floating-point operations: some 30 ms on two cores."""
 
 
 class ModelRunner:
@@ -34,6 +40,8 @@ class ModelRunner:
         )
         self._images: dict[ImageKey, tuple[ImageInput, Tensor]] = {}
         self._states: dict[ImageKey, Tensor] = {}
+        self._encoding: dict[ImageKey, Slices[Tensor]] = {}
+        self._slice_operations = _SLICE_OPERATIONS[device.type]
 
     @staticmethod
     def tile_bytes(model: Mllama, dtype: torch.dtype) -> int:
@@ -54,15 +62,33 @@ class ModelRunner:
 
     def drop_image(self, key: ImageKey) -> None:
         del self._images[key]
+        self._encoding.pop(key, None)
 
     @torch.inference_mode()
-    def encode_image(self, key: ImageKey) -> None:
-        image, tiles = self._images[key]
+    def encode_image(self, key: ImageKey) -> bool:
+        if key not in self._encoding:
+            self._encoding[key] = self._encode(*self._images[key])
+        spent = 0
+        while spent < self._slice_operations:
+            try:
+                spent += next(self._encoding[key])
+            except StopIteration as end:
+                self._states[key] = end.value
+                del self._encoding[key]
+                return True
+            except Exception:
+                del self._encoding[key]
+                raise
+        return False
+
+    def _encode(self, image: ImageInput, tiles: Tensor) -> Slices[Tensor]:
+        """The states of an image: [cross layers, 2, kv_heads, tokens, head_dim]."""
         pixels = (tiles.to(self._device).float() / 255 - self._mean) / self._std
-        encoded = self._model.vision(pixels.to(self._dtype)[None], image.rows, image.columns)[0]
+        vision = self._model.vision
+        encoded = (yield from vision(pixels.to(self._dtype)[None], image.rows, image.columns, _SLICE_TOKENS))[0]
         if not encoded.isfinite().all():
             raise FloatingPointError("the states of an image are not finite")
-        self._states[key] = torch.stack([layer.image_states(encoded) for layer in self._model.text.cross_layers])
+        return torch.stack([layer.image_states(encoded) for layer in self._model.text.cross_layers])
 
     def free_image_states(self, keys: Sequence[ImageKey]) -> None:
         for key in keys:

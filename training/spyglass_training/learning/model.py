@@ -20,10 +20,12 @@ from spyglass_server.demo.smollm2 import Sizes, SmolLM2, find_gguf
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import ModelConfig, VisionConfig, load_config
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
-from spyglass_server.runtime.model.vision import VisionEncoder
+from spyglass_server.runtime.model.vision import VisionEncoder, whole
 from spyglass_training.learning.precision import suited_attention
 from spyglass_training.learning.start import start_tensors
 
+_ALL = 2**30
+"""More tokens than any picture has."""
 TABLES = ("tile_position", "pre_tile", "post_tile")
 
 
@@ -82,7 +84,7 @@ def features(encoder: VisionEncoder, pixels: Tensor, canvas: tuple[int, int], co
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
     dtype = encoder.class_embedding.dtype
     with suited_attention(dtype):
-        return encoder.features(((pixels.float() / 255 - mean) / std).to(dtype), rows, columns)
+        return whole(encoder.features(((pixels.float() / 255 - mean) / std).to(dtype), rows, columns, _ALL))
 
 
 def fused_parts(name: str, parameter: Tensor, config: ModelConfig) -> list[int]:

@@ -7,9 +7,14 @@ tiles, and the model was trained that way. So all `max_tiles` are encoded. With 
 first that mask is two attentions without one: real tokens see everything, padding sees the real.
 
     tokens  = [ real: tiles x (class + patches) | padding: rest of the real tiles, other tiles ]
+
+A large image takes long, and other work should not wait for all of it: the encoder is a generator that stops
+after every slice, a part of the tokens in one layer.
 """
 
+from collections.abc import Generator, Iterator
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +23,13 @@ from torch import Tensor, nn
 from spyglass_server.runtime.config import VisionConfig
 from spyglass_server.runtime.model.layers import LayerNorm
 
+T = TypeVar("T")
+Slices = Generator[int, None, T]
+"""Work in slices: each yields the floating-point operations that it took, and the last returns the result."""
+
 
 class VisionAttention(nn.Module):
-    """Attention among the tokens of each image."""
+    """The projections around the attention among the tokens of each image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -28,13 +37,14 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, num_real: int) -> Tensor:
-        """x [images, tokens, hidden], of whose tokens the first `num_real` are real."""
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        real = F.scaled_dot_product_attention(q[:, :, :num_real], k, v)
-        padding = F.scaled_dot_product_attention(q[:, :, num_real:], k[:, :, :num_real], v[:, :, :num_real])
-        joined = torch.cat((real, padding), dim=2).transpose(1, 2).reshape(x.shape)
-        out: Tensor = self.o(joined)
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x [images, tokens, hidden]: [3, images, heads, tokens, head_dim]."""
+        out: Tensor = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What some queries find among the keys: [images, queries, hidden]."""
+        out: Tensor = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 
@@ -51,9 +61,31 @@ class VisionLayer(nn.Module):
         self.attention_gate = nn.Parameter(torch.empty(1)) if gated else None
         self.mlp_gate = nn.Parameter(torch.empty(1)) if gated else None
 
-    def forward(self, x: Tensor, num_real: int) -> Tensor:
-        x = x + _gated(self.attention_gate, self.attention(self.attention_norm(x), num_real))
-        return x + _gated(self.mlp_gate, self.fc2(F.gelu(self.fc1(self.mlp_norm(x)))))
+    def forward(self, x: Tensor, num_real: int, num_tokens: int) -> Slices[Tensor]:
+        """x [images, tokens, hidden], of whose tokens the first `num_real` are real; `num_tokens` a slice."""
+        images, tokens, hidden = x.shape
+        q, k, v = self.attention.project(self.attention_norm(x))
+        yield 6 * images * tokens * hidden**2
+        pieces = []
+        for begin, end in _pieces(num_real, tokens, num_tokens):
+            seen = _num_seen(begin, num_real, tokens)
+            attended = self.attention.attend(q[:, :, begin:end], k[:, :, :seen], v[:, :, :seen])
+            piece = x[:, begin:end] + _gated(self.attention_gate, attended)
+            pieces.append(piece + _gated(self.mlp_gate, self.fc2(F.gelu(self.fc1(self.mlp_norm(piece))))))
+            yield images * (end - begin) * (4 * hidden * seen + 2 * hidden**2 + 4 * hidden * self.fc1.out_features)
+        return torch.cat(pieces, dim=1)
+
+
+def _pieces(num_real: int, num_tokens: int, size: int) -> Iterator[tuple[int, int]]:
+    """Real tokens, then padding, in pieces of at most `size`: each begin … end - 1."""
+    for first, last in ((0, num_real), (num_real, num_tokens)):
+        for begin in range(first, last, size):
+            yield begin, min(begin + size, last)
+
+
+def _num_seen(token: int, num_real: int, num_tokens: int) -> int:
+    """How many tokens, counted from the first, a token sees."""
+    return num_tokens if token < num_real else num_real
 
 
 def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
@@ -83,17 +115,17 @@ class VisionEncoder(nn.Module):
         self.global_layers = nn.ModuleList(VisionLayer(config, gated=True) for _ in range(config.num_global_layers))
         self.projector = nn.Linear(config.output_size, text_hidden_size)
 
-    def forward(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
-        """Encodes images that have the same canvas.
+    def forward(self, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:
+        """Encodes images that have the same canvas, in slices of `num_tokens` tokens in a layer.
 
         pixels: [images, rows * columns, 3, tile, tile], normalised.
         Returns [images, tiles * tokens a tile, text hidden].
         """
-        features = self.features(pixels, rows, columns)
+        features = yield from self.features(pixels, rows, columns, num_tokens)
         out: Tensor = self.projector(features.to(self.projector.weight.dtype))
         return out
 
-    def features(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
+    def features(self, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:
         """What the projector reads, float32 [images, tiles * tokens a tile, output size].
 
         The final states come first, then the intermediate ones, channel by channel.
@@ -101,14 +133,15 @@ class VisionEncoder(nn.Module):
         ratio = self.config.aspect_ratio_id(rows, columns)
         x = self._embed(pixels, ratio)
         x, tile_of, num_real = self._real_first(x.float(), pixels.shape[1])
+        yield 2 * x.numel() * self.patch.in_features
         intermediate = []
         for i, layer in enumerate(self.layers):
             if i in self.config.intermediate_layers:
                 intermediate.append(x[:, :num_real])
-            x = layer(x, num_real)
+            x = yield from layer(x, num_real, num_tokens)
         x = self.post_norm(x) + (self.post_tile[ratio] * self.post_tile_gate.tanh())[tile_of]
         for layer in self.global_layers:
-            x = layer(x, num_real)
+            x = yield from layer(x, num_real, num_tokens)
         # the states of one channel lie side by side: [images, tokens, hidden, states]
         return torch.cat((x[:, :num_real], torch.stack(intermediate, dim=-1).flatten(2)), dim=-1)
 
@@ -150,3 +183,13 @@ def check_vision_config(config: VisionConfig) -> None:
     expected = config.hidden_size * (1 + len(layers))
     if config.output_size != expected:
         raise ValueError(f"vision_output_dim is {config.output_size}, but the encoder's states make {expected}")
+
+
+def whole(slices: Slices[T]) -> T:
+    """Takes all slices at once."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            result: T = end.value
+            return result
