@@ -168,6 +168,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max-batch", "the most choices that are generated at once", 64, _SERVER, positive_int, "N"),
     Setting("max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"),
     Setting(
+        "max-chunk-tokens",
+        "the most prompt tokens that a step computes while answers go on: fewer keep their rhythm, more begin sooner",
+        64,
+        _SERVER,
+        positive_int,
+        "N",
+    ),
+    Setting(
         "max-pending",
         "the most generations in the server, running and waiting; beyond it callers get 429",
         256,

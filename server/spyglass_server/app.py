@@ -150,7 +150,7 @@ def _loader(config: ServerConfig, folder: Path) -> CheckpointLoader:
         max_model_len=config.max_model_len,
         cache_bytes=config.cache_bytes,
         image_cache_bytes=config.image_cache_bytes,
-        limits=Limits(config.max_batch, config.max_step_tokens),
+        limits=Limits(config.max_batch, config.max_step_tokens, config.max_chunk_tokens),
     )
 
 

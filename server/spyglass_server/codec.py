@@ -44,7 +44,7 @@ _FINISH_REASONS = {
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
 _NOT_HONOURED = {
-    "": ("priority", "idempotency_key", "traceparent", "cache_salt"),
+    "": ("idempotency_key", "traceparent", "cache_salt"),
     "chat": ("tools", "tool_choice"),
     "sampling": ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
     "stopping": ("min_tokens",),
@@ -77,6 +77,7 @@ class Spec:
     ignore_eos: bool
     timeout_s: float | None
     caller_key: str | None
+    priority: int
 
 
 def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
@@ -100,6 +101,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         ignore_eos=start.stopping.ignore_eos,
         timeout_s=_decode_timeout(start),
         caller_key=start.caller.bearer_key if start.HasField("caller") else None,
+        priority=start.priority,
     )
 
 

@@ -42,6 +42,7 @@ class ServerConfig:
     image_cache_bytes: int
     max_batch: int
     max_step_tokens: int
+    max_chunk_tokens: int
     max_pending: int
     max_images: int
     max_image_bytes: int
@@ -79,6 +80,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         image_cache_bytes=options.image_cache_bytes,
         max_batch=options.max_batch,
         max_step_tokens=options.max_step_tokens,
+        max_chunk_tokens=options.max_chunk_tokens,
         max_pending=options.max_pending,
         max_images=options.max_images,
         max_image_bytes=options.max_image_bytes,

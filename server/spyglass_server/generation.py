@@ -131,6 +131,7 @@ class Generation:
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
                 tenant=payer.key_id,
+                priority=spec.priority,
             )
             await self._generate(spec, request, tiles, model)
         finally:

@@ -1,5 +1,6 @@
 """The scheduler with its core: whatever happens around a request, its answer is the one it gives alone."""
 
+import os
 import random
 from dataclasses import replace
 from typing import Any
@@ -31,10 +32,15 @@ Answer = dict[tuple[int, int], list[int]]
 
 
 def engine(
-    num_pages: int = 64, max_tiles: int = 8, max_batch: int = 8, max_step_tokens: int = 32
+    num_pages: int = 64,
+    max_tiles: int = 8,
+    max_batch: int = 8,
+    max_step_tokens: int = 32,
+    max_chunk_tokens: int = 32,
 ) -> tuple[EngineCore, FakeRunner]:
     runner = FakeRunner(PAGE_SIZE)
-    scheduler = Scheduler(Limits(max_batch, max_step_tokens), PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+    limits = Limits(max_batch, max_step_tokens, max_chunk_tokens)
+    scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
     return EngineCore(scheduler, runner), runner
 
 
@@ -117,6 +123,59 @@ def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
         before = len(answers[1, 0])
         collect(core, answers)
         assert len(answers[1, 0]) == before + 1
+
+
+def test_a_long_prompt_is_computed_in_small_pieces_while_answers_go_on() -> None:
+    core, runner = engine(max_step_tokens=32, max_chunk_tokens=4)
+    answers: Answer = {}
+
+    def computed() -> int:
+        before = runner.num_computed
+        collect(core, answers)
+        return runner.num_computed - before
+
+    core.submit(request(1, length=30, max_tokens=3))
+    assert computed() == 30, "nobody waits for it"
+    core.submit(request(2, length=20))
+    assert [computed() for _ in range(3)] == [1 + 4, 1 + 4, 12], "then the first has ended"
+
+
+def order_of_beginning(core: EngineCore) -> list[int]:
+    found = []
+    while core.has_work:
+        found += [event.id for event in core.step() if isinstance(event, RequestBegun)]
+        core.check()
+    return found
+
+
+def test_a_tenant_with_many_requests_does_not_hold_up_another() -> None:
+    core, _ = engine(max_batch=1)
+    for number in range(1, 7):
+        core.submit(request(number, tenant="many"))
+    core.submit(request(7, tenant="one"))
+    core.submit(request(8, tenant="one", length=20))
+    core.submit(request(9, tenant="one"))
+    assert order_of_beginning(core) == [1, 7, 2, 8, 3, 4, 9, 5, 6], "8 is as long as two others"
+
+
+def test_a_tenant_who_comes_back_has_saved_no_turns() -> None:
+    core, _ = engine(max_batch=1)
+    core.submit(request(1, tenant="early"))
+    run_to_end(core)
+    for number in range(2, 6):
+        core.submit(request(number, tenant="busy"))
+    for _ in range(14):
+        core.step()
+    for number in (6, 7):
+        core.submit(request(number, tenant="early"))
+    assert order_of_beginning(core) == [6, 5, 7]
+
+
+def test_the_greater_priority_begins_first_among_ones_own() -> None:
+    core, _ = engine(max_batch=1)
+    for number, (tenant, priority) in enumerate([("a", 0), ("a", -1), ("a", 5), ("a", 5), ("b", 0)], start=1):
+        core.submit(request(number, tenant=tenant, priority=priority))
+    assert order_of_beginning(core) == [3, 5, 4, 1, 2]
 
 
 def test_preempted_requests_finish_with_the_same_tokens() -> None:
@@ -287,11 +346,11 @@ def operations(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @settings(max_examples=150)
-@given(operations(), st.integers(9, 20), st.integers(2, 9))
+@given(operations(), st.integers(9, 20), st.integers(2, 9), st.integers(1, 9))
 def test_any_mix_gives_the_answers_of_runs_alone(
-    steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int
+    steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int, max_chunk_tokens: int
 ) -> None:
-    core, _ = engine(num_pages, max_tiles=4, max_batch=5, max_step_tokens=max_step_tokens)
+    core, _ = engine(num_pages, 4, max_batch=5, max_step_tokens=max_step_tokens, max_chunk_tokens=max_chunk_tokens)
     wanted: dict[int, EngineRequest] = {}
     cancelled: set[tuple[int, int]] = set()
     answers: Answer = {}
@@ -314,6 +373,42 @@ def test_any_mix_gives_the_answers_of_runs_alone(
         for key, tokens in alone(one).items():
             got = answers.get(key, [])
             assert got == (tokens[: len(got)] if key in cancelled else tokens)
+
+
+def test_a_long_life_keeps_its_accounts() -> None:
+    """One engine and many operations; SPYGLASS_OPERATIONS=1000000 makes it a long test."""
+    choose = random.Random(1)
+    scheduler = Scheduler(Limits(6, 12, 5), PagePool(40, PAGE_SIZE), ImageCache(4))
+    core = EngineCore(scheduler, FakeRunner(PAGE_SIZE))
+    recent: dict[int, EngineRequest] = {}
+    cancelled: set[tuple[int, int]] = set()
+    answers: Answer = {}
+    num_checked = 0
+    for number in range(int(os.environ.get("SPYGLASS_OPERATIONS", "20000"))):
+        kind = choose.choices(("submit", "step", "cancel", "cancel choice"), (8, 40, 1, 1))[0]
+        if kind == "submit" and len(recent) < 12:
+            one = _random_request(number + 1, choose, list(recent.values()), answers)
+            recent[one.id] = one
+            core.submit(one)
+        elif kind == "step":
+            if core.has_work:
+                assert not collect(core, answers)
+        elif recent:
+            victim = choose.choice(list(recent.values()))
+            index = None if kind == "cancel" else choose.randrange(victim.n)
+            core.cancel(victim.id, index)
+            cancelled |= {(victim.id, i) for i in range(victim.n) if index in (None, i)}
+            core.check()
+        ended = [one for one in recent.values() if not scheduler.is_alive(one.id)]
+        for one in ended[: max(0, len(ended) - 4)]:  # the last ones may be continued
+            del recent[one.id]
+            expected = alone(one)
+            for key in expected:
+                got = answers.pop(key, [])
+                assert got == (expected[key][: len(got)] if key in cancelled else expected[key])
+                cancelled.discard(key)
+            num_checked += 1
+    assert num_checked > 1000
 
 
 def _random_request(

@@ -129,7 +129,9 @@ class Start(_message.Message):
     n: _builtins.int
     """How many answers to give to the one prompt; 1 to 4, 1 when absent."""
     priority: _builtins.int
-    """Greater runs sooner; 0 when absent. Not honoured yet."""
+    """Of what one key's owner has waiting, the greater begins sooner; 0 when absent. Between owners it means
+    nothing: there the one who has got the fewest tokens is next.
+    """
     idempotency_key: _builtins.str
     """Makes a repeated Start answer with the first one's generation. Not honoured yet."""
     traceparent: _builtins.str

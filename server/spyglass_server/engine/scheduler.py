@@ -10,13 +10,13 @@ prompt; its next tokens are the same. A sequence that begins takes over the page
 began with the same tokens and images.
 """
 
-from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import OutOfPages, PagePool
 from spyglass_server.engine.prefixes import page_keys
+from spyglass_server.engine.turns import Turns
 from spyglass_server.engine.types import (
     EngineRequest,
     Event,
@@ -32,10 +32,14 @@ from spyglass_server.engine.types import (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one step may hold: sequences (choices) at once, and tokens computed."""
+    """How much one step may hold: sequences (choices) at once, and tokens computed.
+
+    `max_chunk_tokens` are the tokens of prompts in a step in which answers go on: these wait for them.
+    """
 
     max_batch: int
     max_step_tokens: int
+    max_chunk_tokens: int
 
 
 @dataclass(eq=False, slots=True)
@@ -74,13 +78,13 @@ class Step:
 
 
 class Scheduler:
-    """Continuous batching, first come first served, with preemption by recompute."""
+    """Continuous batching, fair between tenants, with preemption by recompute."""
 
     def __init__(self, limits: Limits, pages: PagePool, images: ImageCache) -> None:
         self._limits = limits
         self._pages = pages
         self._images = images
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: Turns[Sequence] = Turns(_tenant, lambda sequence: sequence.request.priority)
         self._running: list[Sequence] = []  # oldest first
 
     @property
@@ -91,7 +95,8 @@ class Scheduler:
         """Queues a request. It must fit: one sequence of it in all pages, its images in all room."""
         assert self._pages.num_needed(len(request.tokens) + request.max_tokens) <= self._pages.num_pages
         assert request.n <= self._limits.max_batch
-        self._waiting.append(Sequence(request, tuple(range(request.n)), list(request.tokens)))
+        self._waiting.forget_all_but(map(_tenant, [*self._running, *self._waiting]))
+        self._waiting.add(Sequence(request, tuple(range(request.n)), list(request.tokens)))
 
     def is_alive(self, request_id: int) -> bool:
         """Whether any choice of a request still waits or runs."""
@@ -111,14 +116,20 @@ class Scheduler:
         begun = self._start_waiting()
         planned: dict[Sequence, Row] = {}
         copies: dict[int, int] = {}  # target page: source page
-        budget = self._limits.max_step_tokens
+        decoding = False
+        budget, chunk = self._limits.max_step_tokens, self._limits.max_chunk_tokens
         for sequence in sorted(self._running, key=lambda s: s.remaining > 1):  # decode rows never wait
-            count = min(sequence.remaining, budget)
+            is_prompt = sequence.remaining > 1
+            count = min(sequence.remaining, budget, chunk if is_prompt and decoding else budget)
             if not count or not self._is_seeing(sequence) or not self._is_running(sequence):
                 continue
             if self._reserve(sequence, sequence.num_computed + count, planned, copies):
                 planned[sequence] = _row(sequence, count)
                 budget -= count
+                if is_prompt:
+                    chunk -= count
+                else:
+                    decoding = True
         return Step(
             begun=tuple(begun),
             encode=self._next_image(),
@@ -140,6 +151,7 @@ class Scheduler:
             if not self._is_running(sequence):
                 continue  # another choice of its request failed in this step
             sequence.num_computed = row.end
+            self._waiting.charge(_tenant(sequence), len(row.tokens))
             self._label_pages(sequence, row.start)
             if row.choices:
                 events += self._append(sequence, dict(zip(row.choices, output.tokens, strict=True)))
@@ -162,10 +174,10 @@ class Scheduler:
     # --- admission and preemption -------------------------------------------------------------
 
     def _start_waiting(self) -> list[RequestBegun]:
-        """Lets those run for whom there is room, in order. Returns those that run for the first time."""
+        """Lets those run for whom there is room, by turns. Returns those that run for the first time."""
         begun = []
         while self._waiting:
-            sequence = self._waiting[0]
+            sequence = self._waiting.first()
             room = self._limits.max_batch - sum(len(s.choices) for s in self._running)
             if len(sequence.choices) > room:
                 break
@@ -178,7 +190,8 @@ class Scheduler:
             self._pages.share(known)
             sequence.pages = known + self._pages.take(missing)
             sequence.num_computed = len(known) * self._pages.page_size
-            self._running.append(self._waiting.popleft())
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
             if not sequence.has_begun:
                 sequence.has_begun = True
                 begun.append(RequestBegun(sequence.request.id, sequence.num_computed))
@@ -239,7 +252,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._remove(sequence)
         sequence.num_computed = 0
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence in self._running:
@@ -293,6 +306,10 @@ class Scheduler:
 
     def _is_running(self, sequence: Sequence) -> bool:
         return sequence in self._running
+
+
+def _tenant(sequence: Sequence) -> str:
+    return sequence.request.tenant
 
 
 def _row(sequence: Sequence, count: int) -> Row:

@@ -63,7 +63,8 @@ class EngineRequest:
     """One prompt and how to answer it. Already validated: it fits the context and the caches.
 
     `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`.
-    `stop_token_ids` end a choice and are its last token. Only requests of one `tenant` share work.
+    `stop_token_ids` end a choice and are its last token. Only requests of one `tenant` share work, and among
+    them the one with the greater `priority` begins sooner.
     """
 
     id: int
@@ -75,6 +76,7 @@ class EngineRequest:
     images: tuple[ImageInput, ...] = ()
     image_positions: tuple[int, ...] = ()
     tenant: str = ""
+    priority: int = 0
 
 
 # --- from the server to the engine process -----------------------------------------------------

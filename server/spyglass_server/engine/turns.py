@@ -1,0 +1,69 @@
+"""Whose turn it is to begin: what waits, in a fair order.
+
+Owns that order. What has lost its place comes first. Then the tenant begins for whom the fewest tokens were
+computed since all who are here now are here; of a tenant's own, the greatest priority, and among equals who
+came first. Knows nothing of what a turn costs or whether there is room for it.
+
+Source: the virtual token counters of "Fairness in Serving Large Language Models" (Sheng et al., 2024).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """What waits. `tenant_of` and `priority_of` tell what the order depends on."""
+
+    def __init__(self, tenant_of: Callable[[T], str], priority_of: Callable[[T], int]) -> None:
+        self._tenant_of, self._priority_of = tenant_of, priority_of
+        self._returned: deque[T] = deque()
+        self._queues: dict[str, list[T]] = {}
+        self._served: dict[str, int] = {}  # tokens of each tenant that has something waiting or running
+
+    def __iter__(self) -> Iterator[T]:
+        yield from self._returned
+        for queue in self._queues.values():
+            yield from queue
+
+    def __bool__(self) -> bool:
+        return bool(self._returned or self._queues)
+
+    def add(self, item: T) -> None:
+        """Queues something new behind what its tenant has with the same priority."""
+        tenant, priority = self._tenant_of(item), self._priority_of(item)
+        queue = self._queues.setdefault(tenant, [])
+        place = next((i for i, other in enumerate(queue) if self._priority_of(other) < priority), len(queue))
+        queue.insert(place, item)
+        self._served.setdefault(tenant, min(self._served.values(), default=0))
+
+    def put_back(self, item: T) -> None:
+        """Queues what has lost its place: it is next."""
+        self._returned.appendleft(item)
+
+    def first(self) -> T:
+        """The one whose turn it is; something must be waiting."""
+        if self._returned:
+            return self._returned[0]
+        return self._queues[min(self._queues, key=self._served.__getitem__)][0]
+
+    def remove(self, item: T) -> None:
+        """Takes something out."""
+        if item in self._returned:
+            self._returned.remove(item)
+            return
+        tenant = self._tenant_of(item)
+        self._queues[tenant].remove(item)
+        if not self._queues[tenant]:
+            del self._queues[tenant]
+
+    def charge(self, tenant: str, num_tokens: int) -> None:
+        """Notes that tokens were computed for a tenant."""
+        self._served[tenant] += num_tokens
+
+    def forget_all_but(self, present: Iterable[str]) -> None:
+        """Forgets tenants who have nothing waiting or running: who comes back begins with the least served."""
+        kept = set(present)
+        self._served = {tenant: served for tenant, served in self._served.items() if tenant in kept}
