@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test lint format protos train exam clean
+.PHONY: help run test lint format protos train exam bench profile clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
@@ -39,6 +39,12 @@ train: $(VENV)/dev  ## trains the embedded model's eyes from nothing; stop it an
 
 exam: $(VENV)/dev  ## asks a running server about freshly drawn pictures and prints how often it is right
 	$(BIN)/python training/evaluate.py $(ARGS)
+
+bench: $(VENV)/dev  ## compares the speed with others' and with what the machine allows, and prints the table
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+profile: $(VENV)/dev  ## shows where the time of a decode step goes
+	$(BIN)/python benchmarks/step.py --rows 8 --profile $(ARGS)
 
 clean:  ## removes what the commands installed here
 	rm -rf $(VENV) .cache

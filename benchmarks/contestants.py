@@ -1,0 +1,199 @@
+"""Who takes part in the comparison of throughput: each is started, asked and stopped here.
+
+Owns how each is started, on the same weights. Knows nothing of tables.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+import torch
+from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summarize
+from transformers import AutoModelForCausalLM
+
+from spyglass_client import AsyncClient
+from spyglass_server.demo.smollm2 import find_gguf
+from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.template import Message
+from spyglass_server.runtime.launch import CheckpointLoader
+
+MODEL = "spyglass-demo"
+_WORDS = ("red", "blue", "green", "old", "new", "small", "large", "kind", "wise", "quiet", "loud", "warm", "cold")
+_HEROES = ("king", "fox", "teacher", "river", "ship", "dragon", "farmer", "doctor", "girl", "robot", "bear", "cat")
+
+
+class Contestant(Protocol):
+    """Answers chats with so many tokens at most, so many at once."""
+
+    async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        """Asks all and returns when all are answered."""
+        ...
+
+
+class Spyglass:
+    """The whole product: `spyglass serve` with the embedded model in float32."""
+
+    def __init__(self, http: str, grpc: str, key: str) -> None:
+        self.http, self.grpc, self.key = http, grpc, key
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls) -> Iterator["Spyglass"]:
+        """Runs it on free ports."""
+        http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+        key = secrets.token_hex(8)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [str(Path(sys.executable).parent / "spyglass"), "serve", "--http", http, "--grpc", grpc]
+            options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32"]
+            process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                asyncio.run(_until_ready(f"http://{http}/ready", process))
+                yield cls(http, grpc, key)
+            finally:
+                process.terminate()
+                process.wait()
+
+
+class OverHttp:
+    """An OpenAI-compatible server: ours, or any that runs already."""
+
+    def __init__(self, url: str, key: str = "none", model: str = MODEL) -> None:
+        self._url, self._key, self._model = url, key, model
+
+    async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            asker = HttpAsker(session, self._url, self._key, self._model, max_tokens)
+            return await closed_loop(asker, chats, concurrency)
+
+
+class OverGrpc:
+    """Spyglass's server without the bridge."""
+
+    def __init__(self, spyglass: Spyglass) -> None:
+        self._spyglass = spyglass
+
+    async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        async with AsyncClient(self._spyglass.grpc, api_key=self._spyglass.key) as client:
+            return await closed_loop(GrpcAsker(client, MODEL, max_tokens), chats, concurrency)
+
+
+class InProcess:
+    """Our engine alone: scheduler, caches, model and sampler, without detokenizing."""
+
+    def __init__(self, folder: Path) -> None:
+        limits = Limits(max_batch=64, max_step_tokens=512, max_chunk_tokens=64)
+        self._core, _ = CheckpointLoader(folder, "float32", "cpu", None, 1 << 30, 1 << 28, limits).load()
+        self._maker = PromptMaker(folder, max_image_pixels=1)
+        self._ids = iter(range(1, 10**9))
+
+    async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        waiting = [prompt_ids(self._maker, chat) for chat in reversed(chats)]
+        samples: dict[int, Sample] = {}
+        done, running = 0, 0
+        started = time.perf_counter()
+        while done < len(chats):
+            while waiting and running < concurrency:
+                ids, number = waiting.pop(), next(self._ids)
+                greedy = SamplingParams(temperature=0.0)
+                self._core.submit(EngineRequest(number, tuple(ids), max_tokens, self._maker.stop_token_ids, greedy))
+                samples[number] = Sample(time.perf_counter(), prompt_tokens=len(ids))
+                running += 1
+            for event in self._core.step():
+                if isinstance(event, TokenOutput):
+                    samples[event.id].pieces.append(time.perf_counter())
+                    samples[event.id].tokens += 1
+                    if event.finish is not None:
+                        running, done = running - 1, done + 1
+        return summarize(list(samples.values()), time.perf_counter() - started)
+
+
+class Transformers:
+    """transformers' `generate` on plain SmolLM2, in static batches as large as the concurrency."""
+
+    def __init__(self, folder: Path) -> None:
+        path = find_gguf()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        ).eval()
+        self._maker = PromptMaker(folder, max_image_pixels=1)
+
+    async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        prompts = [prompt_ids(self._maker, chat) for chat in chats]
+        samples: list[Sample] = []
+        started = time.perf_counter()
+        for first in range(0, len(prompts), concurrency):
+            samples += self._batch(prompts[first : first + concurrency], max_tokens)
+        return summarize(samples, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def _batch(self, prompts: Sequence[list[int]], max_tokens: int) -> list[Sample]:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        started = time.perf_counter()
+        out = self._model.generate(
+            ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0,
+            eos_token_id=sorted(self._maker.stop_token_ids),
+        )  # fmt: skip
+        ended = time.perf_counter()
+        samples = []
+        for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
+            stops = [i for i, token in enumerate(row) if token in self._maker.stop_token_ids]
+            tokens = stops[0] + 1 if stops else len(row)
+            samples.append(Sample(started, [ended], len(prompt), tokens))
+        return samples
+
+
+def prompt_ids(maker: PromptMaker, chat: Chat) -> list[int]:
+    """The prompt that Spyglass makes of a chat."""
+    system, question = chat
+    return list(maker.prepare(ChatInput((Message("system", (system,)), Message("user", (question,))))).tokens)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+async def _until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    async with aiohttp.ClientSession() as session:
+        while process.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.2)
+    sys.exit("`spyglass serve` did not start; run it by hand to see why")
+
+
+def make_chats(maker: PromptMaker, count: int, prompt_tokens: int, seed: int) -> list[Chat]:
+    """Chats of exactly so many prompt tokens, no two of which begin alike, and which ask for long answers."""
+    rng = random.Random(seed)
+    chats = []
+    while len(chats) < count:
+        question = f"Tell me a long story about a {rng.choice(_HEROES)}, with many details."
+        words: list[str] = []
+        while len(prompt_ids(maker, (" ".join(words), question))) < prompt_tokens:
+            words.append(rng.choice(_WORDS))
+        chat = (" ".join(words), question)
+        if len(prompt_ids(maker, chat)) == prompt_tokens:
+            chats.append(chat)
+    return chats

@@ -1,0 +1,60 @@
+"""The limits of this machine for a text model: how fast it reads memory and multiplies matrices.
+
+Owns the two measurements and what they allow at best. Knows no engine.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+_READ_BYTES = 512 << 20
+_ROWS, _SIZE = 512, 4096
+_TIMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Bytes read and floating-point operations done in a second, each the best of some tries."""
+
+    bytes_per_s: float
+    operations_per_s: float
+
+    def tokens_per_s(self, batch: int, prompt: int, answer: int, weight_bytes: int, head_operations: int) -> float:
+        """The most answer tokens in a second when `batch` requests run at once, in float32.
+
+        Prompts at the rate of multiplication, without the head; each decode step reads all weights once or
+        multiplies them with `batch` rows, whichever takes longer.
+        """
+        operations = weight_bytes / 4 * 2
+        prefill_s = batch * prompt * (operations - head_operations) / self.operations_per_s
+        step_s = max(weight_bytes / self.bytes_per_s, batch * operations / self.operations_per_s)
+        return batch * answer / (prefill_s + answer * step_s)
+
+
+def measure() -> Roofline:
+    """Takes some seconds; the machine should be idle."""
+    numbers = torch.ones(_READ_BYTES // 4)
+    x, weight = torch.randn(_ROWS, _SIZE), torch.randn(_SIZE, _SIZE)
+    multiply = _product(x, weight)
+    operations = 2 * _ROWS * _SIZE * _SIZE
+    return Roofline(_READ_BYTES / _best_s(lambda: numbers.sum()), operations / _best_s(multiply))
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
+    """A product with a packed weight where torch can pack, else a plain one."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return lambda: F.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _best_s(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_TIMES + 1):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
