@@ -4,6 +4,7 @@ Owns the lock, the stamp and the renames. Knows nothing of what a checkpoint hol
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -14,9 +15,11 @@ from pathlib import Path
 from spyglass_server.demo.errors import DemoError
 
 RECIPE = 2
-"""Raise it whenever the files come out differently: checkpoints of another recipe are made again."""
+"""Raise it whenever the same weights come out as different files: checkpoints of another recipe are made again."""
 
 _STAMP = "spyglass_recipe.json"
+_EYES = Path(__file__).with_name("adapter.safetensors")
+"""Other eyes make another checkpoint, too. This file is not read here, only told from others."""
 
 Progress = Callable[[str], None]
 
@@ -54,7 +57,12 @@ def _is_current(folder: Path) -> bool:
         stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    return bool(stamp == {"recipe": RECIPE})
+    return bool(stamp == _recipe())
+
+
+def _recipe() -> dict[str, int | str]:
+    with _EYES.open("rb") as file:
+        return {"recipe": RECIPE, "eyes": hashlib.file_digest(file, "sha1").hexdigest()}
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -72,7 +80,7 @@ def _build(folder: Path, progress: Progress) -> None:
     partial.mkdir()
     try:
         write_checkpoint(partial, progress)
-        (partial / _STAMP).write_text(json.dumps({"recipe": RECIPE}), encoding="utf-8")
+        (partial / _STAMP).write_text(json.dumps(_recipe()), encoding="utf-8")
         if folder.exists():
             folder.rename(older)
         partial.rename(folder)

@@ -23,6 +23,7 @@ class PagedCache:
     ) -> None:
         shape = (config.num_self_layers, 2, num_pages * page_size, config.num_kv_heads * config.head_dim)
         self._slots = torch.empty(shape, dtype=dtype, device=device)  # memory is used when it is first written
+        self._layers = [tuple(layer.unbind(0)) for layer in self._slots.unbind(0)]  # keys and values of each
         self._kv_heads = config.num_kv_heads
         self.page_size = page_size
 
@@ -33,15 +34,18 @@ class PagedCache:
 
     def write(self, layer: int, plan: BatchPlan, k: Tensor, v: Tensor) -> None:
         """Stores keys and values [tokens, kv_heads, head_dim] of the batch's tokens."""
-        for which, values in enumerate((k, v)):
-            self._slots[layer, which].index_copy_(0, plan.slots, values.flatten(1))
+        for stored, new in zip(self._layers[layer], (k, v), strict=True):
+            stored.index_copy_(0, plan.slots, new.flatten(1))
 
     def attend(self, layer: int, plan: BatchPlan, q: Tensor) -> Tensor:
         """Attention of q [tokens, heads, head_dim], each to its own sequence so far."""
         parts = []
         for group in plan.groups:
             rows, context = group.slots.shape
-            k, v = (self._read(layer, which, group.slots).view(rows, context, self._kv_heads, -1) for which in (0, 1))
+            k, v = (
+                F.embedding(group.slots, stored).view(rows, context, self._kv_heads, -1)
+                for stored in self._layers[layer]
+            )
             near = q[group.begin : group.end].view(rows, -1, *q.shape[1:])
             parts.append(
                 grouped_attention(near, k.transpose(1, 2), v.transpose(1, 2), group.mask, is_causal=group.is_causal)
@@ -53,9 +57,6 @@ class PagedCache:
         sources, targets = torch.tensor(pairs, device=self._slots.device).T
         pages = self._slots.view(*self._slots.shape[:2], -1, self.page_size, self._slots.shape[3])
         pages[:, :, targets] = pages[:, :, sources]
-
-    def _read(self, layer: int, which: int, slots: Tensor) -> Tensor:
-        return F.embedding(slots, self._slots[layer, which])
 
 
 @dataclass(frozen=True, slots=True)

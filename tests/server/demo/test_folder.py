@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spyglass_server.demo import DemoError, checkpoint, default_folder, prepare
+from spyglass_server.demo import folder as folder_module
 
 
 def ignore(line: str) -> None:
@@ -63,6 +64,16 @@ def test_another_recipe_is_made_again(tmp_path: Path, builds: list[Path]) -> Non
     assert len(builds) == 2
     assert not (folder / "left_over").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"demo", ".demo.lock"}
+
+
+def test_other_eyes_make_it_again(tmp_path: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    eyes = tmp_path / "trained.safetensors"
+    eyes.write_bytes(b"again")
+    prepare(tmp_path / "demo", ignore)
+    monkeypatch.setattr(folder_module, "_EYES", eyes)
+    prepare(tmp_path / "demo", ignore)
+    prepare(tmp_path / "demo", ignore)
+    assert len(builds) == 2
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
