@@ -44,20 +44,22 @@ class Contestant(Protocol):
 
 
 class Spyglass:
-    """The whole product: `spyglass serve` with the embedded model in float32."""
+    """The whole product: `spyglass serve`, in float32, with the embedded model or another."""
 
     def __init__(self, http: str, grpc: str, key: str) -> None:
         self.http, self.grpc, self.key = http, grpc, key
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls) -> Iterator["Spyglass"]:
-        """Runs it on free ports."""
+    def started(cls, model: Path | None = None) -> Iterator["Spyglass"]:
+        """Runs it on free ports, under the embedded model's name."""
         http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
         key = secrets.token_hex(8)
         with tempfile.TemporaryDirectory() as folder:
             command = [str(Path(sys.executable).parent / "spyglass"), "serve", "--http", http, "--grpc", grpc]
-            options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32"]
+            options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32", "--served-model-name", MODEL]
+            if model:
+                options += ["--model", str(model)]
             process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 asyncio.run(_until_ready(f"http://{http}/ready", process))
@@ -96,7 +98,7 @@ class InProcess:
     """Our engine alone: scheduler, caches, model and sampler, without detokenizing."""
 
     def __init__(self, folder: Path) -> None:
-        limits = Limits(max_batch=64, max_step_tokens=512, max_chunk_tokens=64)
+        limits = Limits(max_batch=64, max_step_tokens=512)
         self._core, _ = CheckpointLoader(folder, "float32", "cpu", None, 1 << 30, 1 << 28, limits).load()
         self._maker = PromptMaker(folder, max_image_pixels=1)
         self._ids = iter(range(1, 10**9))

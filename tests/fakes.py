@@ -104,7 +104,7 @@ class FakeLoader:
     num_pages: int = 256
     page_size: int = 4
     max_tiles: int = 16
-    limits: Limits = field(default_factory=lambda: Limits(max_batch=16, max_step_tokens=64, max_chunk_tokens=64))
+    limits: Limits = field(default_factory=lambda: Limits(max_batch=16, max_step_tokens=64))
     step_s: float = 0.0
     bad_token: int | None = None
     fails: str | None = None

@@ -169,8 +169,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"),
     Setting(
         "max-chunk-tokens",
-        "the most prompt tokens that a step computes while answers go on: fewer keep their rhythm, more begin sooner",
-        64,
+        "the most prompt tokens that a step computes while answers go on: fewer keep their rhythm, more begin sooner "
+        "(default: 64 on a CPU, 512 on a GPU)",
+        None,
         _SERVER,
         positive_int,
         "N",

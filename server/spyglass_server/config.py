@@ -42,7 +42,7 @@ class ServerConfig:
     image_cache_bytes: int
     max_batch: int
     max_step_tokens: int
-    max_chunk_tokens: int
+    max_chunk_tokens: int | None
     max_pending: int
     max_images: int
     max_image_bytes: int

@@ -17,7 +17,7 @@ from spyglass_server.runtime.launch import CheckpointLoader
 
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
-    return CheckpointLoader(tiny_checkpoint, "auto", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64, 64))
+    return CheckpointLoader(tiny_checkpoint, "auto", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64))
 
 
 def greedy(loader: CheckpointLoader) -> list[int]:

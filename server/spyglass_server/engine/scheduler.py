@@ -34,12 +34,13 @@ from spyglass_server.engine.types import (
 class Limits:
     """How much one step may hold: sequences (choices) at once, and tokens computed.
 
-    `max_chunk_tokens` are the tokens of prompts in a step in which answers go on: these wait for them.
+    `max_chunk_tokens` are the tokens of prompts in a step in which answers go on, as these wait for them; None
+    sets no other limit there.
     """
 
     max_batch: int
     max_step_tokens: int
-    max_chunk_tokens: int
+    max_chunk_tokens: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -117,7 +118,8 @@ class Scheduler:
         planned: dict[Sequence, Row] = {}
         copies: dict[int, int] = {}  # target page: source page
         decoding = False
-        budget, chunk = self._limits.max_step_tokens, self._limits.max_chunk_tokens
+        budget = self._limits.max_step_tokens
+        chunk = self._limits.max_chunk_tokens or budget
         for sequence in sorted(self._running, key=lambda s: s.remaining > 1):  # decode rows never wait
             is_prompt = sequence.remaining > 1
             count = min(sequence.remaining, budget, chunk if is_prompt and decoding else budget)

@@ -6,7 +6,7 @@ process; torch is imported only there, when `load` runs.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PAGE_SIZE = 16
 _LONGEST_BY_DEFAULT = 32768
 _CPU_NICENESS = 5
+_CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ class CheckpointLoader:
             needed = config.vision.max_tiles
             raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
         runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
-        scheduler = Scheduler(self.limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+        chunk_tokens = self.limits.max_chunk_tokens or _CHUNK_TOKENS[device.type]
+        limits = replace(self.limits, max_chunk_tokens=chunk_tokens)
+        scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner), EngineInfo(
             name, device.type, max_tokens, max_tiles, self.limits.max_batch

@@ -1,0 +1,66 @@
+"""The embedded model with larger eyes: random weights, for measuring what images cost.
+
+Owns the making of that checkpoint: an encoder of width 384 with 6 local and 2 global layers, tiles of 560
+pixels and patches of 14, as the published models have them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from spyglass_server.demo.folder import default_folder, prepare
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.model.mllama import Mllama, checkpoint_names
+
+TILE, PATCH, WIDTH = 560, 14, 384
+_VISION = {
+    "attention_heads": 6,
+    "hidden_size": WIDTH,
+    "image_size": TILE,
+    "intermediate_size": 4 * WIDTH,
+    "patch_size": PATCH,
+    "vision_output_dim": 4 * WIDTH,
+}
+
+
+def make_large_eyes(folder: Path) -> Path:
+    """Writes the checkpoint into a folder, and returns it. The text model stays as it is."""
+    source = prepare(default_folder(), print)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    _change(folder / "config.json", "vision_config", _VISION)
+    _change(folder / "preprocessor_config.json", "size", {"height": TILE, "width": TILE})
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = Mllama(config)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if not name.startswith(("vision_model", "multi_modal_projector"))
+    }
+    for name, parameter in model.named_parameters():
+        if name.startswith("vision."):
+            parts = checkpoint_names(name, config)
+            shape = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+            for part in parts:
+                tensors[part] = _weights(rng, name, shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if "norm" in name or "gate" in name:
+        return np.full(shape, 0.0 if name.endswith("bias") else 1.0, np.float32)
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(shape[-1] ** -0.5)
+
+
+def _change(file: Path, group: str, values: dict[str, int]) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content[group] |= values
+    file.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Measures whether running answers keep their rhythm while new images and a long prompt arrive.
+
+    python benchmarks/rhythm.py
+
+Eight streams decode. First nothing else happens; then four new images of four tiles and a prompt of 4,000 tokens
+arrive at once. Prints how long the streams wait from one token to the next, in both times. The model has the embedded
+one's text layers and an encoder of width 384 for tiles of 560 pixels (large_eyes.py). Over gRPC, so that each token is
+seen.
+"""
+
+import argparse
+import asyncio
+import io
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from contestants import MODEL, Spyglass
+from large_eyes import TILE, make_large_eyes
+from load import percentile
+from PIL import Image
+
+from spyglass_client import AsyncClient
+
+_SETTLE_S = 6.0
+
+
+def picture(seed: int) -> bytes:
+    """A file that fills four tiles and that nobody has seen before."""
+    noise = np.random.default_rng(seed).integers(0, 256, (2 * TILE, 2 * TILE, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
+    """Decodes until it is cancelled, and notes when each piece came."""
+    generation = client.stream(
+        f"Tell a long story, number {number}.", model=MODEL, temperature=0, ignore_eos=True, max_tokens=16000
+    )
+    async for _ in generation:
+        times += [time.perf_counter()]
+
+
+async def measure(spyglass: Spyglass, streams: int, images: int, prompt_tokens: int, quiet_s: float) -> list[str]:
+    """Runs both times, and returns the lines of the table."""
+    async with AsyncClient(spyglass.grpc, api_key=spyglass.key) as client:
+        times: list[list[float]] = [[] for _ in range(streams)]
+        running = [asyncio.create_task(stream(client, i, times[i])) for i in range(streams)]
+        await asyncio.sleep(_SETTLE_S)
+        quiet_from = time.perf_counter()
+        await asyncio.sleep(quiet_s)
+        busy_from = time.perf_counter()
+        first: list[float] = []
+
+        async def ask(question: str, pictures: Sequence[bytes]) -> None:
+            await client.generate(question, images=pictures, model=MODEL, temperature=0, max_tokens=1)
+            first.append(time.perf_counter() - busy_from)
+
+        long_prompt = client.generate(
+            tokens=[1000 + number % 40000 for number in range(prompt_tokens)], model=MODEL, temperature=0, max_tokens=1
+        )
+        await asyncio.gather(*(ask("What is it?", [picture(i)]) for i in range(images)), long_prompt)
+        busy_until = time.perf_counter()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    quiet, busy = (
+        [1000 * (b - a) for one in times for a, b in itertools.pairwise(one) if begin <= a and b <= end]
+        for begin, end in ((quiet_from, busy_from), (busy_from, busy_until))
+    )
+    lines = ["| between tokens, ms | median | p99 | longest | tokens |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, gaps in (("quiet", quiet), ("images and a long prompt arrive", busy)):
+        found = percentile(gaps, 0.5), percentile(gaps, 0.99), max(gaps)
+        lines.append(f"| {name} | {' | '.join(f'{value:.0f}' for value in found)} | {len(gaps)} |")
+    lines.append("")
+    lines.append(f"p99 is {percentile(busy, 0.99) / percentile(quiet, 0.99):.2f} times that of the quiet time.")
+    lines.append(f"The images were seen after {', '.join(f'{s:.1f}' for s in sorted(first))} s;")
+    lines.append(f"all was done after {busy_until - busy_from:.1f} s.")
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--streams", type=int, default=8, help="answers that run (default: %(default)s)")
+    add("--images", type=int, default=4, help="new images of four tiles (default: %(default)s)")
+    add("--prompt", type=int, default=4000, help="tokens of the long prompt (default: %(default)s)")
+    add("--quiet", type=float, default=15.0, help="seconds before they come (default: %(default)s)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script."""
+    given = parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder, Spyglass.started(make_large_eyes(Path(folder))) as spyglass:
+        lines = asyncio.run(measure(spyglass, given.streams, given.images, given.prompt, given.quiet))
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
