@@ -81,7 +81,7 @@ PICTURES = Path(__file__).parents[2] / "clients" / "examples" / "pictures"
             "three_triangles",
             "How many triangles are there?",
             "three",
-            marks=pytest.mark.xfail(reason="this state of the weights counts right in two of three pictures only"),
+            marks=pytest.mark.xfail(reason="this state of the weights miscounts one picture in five"),
         ),
         ("seven", "Which digit is this?", "7"),
     ],
