@@ -1,11 +1,13 @@
 """`spyglass chat`: one question from the command line, its answer as it is written."""
 
 import argparse
+import asyncio
 import sys
 from typing import TextIO
 
+from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer
-from spyglass_client.sync import Client, Generation
+from spyglass_client.generation import AsyncGeneration
 
 
 def run_chat(args: argparse.Namespace) -> int:
@@ -14,8 +16,14 @@ def run_chat(args: argparse.Namespace) -> int:
     Raises argparse.ArgumentError without a question, and SpyglassError, OSError or ValueError when there
     is no answer.
     """
-    question = _question(args.question, sys.stdin)
-    with Client(args.grpc, api_key=args.api_key) as client:
+    # An event loop of its own takes Ctrl-C between two steps. Raised in a thread that waits for another it
+    # may come while a lock is held, and then nothing ends.
+    asyncio.run(_chat(args, _question(args.question, sys.stdin)))
+    return 0
+
+
+async def _chat(args: argparse.Namespace, question: str) -> None:
+    async with AsyncClient(args.grpc, api_key=args.api_key) as client:
         generation = client.stream(
             question,
             images=args.image,
@@ -25,18 +33,17 @@ def run_chat(args: argparse.Namespace) -> int:
             temperature=args.temperature,
             seed=args.seed,
         )
-        with generation:
-            _write(generation, sys.stdout)
+        async with generation:
+            await _write(generation, sys.stdout)
         if sys.stdout.isatty():
             sys.stderr.write(_summary(generation.answer) + "\n")
-    return 0
 
 
-def _write(generation: Generation, out: TextIO) -> None:
+async def _write(generation: AsyncGeneration, out: TextIO) -> None:
     """Writes the text as it comes; a line that has begun is ended, whatever happens."""
     begun = False
     try:
-        for chunk in generation:
+        async for chunk in generation:
             begun = True
             out.write(chunk.text)
             out.flush()

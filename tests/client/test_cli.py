@@ -168,9 +168,14 @@ async def test_ctrl_c_cancels(service: FakeService) -> None:
         *(sys.executable, "-m", "spyglass_client", "chat", "--grpc", service.target, "q"), stdout=PIPE, stderr=PIPE
     )
     assert process.stdout is not None
-    assert await process.stdout.readexactly(6) == b"first "
-    process.send_signal(signal.SIGINT)
-    out, error = await asyncio.wait_for(process.communicate(), 30)
+    try:
+        assert await process.stdout.readexactly(6) == b"first "
+        process.send_signal(signal.SIGINT)
+        out, error = await asyncio.wait_for(process.communicate(), 30)
+    except TimeoutError:
+        process.kill()  # it must not be left to other tests
+        await process.communicate()
+        raise
     assert (process.returncode, out, error) == (130, b"\n", b"")
 
 
