@@ -40,7 +40,7 @@ def picture(seed: int) -> bytes:
 async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
     """Decodes until it is cancelled, and notes when each piece came."""
     generation = client.stream(
-        f"Tell a long story, number {number}.", model=MODEL, temperature=0, ignore_eos=True, max_tokens=16000
+        f"Tell a long story, number {number}.", model=MODEL, temperature=0, ignore_eos=True, max_tokens=4000
     )
     async for _ in generation:
         times += [time.perf_counter()]
@@ -67,6 +67,9 @@ async def measure(spyglass: Spyglass, streams: int, images: int, prompt_tokens: 
         await asyncio.gather(*(ask("What is it?", [picture(i)]) for i in range(images)), long_prompt)
         busy_until = time.perf_counter()
         for task in running:
+            if task.done():
+                task.result()
+                sys.exit("a stream ended too soon: its answer is at its longest")
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     quiet, busy = (

@@ -140,6 +140,37 @@ def test_a_long_prompt_is_computed_in_small_pieces_while_answers_go_on() -> None
     assert [computed() for _ in range(3)] == [1 + 4, 1 + 4, 12], "then the first has ended"
 
 
+def test_images_and_prompts_take_turns_while_answers_go_on() -> None:
+    core, runner = engine(max_chunk_tokens=4)
+    runner.slices = 3
+    answers: Answer = {}
+    core.submit(request(1, max_tokens=40))
+    collect(core, answers)
+    core.submit(request(2, length=20, tenant="a"))
+    core.submit(request(3, length=1, tenant="b", images=(image(1, tenant="b"),), image_positions=(0,)))
+    work = []
+    for _ in range(5):
+        slices, computed = sum(runner.encoding.values()) + 3 * runner.num_encoded, runner.num_computed
+        collect(core, answers)
+        now = sum(runner.encoding.values()) + 3 * runner.num_encoded
+        work.append((now - slices, runner.num_computed - computed - 1))
+    assert work == [(1, 0), (0, 4), (1, 0), (0, 4), (1, 0)]
+
+
+def test_a_token_with_much_context_counts_for_more() -> None:
+    runner, answers = FakeRunner(PAGE_SIZE), Answer()
+    core = EngineCore(Scheduler(Limits(8, 64, 8, 0.1), PagePool(64, PAGE_SIZE), ImageCache(8)), runner)
+    core.submit(request(1, max_tokens=40))
+    collect(core, answers)
+    core.submit(request(2, length=40))
+    pieces = []
+    for _ in range(4):
+        before = runner.num_computed
+        collect(core, answers)
+        pieces.append(runner.num_computed - before - 1)
+    assert pieces == [8, 4, 3, 3]
+
+
 def order_of_beginning(core: EngineCore) -> list[int]:
     found = []
     while core.has_work:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 PAGE_SIZE = 16
 _LONGEST_BY_DEFAULT = 32768
 _CPU_NICENESS = 5
+_ATTENTION_SLOWNESS = 2.0
+"""How much longer an operation of attention takes than one of a linear layer."""
 _CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
@@ -64,9 +66,13 @@ class CheckpointLoader:
         if max_tiles < config.vision.max_tiles:
             needed = config.vision.max_tiles
             raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
-        runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
         chunk_tokens = self.limits.max_chunk_tokens or _CHUNK_TOKENS[device.type]
-        limits = replace(self.limits, max_chunk_tokens=chunk_tokens)
+        text = config.text
+        operations = 2 * sum(p.numel() for p in model.text.layers.parameters())  # of a token, without attention
+        reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
+        cost = _ATTENTION_SLOWNESS * reading / operations
+        limits = replace(self.limits, max_chunk_tokens=chunk_tokens, context_cost=cost)
+        runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
         scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner), EngineInfo(
