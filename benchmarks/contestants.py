@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from spyglass_client import AsyncClient
 from spyglass_server.demo.smollm2 import find_gguf
-from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput

@@ -22,8 +22,8 @@ from spyglass_server.auth import KeyStore
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec import ImageLimits
 from spyglass_server.config import ServerConfig
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.process import EngineLoader
-from spyglass_server.engine.scheduler import Limits
 from spyglass_server.engine.supervisor import AsyncEngine
 from spyglass_server.ledger import Ledger, lock_data_dir
 from spyglass_server.prompt import PromptMaker

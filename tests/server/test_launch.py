@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import random_checkpoint
-from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.runtime.launch import CheckpointLoader
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import FakeRunner
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
-from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.scheduler import Scheduler
 from spyglass_server.engine.types import (
     EngineRequest,
     FinishReason,

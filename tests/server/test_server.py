@@ -20,7 +20,7 @@ from PIL import Image
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
-from spyglass_server.engine.scheduler import Limits
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.supervisor import EngineLoadError
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt.tokenizer import TextTokenizer

@@ -13,6 +13,7 @@ began with the same tokens and images.
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from spyglass_server.engine.budget import Limits, StepBudget
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import OutOfPages, PagePool
 from spyglass_server.engine.prefixes import page_keys
@@ -28,20 +29,6 @@ from spyglass_server.engine.types import (
     RowOutput,
     TokenOutput,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one step may hold: sequences (choices) at once, and tokens computed.
-
-    `max_chunk_tokens` are the tokens of prompts in a step in which answers go on, as these wait for them; None
-    sets no other limit there. A token counts for more the more context it reads: by `context_cost` for each.
-    """
-
-    max_batch: int
-    max_step_tokens: int
-    max_chunk_tokens: int | None = None
-    context_cost: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -119,29 +106,19 @@ class Scheduler:
         begun = self._start_waiting()
         planned: dict[Sequence, Row] = {}
         copies: dict[int, int] = {}  # target page: source page
-        decoding = has_prompt = False
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
-        budget = self._limits.max_step_tokens
-        chunk = self._limits.max_chunk_tokens or budget
+        budget = StepBudget(self._limits, self._is_images_turn)
         for sequence in sorted(self._running, key=lambda s: s.remaining > 1):  # decode rows never wait
-            is_prompt, cost = sequence.remaining > 1, 1 + self._limits.context_cost * sequence.num_computed
-            if is_prompt and decoding and self._is_images_turn:
-                continue  # answers wait for a piece of an image or of a prompt, not for both
-            room = max(min(chunk, 1), int(chunk / cost)) if is_prompt and decoding else budget
-            count = min(sequence.remaining, budget, room)
+            remaining, computed = sequence.remaining, sequence.num_computed
+            count = budget.tokens_for(remaining, computed)
             if not count or not self._is_seeing(sequence) or not self._is_running(sequence):
                 continue
-            if self._reserve(sequence, sequence.num_computed + count, planned, copies):
+            if self._reserve(sequence, computed + count, planned, copies):
                 planned[sequence] = _row(sequence, count)
-                budget -= count
-                if is_prompt:
-                    has_prompt = True
-                    chunk = max(0, chunk - round(count * cost))
-                else:
-                    decoding = True
+                budget.spend(count, remaining, computed)
         return Step(
             begun=tuple(begun),
-            encode=self._next_image() if self._is_images_turn or not (decoding and has_prompt) else None,
+            encode=self._next_image() if budget.has_room_for_image else None,
             free_images=tuple(self._images.take_dropped()),
             copies=tuple((source, target) for target, source in copies.items()),
             rows=tuple(planned.values()),

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
-from spyglass_server.engine.scheduler import Limits, Scheduler
+from spyglass_server.engine.scheduler import Scheduler
 from spyglass_server.engine.types import EngineInfo
 
 if TYPE_CHECKING:
     import torch
 
     from spyglass_server.runtime.config import ModelConfig
+    from spyglass_server.runtime.model.mllama import Mllama
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +68,23 @@ class CheckpointLoader:
         if max_tiles < config.vision.max_tiles:
             needed = config.vision.max_tiles
             raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
-        chunk_tokens = self.limits.max_chunk_tokens or _CHUNK_TOKENS[device.type]
-        text = config.text
-        operations = 2 * sum(p.numel() for p in model.text.layers.parameters())  # of a token, without attention
-        reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
-        cost = _ATTENTION_SLOWNESS * reading / operations
-        limits = replace(self.limits, max_chunk_tokens=chunk_tokens, context_cost=cost)
+        limits = self._limits(config, model, device)
         runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
         scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner), EngineInfo(
             name, device.type, max_tokens, max_tiles, self.limits.max_batch
+        )
+
+    def _limits(self, config: "ModelConfig", model: "Mllama", device: "torch.device") -> Limits:
+        """The limits with what depends on the model and the device."""
+        text = config.text
+        operations = 2 * sum(p.numel() for p in model.text.layers.parameters())  # of a token, without attention
+        reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
+        return replace(
+            self.limits,
+            max_chunk_tokens=self.limits.max_chunk_tokens or _CHUNK_TOKENS[device.type],
+            context_cost=_ATTENTION_SLOWNESS * reading / operations,
         )
 
     def _max_tokens(self, config: "ModelConfig", room: int) -> int:
