@@ -1,5 +1,6 @@
-"""What all tests share: checkpoints, and that no property test fails for being slow."""
+"""What all tests share: checkpoints, Ctrl-C, and that no property test fails for being slow."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from checkpoints import random_checkpoint
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
