@@ -164,9 +164,13 @@ async def test_no_shared_memory_is_left_behind(endless: Stack, http: aiohttp.Cli
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(("drain_s", "outcome"), [("0", "UNAVAILABLE"), ("30", "OK")])
+@pytest.mark.parametrize(
+    ("drain_s", "outcomes"),
+    # without time the server ends the generation, or the bridge's cancel comes before that
+    [pytest.param("0", {"UNAVAILABLE", "CANCELLED"}, id="at once"), pytest.param("30", {"OK"}, id="drained")],
+)
 async def test_a_stop_signal_ends_everything_and_leaves_no_process(
-    endless_checkpoint: Path, tmp_path: Path, drain_s: str, outcome: str
+    endless_checkpoint: Path, tmp_path: Path, drain_s: str, outcomes: set[str]
 ) -> None:
     options = ("--model", str(endless_checkpoint), "--drain-timeout", drain_s)
     with Stack(tmp_path / "data", *options) as stack:
@@ -179,6 +183,7 @@ async def test_a_stop_signal_ends_everything_and_leaves_no_process(
             rest = await stream.text()
             assert await stopping == 0
     assert wait_gone(processes)
-    assert [row.outcome for row in stack.usage()] == [outcome]
+    [outcome] = [row.outcome for row in stack.usage()]
+    assert outcome in outcomes
     assert rest.endswith("data: [DONE]\n\n") == (outcome == "OK")
     assert ('"error"' in rest) == (outcome != "OK")
