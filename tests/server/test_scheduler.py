@@ -395,10 +395,7 @@ def test_any_mix_gives_the_answers_of_runs_alone(
         elif kind == "step":
             assert not collect(core, answers)
         elif wanted:
-            victim = choose.choice(list(wanted.values()))
-            index = None if kind == "cancel" else choose.randrange(victim.n)
-            core.cancel(victim.id, index)
-            cancelled |= {(victim.id, i) for i in range(victim.n) if index in (None, i)}
+            cancelled |= _cancel_one(core, list(wanted.values()), kind == "cancel", choose)
     for key, tokens in run_to_end(core).items():
         answers.setdefault(key, []).extend(tokens)
     for one in wanted.values():
@@ -426,10 +423,7 @@ def test_a_long_life_keeps_its_accounts() -> None:
             if core.has_work:
                 assert not collect(core, answers)
         elif recent:
-            victim = choose.choice(list(recent.values()))
-            index = None if kind == "cancel" else choose.randrange(victim.n)
-            core.cancel(victim.id, index)
-            cancelled |= {(victim.id, i) for i in range(victim.n) if index in (None, i)}
+            cancelled |= _cancel_one(core, list(recent.values()), kind == "cancel", choose)
             core.check()
         ended = [one for one in recent.values() if not scheduler.is_alive(one.id)]
         for one in ended[: max(0, len(ended) - 4)]:  # the last ones may be continued
@@ -441,6 +435,16 @@ def test_a_long_life_keeps_its_accounts() -> None:
                 cancelled.discard(key)
             num_checked += 1
     assert num_checked > 1000
+
+
+def _cancel_one(
+    core: EngineCore, requests: list[EngineRequest], is_whole: bool, choose: random.Random
+) -> set[tuple[int, int]]:
+    """Cancels one of the requests, or one choice of it. Returns what may now be cut short."""
+    victim = choose.choice(requests)
+    index = None if is_whole else choose.randrange(victim.n)
+    core.cancel(victim.id, index)
+    return {(victim.id, i) for i in range(victim.n) if index in (None, i)}
 
 
 def _random_request(
