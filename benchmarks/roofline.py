@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch import nn
+
+from spyglass_server.runtime.packing import pack_linears
 
 _READ_BYTES = 512 << 20
 _ROWS, _SIZE = 512, 4096
@@ -34,21 +36,14 @@ class Roofline:
         return batch * answer / (prefill_s + answer * step_s)
 
 
+@torch.inference_mode()
 def measure() -> Roofline:
     """Takes some seconds; the machine should be idle."""
     numbers = torch.ones(_READ_BYTES // 4)
-    x, weight = torch.randn(_ROWS, _SIZE), torch.randn(_SIZE, _SIZE)
-    multiply = _product(x, weight)
+    x, layer = torch.randn(_ROWS, _SIZE), nn.Sequential(nn.Linear(_SIZE, _SIZE, bias=False))
+    pack_linears(layer)
     operations = 2 * _ROWS * _SIZE * _SIZE
-    return Roofline(_READ_BYTES / _best_s(lambda: numbers.sum()), operations / _best_s(multiply))
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
-    """A product with a packed weight where torch can pack, else a plain one."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return lambda: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return Roofline(_READ_BYTES / _best_s(lambda: numbers.sum()), operations / _best_s(lambda: layer(x)))
 
 
 def _best_s(work: Callable[[], object]) -> float:
