@@ -1,7 +1,8 @@
 """The plan of a batch: which flat token belongs to which sequence, slot and image.
 
-Owns how rows are laid out side by side, and which of them attend together. Knows no scheduling: the
-plan is made from the rows that it is given. Knows no layers either.
+Owns how rows are laid out side by side, which of them attend together, and attention to images, whose states
+a plan holds. Knows no scheduling, the plan is made from the rows that it is given, and not where keys and values
+of text live.
 
     flat tokens   [ decode rows, longest context first: t | t | t ][ prompts: t t t | t t t t ]
     slots         page * page_size + offset of each, where its key and value go
