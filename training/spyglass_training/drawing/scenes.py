@@ -63,7 +63,11 @@ class Scene:
 
 
 def draw_lots(kind: str, width: int, height: int, rng: Random, easy: bool = False) -> Scene:
-    """A scene of a kind. Easy ones are large on plain white."""
+    """A scene of a kind. Easy ones are large on plain white.
+
+    "varied" ones are of the kind "several", but never of one shape: two shapes and two colours come again,
+    so that counting some of the things is not counting all.
+    """
     ground = Ground("white", *2 * (palette.shade("white", rng),)) if easy else _ground(rng)
     match kind:
         case "one":
@@ -72,6 +76,9 @@ def draw_lots(kind: str, width: int, height: int, rng: Random, easy: bool = Fals
             things = _apart(2, width, height, rng, (0.2, 0.3) if easy else (0.11, 0.3))
         case "several":
             things = _apart(rng.randint(1, 4), width, height, rng, (0.16, 0.26) if easy else (0.1, 0.26))
+        case "varied":
+            things = _apart(rng.randint(2, 4), width, height, rng, (0.16, 0.26) if easy else (0.1, 0.26))
+            return Scene("several", width, height, ground, tuple(_paint(kind, things, ground, rng)))
         case "digit" | "number" | "word":
             return Scene(kind, width, height, ground, (_text(kind, width, height, ground, rng),))
         case "nothing":
@@ -136,12 +143,16 @@ def _paint(kind: str, places: list[tuple[float, ...]], ground: Ground, rng: Rand
     same_colour = kind == "several" and rng.random() < 0.5
     things: list[Thing] = []
     for x, y, reach in places:
-        but = tuple(thing.colour for thing in things) if kind == "two" else ()
+        differs = kind == "two" or (kind == "varied" and len(things) < 2)
+        but = tuple(thing.colour for thing in things) if differs else ()
         colour, rgb = palette.any_distinct(grounds, rng, but)
         if same_colour and things:
             colour, rgb = things[0].colour, things[0].rgb
-        free = [shape for shape in SHAPES if kind != "two" or all(shape != thing.name for thing in things)]
+        free = [shape for shape in SHAPES if not differs or all(shape != thing.name for thing in things)]
         shape = things[0].name if same_shape and things else rng.choice(free)
+        if kind == "varied" and not differs:
+            shape, like = rng.choice(things).name, rng.choice(things)
+            colour, rgb = like.colour, like.rgb
         things.append(Thing(shape, False, colour, rgb, x, y, reach, tuple(outline(shape, rng))))
     return things
 

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from spyglass_training.learning.labels import Sample, draw_canvas, draw_sample
 
-_MIXTURE = {"one": 23, "two": 22, "several": 22, "digit": 13, "number": 6, "word": 11, "nothing": 3}
+_MIXTURE = {
+    "one": 14, "two": 18, "several": 30, "varied": 10, "digit": 14, "number": 5, "word": 6, "nothing": 3,
+}  # fmt: skip
 _EASY = {"one": 30, "two": 20, "several": 25, "digit": 25}
 _EASY_SHARE, _EASY_UNTIL = 0.6, 0.2  # of the pictures; of the run
 

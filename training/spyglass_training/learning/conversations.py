@@ -20,7 +20,9 @@ from spyglass_training.learning.sequences import PREFIX_WEIGHTS, TURN_END, Token
 from spyglass_training.talk.phrases import Question
 from spyglass_training.talk.questions import ask
 
-_SCENES = {"one": 16, "two": 35, "several": 23, "digit": 11, "number": 4, "word": 9, "nothing": 2}
+_SCENES = {
+    "one": 15, "two": 32, "several": 20, "varied": 13, "digit": 10, "number": 3, "word": 5, "nothing": 2,
+}  # fmt: skip
 _IMAGE_FIRST = 0.65
 _UNRELATED = 0.05
 _SECOND_TURN, _SECOND_PICTURE = 0.15, 0.4

@@ -39,7 +39,9 @@ _PICTURE = {
     "slot_colour": (MAX_THINGS, len(COLOURS)),
 }
 _FIRST = {"kind": 4.0, "character": 2.0, "colour": 1.0, "place": 2.0, "occupied": 2.0, "ground": 0.5, "scene": 0.5}
-_LATER = {"kind": 4.0, "character": 2.0, "place": 2.0, "like_kind": 2.0, "count": 2.0, "word": 0.5}
+_LATER = {
+    "kind": 4.0, "character": 2.0, "place": 2.0, "like_kind": 3.0, "count": 3.0, "word": 0.2, "part_of_word": 0.2,
+}  # fmt: skip
 _NOT_YET = 0.1
 _TURN = 0.3, 0.5
 """Shares of the run between which the weights go over from the first ones to the later ones.

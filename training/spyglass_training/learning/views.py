@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spyglass_training.learning.labels import WHOLE
+
 NO_IMAGE = -1
 _WATCHED_GROUPS = 2
-"""Of three groups of heads; the last may look anywhere."""
+"""Of three groups of heads: the first should look at things, the second rather at the picture as a whole where that
+tells what is asked. The last may look anywhere."""
 
 
 class PictureViews:
@@ -33,19 +36,23 @@ class PictureViews:
     def watch(self, looks: Tensor, owners: Tensor) -> None:
         """Watches the tokens that should look at certain things."""
         bits = torch.where(owners >= 0, 1 << owners.clamp(min=0), 0)
-        things = looks[self.index]
-        who = things.nonzero()[:, 0]
-        there = (bits[self._of[who]] & things[who, None]) > 0
-        shown = there.any(-1)  # very small things cover no patch
+        whole = 1 << WHOLE
+        wanted = looks[self.index]
+        who = wanted.nonzero()[:, 0]
+        wanted = wanted[who, None]
+        things = torch.where(wanted == whole, whole, wanted & ~whole)
+        second = torch.where(wanted & whole > 0, whole, things)
+        there = (bits[self._of[who], None] & torch.stack((things, second), dim=1)) > 0
+        shown = there.any(-1).all(-1)  # very small things cover no patch
         if shown.any():
             self._watched = who[shown], there[shown]
 
     def _miss(self, who: Tensor, there: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """How far watched heads are from looking where they should, in nats."""
+        """How far watched heads are from looking where they should [watched, groups, keys], in nats."""
         near = q.index_select(0, who).view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
         keys = k[:, :_WATCHED_GROUPS].index_select(0, self._of[who])
         scores = torch.einsum("rghd,rgtd->rght", near, keys).float() * k.shape[-1] ** -0.5
-        logs = scores.log_softmax(-1).masked_fill(~there[:, None, None], -torch.inf)
+        logs = scores.log_softmax(-1).masked_fill(~there[:, :, None], -torch.inf)
         return torch.logsumexp(logs, -1).mean().neg()
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
