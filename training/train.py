@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = ROOT / ".cache" / "training"
 EMBEDDED = ROOT / "server" / "spyglass_server" / "demo" / "adapter.safetensors"
-ENCODER_STEPS = 4500
+ENCODER_STEPS = 5000
 ANSWER_STEPS = 1000
 
 
