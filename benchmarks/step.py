@@ -2,9 +2,11 @@
 
     python benchmarks/step.py --rows 1 8 32 --context 128
     python benchmarks/step.py --rows 8 --profile
+    python benchmarks/step.py --size 11B --device cuda --dtype bfloat16 --rows 1 8 32 64
 
-Steps are run by the engine's own runner on the embedded model, or on --model. A decode step computes one token of
-each row; a prefill step computes the prompts of all rows at once. The table has the median of many steps.
+Steps are run by the engine's own runner on the embedded model, on --model, or on random weights in the sizes of a
+published one. A decode step computes one token of each row; a prefill step computes the prompts of all rows at
+once. The table has the median of many steps.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from random_model import SIZES, random_model
 from torch.profiler import ProfilerActivity, profile
 
 from spyglass_server.demo.folder import default_folder, prepare
@@ -58,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--size", choices=tuple(SIZES), help="random weights in the sizes of this published model instead")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add("--rows", type=int, nargs="+", default=[1, 8, 32], help="sequences in a step (default: 1 8 32)")
     add("--context", type=int, default=128, help="tokens that each sequence has already (default: %(default)s)")
@@ -72,17 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    folder, dtype = given.model or prepare(default_folder(), print), getattr(torch, given.dtype)
-    config, device = load_config(folder), torch.device("cpu")
+    dtype, device = getattr(torch, given.dtype), torch.device(given.device)
+    if given.size:
+        model = random_model(SIZES[given.size], dtype, device)
+    else:
+        folder = given.model or prepare(default_folder(), print)
+        model = load_model(folder, load_config(folder), dtype, device)
     pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
-    runner = ModelRunner(load_model(folder, config, dtype, device), pages, PAGE_SIZE, dtype, device)
+    runner = ModelRunner(model, pages, PAGE_SIZE, dtype, device)
     if given.profile:
         rows = rows_of(given.rows[0], given.context, 1, decodes=True)
         median_ms(runner, rows, 2)
-        with profile(activities=[ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (given.device == "cuda")]) as found:
             for _ in range(given.times):
                 runner.execute(rows)
-        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
+        order = f"self_{given.device}_time_total"
+        print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50))
         return 0
     print(f"| rows | decode ms | tokens/s | prefill of {given.context} ms | tokens/s |")
     print("|" + " ---: |" * 5)

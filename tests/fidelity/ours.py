@@ -1,5 +1,9 @@
-"""Spyglass's side of the comparisons: the real loader, image path and runner, in this process."""
+"""Spyglass's side of the comparisons: the real loader, image path and runner, in this process.
 
+$SPYGLASS_TEST_DEVICE, "cpu" when not set, is the device on which it computes; the references stay on the CPU.
+"""
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +30,7 @@ class Ours:
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, num_pages: int = 64) -> "Ours":
-        device = torch.device("cpu")
+        device = torch.device(os.environ.get("SPYGLASS_TEST_DEVICE", "cpu"))
         config = load_config(folder)
         return cls(ModelRunner(load_model(folder, config, dtype, device), num_pages, PAGE_SIZE, dtype, device), folder)
 
@@ -55,7 +59,7 @@ class Ours:
 
     def logits(self, token_ids: list[int], images: list[Image.Image]) -> torch.Tensor:
         """Logits of every prompt position, float32 [tokens, vocabulary]."""
-        return self.runner.logits(self.row(token_ids, images))
+        return self.runner.logits(self.row(token_ids, images)).cpu()
 
 
 def prompt_logits(

@@ -1,0 +1,61 @@
+"""Models with random weights in the sizes of the published ones, made on the device where they run.
+
+Speed depends on sizes, not on what a model knows. Sources: config.json of Llama-3.2-11B-Vision-Instruct and
+Llama-3.2-90B-Vision-Instruct.
+"""
+
+import torch
+
+from spyglass_server.runtime.config import CLIP_MEAN, CLIP_STD, ModelConfig, RopeConfig, TextConfig, VisionConfig
+from spyglass_server.runtime.model.mllama import Mllama
+
+_VISION = VisionConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_layers=32,
+    num_global_layers=8,
+    num_heads=16,
+    norm_eps=1e-5,
+    tile_size=560,
+    patch_size=14,
+    max_tiles=4,
+    intermediate_layers=(3, 7, 15, 23, 30),
+    aspect_ratios=((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)),
+    output_size=7680,
+)
+
+
+def _config(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int) -> ModelConfig:
+    """A cross-attention layer stands before every fourth of the text model's own layers, from the fourth on."""
+    text = TextConfig(
+        vocab_size=128_256,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        norm_eps=1e-5,
+        max_position=131_072,
+        cross_layers=tuple(range(3, num_layers, 5)),
+        rope=RopeConfig(500_000.0, factor=8.0),
+        tied_embeddings=False,
+    )
+    return ModelConfig(text, _VISION, torch.bfloat16, CLIP_MEAN, CLIP_STD)
+
+
+SIZES = {"11B": _config(4096, 14_336, 40, 32), "90B": _config(8192, 28_672, 100, 64)}
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mllama:
+    """A model whose hidden states stay of about one size, as those of trained models do."""
+    with torch.device("meta"):
+        model = Mllama(config)
+    model = model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model.requires_grad_(False).eval()
