@@ -3,22 +3,16 @@
 Owns how each is started, on the same weights. Knows nothing of tables.
 """
 
-import asyncio
-import contextlib
 import random
-import secrets
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 import torch
 from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summarize
+from processes import MODEL, Spyglass
 from transformers import AutoModelForCausalLM
 
 from spyglass_client import AsyncClient
@@ -30,7 +24,6 @@ from spyglass_server.prompt.prepare import ChatInput
 from spyglass_server.prompt.template import Message
 from spyglass_server.runtime.launch import CheckpointLoader
 
-MODEL = "spyglass-demo"
 _WORDS = ("red", "blue", "green", "old", "new", "small", "large", "kind", "wise", "quiet", "loud", "warm", "cold")
 _HEROES = ("king", "fox", "teacher", "river", "ship", "dragon", "farmer", "doctor", "girl", "robot", "bear", "cat")
 
@@ -41,32 +34,6 @@ class Contestant(Protocol):
     async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
         """Asks all and returns when all are answered."""
         ...
-
-
-class Spyglass:
-    """The whole product: `spyglass serve`, in float32, with the embedded model or another."""
-
-    def __init__(self, http: str, grpc: str, key: str) -> None:
-        self.http, self.grpc, self.key = http, grpc, key
-
-    @classmethod
-    @contextlib.contextmanager
-    def started(cls, model: Path | None = None) -> Iterator["Spyglass"]:
-        """Runs it on free ports, under the embedded model's name."""
-        http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
-        key = secrets.token_hex(8)
-        with tempfile.TemporaryDirectory() as folder:
-            command = [str(Path(sys.executable).parent / "spyglass"), "serve", "--http", http, "--grpc", grpc]
-            options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32", "--served-model-name", MODEL]
-            if model:
-                options += ["--model", str(model)]
-            process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                asyncio.run(_until_ready(f"http://{http}/ready", process))
-                yield cls(http, grpc, key)
-            finally:
-                process.terminate()
-                process.wait()
 
 
 class OverHttp:
@@ -165,25 +132,6 @@ def prompt_ids(maker: PromptMaker, chat: Chat) -> list[int]:
     """The prompt that Spyglass makes of a chat."""
     system, question = chat
     return list(maker.prepare(ChatInput((Message("system", (system,)), Message("user", (question,))))).tokens)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-async def _until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    async with aiohttp.ClientSession() as session:
-        while process.poll() is None:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(url) as answer:
-                    if answer.status == 200:
-                        return
-            await asyncio.sleep(0.2)
-    sys.exit("`spyglass serve` did not start; run it by hand to see why")
 
 
 def make_chats(maker: PromptMaker, count: int, prompt_tokens: int, seed: int) -> list[Chat]:

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from contestants import MODEL, Spyglass
 from large_eyes import TILE, make_large_eyes
 from load import percentile
 from PIL import Image
+from processes import MODEL, Spyglass
 
 from spyglass_client import AsyncClient
 

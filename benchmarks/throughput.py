@@ -24,8 +24,9 @@ from typing import Any
 
 import roofline
 import torch
-from contestants import Contestant, InProcess, OverGrpc, OverHttp, Spyglass, Transformers, make_chats
+from contestants import Contestant, InProcess, OverGrpc, OverHttp, Transformers, make_chats
 from load import Summary
+from processes import Spyglass
 
 from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.prompt import PromptMaker

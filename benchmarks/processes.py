@@ -1,0 +1,65 @@
+"""The product as its users start it, on free ports of this machine.
+
+Knows nothing of what is measured.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+
+MODEL = "spyglass-demo"
+
+
+class Spyglass:
+    """The whole product: `spyglass serve`, in float32, with the embedded model or another."""
+
+    def __init__(self, http: str, grpc: str, key: str) -> None:
+        self.http, self.grpc, self.key = http, grpc, key
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, model: Path | None = None) -> Iterator["Spyglass"]:
+        """Runs it on free ports, under the embedded model's name."""
+        http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+        key = secrets.token_hex(8)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [str(Path(sys.executable).parent / "spyglass"), "serve", "--http", http, "--grpc", grpc]
+            options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32", "--served-model-name", MODEL]
+            if model:
+                options += ["--model", str(model)]
+            process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                asyncio.run(until_ready(f"http://{http}/ready", process))
+                yield cls(http, grpc, key)
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+async def until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    """Waits until a process answers there; exits when it has ended instead."""
+    async with aiohttp.ClientSession() as session:
+        while process.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.2)
+    sys.exit("what should serve did not start; run it by hand to see why")

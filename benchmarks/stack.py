@@ -1,0 +1,271 @@
+"""Measures what the stack costs beside the model: a fake one gives each stream a token in every step.
+
+    python benchmarks/stack.py
+    python benchmarks/stack.py --streams 64 --step-ms 25.6
+
+By default 256 streams get a token every 25.6 ms, 10,000 a second in all, over HTTP. Scheduler, engine process, server,
+bridge and detokenizing are the product's. Prints, for each token, the processor time of each process, the SSE events,
+and how long it took from the end of its step until the client had it. The client runs on the same cores.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from load import percentile
+from processes import MODEL, free_ports, until_ready
+
+from spyglass.settings import SETTINGS
+from spyglass_server.app import Server
+from spyglass_server.config import resolve
+from spyglass_server.demo.folder import default_folder, prepare
+from spyglass_server.engine.budget import Limits
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.images import ImageCache
+from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
+
+_NUM_WORDS = 512
+_PAGE_SIZE, _NUM_PAGES = 16, 65_536
+_WATCHED = 8
+"""Of so many streams one is looked at word by word; the others' events are only counted."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Clock:
+    """When each step ended, in a file that several processes see: a step's word tells the client which one it was."""
+
+    def __init__(self, file: Path) -> None:
+        if not file.exists():
+            file.write_bytes(bytes(8 * (_NUM_WORDS + 1)))
+        self._times = np.memmap(file, np.float64, "r+", shape=(_NUM_WORDS + 1,))
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return int(self._times[-1])
+
+    def tick(self) -> int:
+        """Notes the end of a step, and returns the number of its word."""
+        number = self.steps % _NUM_WORDS
+        self._times[number] = time.monotonic()
+        self._times[-1] += 1
+        return number
+
+    def age_s(self, number: int) -> float:
+        """How long ago the last step with this word was."""
+        return time.monotonic() - float(self._times[number])
+
+
+class Metronome:
+    """A runner that computes nothing: every step takes the same time and gives every sequence the same token."""
+
+    def __init__(self, tokens: Sequence[int], step_s: float, clock: Clock) -> None:
+        self._tokens, self._step_s, self._clock = tokens, step_s, clock
+        self._due = time.monotonic()
+
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        self._due = max(self._due + self._step_s, time.monotonic())
+        time.sleep(self._due - time.monotonic() if self._due > time.monotonic() else 0)
+        token = self._tokens[self._clock.tick()]
+        return [RowOutput((token,) * len(row.choices)) for row in rows]
+
+    def take_image(self, image: ImageInput) -> None:
+        raise NotImplementedError
+
+    def drop_image(self, key: ImageKey) -> None:
+        raise NotImplementedError
+
+    def encode_image(self, key: ImageKey) -> bool:
+        raise NotImplementedError
+
+    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
+        pass
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads an engine with a Metronome."""
+
+    tokens: tuple[int, ...]
+    step_s: float
+    clock: Path
+    streams: int
+
+    def load(self) -> tuple[EngineCore, EngineInfo]:
+        limits = Limits(max_batch=self.streams, max_step_tokens=8192)
+        scheduler = Scheduler(limits, PagePool(_NUM_PAGES, _PAGE_SIZE), ImageCache(16))
+        info = EngineInfo("float32", "fake", _NUM_PAGES * _PAGE_SIZE, 16, self.streams)
+        return EngineCore(scheduler, Metronome(self.tokens, self.step_s, Clock(self.clock))), info
+
+
+def words(folder: Path) -> dict[str, int]:
+    """Words of the model's vocabulary that are one token each, a blank before them."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    found = {word[1:]: token for word, token in vocabulary.items() if word[0] == "Ġ" and word[1:].isascii()}
+    return dict([(word, token) for word, token in found.items() if word.isalpha()][:_NUM_WORDS])
+
+
+async def serve(given: argparse.Namespace) -> None:
+    """The server's process."""
+    folder = prepare(default_folder(), lambda line: None)
+    loader = Loader(tuple(words(folder).values()), given.step_ms / 1000, given.clock, given.streams)
+    settings = {setting.dest: setting.default for setting in SETTINGS}
+    settings |= {"grpc": given.serve, "api_key": (given.key,), "bridge_key": given.key[::-1]}
+    settings |= {"data_dir": str(given.clock.parent), "max_pending": 2 * given.streams, "max_step_tokens": 8192}
+    server = Server(resolve(argparse.Namespace(**settings)), folder, loader)
+    await server.start()
+    try:
+        await asyncio.to_thread(sys.stdin.read)
+    finally:
+        await server.stop()
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the client has seen so far."""
+
+    events: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+
+
+class Client:
+    """Many streams at once."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, key: str, clock: Clock, numbers: dict[str, int]
+    ) -> None:
+        self._session, self._url = session, f"{url}/v1/chat/completions"
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._clock, self._numbers = clock, numbers
+        self.seen = Seen()
+
+    async def listen(self, number: int) -> None:
+        """Reads one stream until it is cancelled."""
+        message = {"role": "user", "content": f"Go on, number {number}."}
+        body = {"model": MODEL, "messages": [message], "temperature": 0, "max_tokens": 8192, "stream": True}
+        async with self._session.post(self._url, json=body, headers=self._headers) as answer:
+            answer.raise_for_status()
+            async for data in answer.content.iter_any():
+                self.seen.events += data.count(b"data: {")
+                if number % _WATCHED == 0:
+                    self._look_at(data)
+
+    def _look_at(self, data: bytes) -> None:
+        for event in data.split(b"\n\n"):
+            if event.startswith(b"data: {"):
+                text = json.loads(event[6:])["choices"][0]["delta"].get("content") or ""
+                self.seen.latencies_s += [self._clock.age_s(self._numbers[word]) for word in text.split()]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and its children are told apart by what they do."""
+
+    name: str
+    pid: int
+
+    def busy_s(self) -> float:
+        """Processor time so far, in user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+@contextlib.contextmanager
+def stack(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Clock, list[Process]]]:
+    """Runs server and bridge. Gives the bridge's URL, a key, the clock, and the processes."""
+    http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    key, clock = secrets.token_hex(8), folder / "clock"
+    ticks = Clock(clock)
+    options = ["--streams", str(given.streams), "--step-ms", str(given.step_ms)]
+    serve = [sys.executable, __file__, *options, "--serve", grpc, "--key", key, "--clock", str(clock)]
+    bridge = [str(Path(sys.executable).parent / "spyglass-bridge"), "--http", http, "--grpc", grpc]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": None if given.verbose else subprocess.DEVNULL}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(subprocess.Popen(serve, stdin=subprocess.PIPE, **quiet))
+        front = stack.enter_context(subprocess.Popen([*bridge, "--bridge-key", key[::-1]], **quiet))
+        stack.callback(front.terminate)
+        asyncio.run(until_ready(f"http://{http}/ready", front))
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        engine = next(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        processes = [Process("server", server.pid), Process("engine", engine), Process("bridge", front.pid)]
+        yield f"http://{http}", key, ticks, processes
+
+
+async def measure(given: argparse.Namespace, url: str, key: str, clock: Clock, processes: list[Process]) -> list[str]:
+    """Lets all streams run, and returns the lines of the table."""
+    numbers = {word: number for number, word in enumerate(words(default_folder()))}
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        client = Client(session, url, key, clock, numbers)
+        running = [asyncio.create_task(client.listen(number)) for number in range(given.streams)]
+        await asyncio.sleep(given.settle)
+        client.seen = seen = Seen()
+        steps, started = clock.steps, time.monotonic()
+        before = [process.busy_s() for process in processes]
+        await asyncio.sleep(given.seconds)
+        tokens, took_s = (clock.steps - steps) * given.streams, time.monotonic() - started
+        busy = [process.busy_s() - earlier for process, earlier in zip(processes, before, strict=True)]
+        if ended := [task for task in running if task.done()]:
+            ended[0].result()
+            sys.exit("a stream ended too soon")
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    late = [1000 * latency for latency in seen.latencies_s]
+    lines = ["| | |", "| --- | ---: |"]
+    lines.append(f"| tokens a second | {tokens / took_s:.0f} |")
+    lines += [
+        f"| {process.name}, us of processor time a token | {1e6 * spent / tokens:.1f} |"
+        for process, spent in zip(processes, busy, strict=True)
+    ]
+    lines.append(f"| SSE events a token | {seen.events / tokens:.3f} |")
+    lines.append(f"| from step to client, median ms | {percentile(late, 0.5):.1f} |")
+    lines.append(f"| p99 ms | {percentile(late, 0.99):.1f} |")
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--streams", type=int, default=256, help="answers at once (default: %(default)s)")
+    add("--step-ms", type=float, default=25.6, help="how long a step takes (default: %(default)s)")
+    add("--settle", type=float, default=8.0, help="seconds before the measurement (default: %(default)s)")
+    add("--seconds", type=float, default=20.0, help="how long it takes (default: %(default)s)")
+    add("--verbose", action="store_true", help="shows what server and bridge say")
+    for flag, kind in (("--serve", str), ("--key", str), ("--clock", Path)):
+        add(flag, type=kind, help=argparse.SUPPRESS)  # for the server's process
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script."""
+    given = parser().parse_args(arguments)
+    if given.serve:
+        asyncio.run(serve(given))
+        return 0
+    prepare(default_folder(), print)
+    with tempfile.TemporaryDirectory() as folder, stack(given, Path(folder)) as (url, key, clock, processes):
+        lines = asyncio.run(measure(given, url, key, clock, processes))
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
