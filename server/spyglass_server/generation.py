@@ -120,6 +120,7 @@ class Generation:
         tiles = SharedTiles()
         try:
             await services.share(tiles, prompt, payer.key_id)
+            prompt = prompt.without_images()  # they are large
             request = EngineRequest(
                 id=services.engine.next_id(),
                 tokens=prompt.tokens,

@@ -41,6 +41,11 @@ def test_precision_is_the_checkpoints_unless_it_is_chosen(loader: CheckpointLoad
     assert replace(half, dtype="float32").load()[1].dtype == "float32"
 
 
+def test_caches_beyond_the_memory_are_refused_in_the_operators_words(loader: CheckpointLoader) -> None:
+    with pytest.raises(ValueError, match="too little memory for the model and its caches"):
+        replace(loader, cache_bytes=1 << 50).load()
+
+
 def test_sharded_checkpoints_give_the_same_answers(loader: CheckpointLoader, tmp_path: Path) -> None:
     sharded = random_checkpoint(tmp_path / "sharded", num_shards=3)
     assert len(list(sharded.glob("*.safetensors"))) == 3

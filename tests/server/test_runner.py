@@ -10,7 +10,7 @@ import torch
 
 from pictures import noise
 from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.types import ImageKey, Row, SamplingParams
+from spyglass_server.engine.types import DeviceLost, ImageKey, Row, SamplingParams
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime import runner as runner_module
@@ -117,3 +117,20 @@ def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, mon
     assert slices > 20
     for key in keys:
         torch.testing.assert_close(logits_seeing(slow, key), whole, rtol=0, atol=1e-5)
+
+
+def test_a_lost_device_is_told_from_a_bad_batch(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first is no row's fault: the process must end and start again."""
+
+    def failing(error: Exception) -> None:
+        def fail(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr(runner._model.text, "forward", fail)
+
+    failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        runner.execute([row(0, 0, (1, 2, 3))])
+    failing(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.execute([row(0, 0, (1, 2, 3))])

@@ -203,6 +203,61 @@ def test_a_tenant_who_comes_back_has_saved_no_turns() -> None:
     assert order_of_beginning(core) == [6, 5, 7]
 
 
+def test_seats_that_are_free_at_once_go_to_all_tenants() -> None:
+    core, _ = engine(max_batch=4)
+    for number in range(1, 5):
+        core.submit(request(number, tenant="many"))
+    core.submit(request(5, tenant="one"))
+    begun = [event.id for event in core.step() if isinstance(event, RequestBegun)]
+    assert begun == [1, 5, 2, 3], "what has begun counts before it is computed"
+
+
+def test_a_short_prompt_is_computed_before_the_long_ones_of_another_tenant() -> None:
+    core, _ = engine(num_pages=400, max_step_tokens=32, max_chunk_tokens=8)
+    for number in range(1, 5):
+        core.submit(request(number, length=200, tenant="many"))
+    core.submit(request(5, length=8, tenant="one"))
+    answers: Answer = {}
+    for _ in range(3):
+        collect(core, answers)
+    assert list(answers) == [(5, 0)]
+
+
+def test_a_tenant_with_one_request_at_a_time_does_not_lose_count() -> None:
+    core, _ = engine(num_pages=400, max_batch=1)
+    core.submit(request(1, length=300, tenant="serial"))
+    for number in range(2, 12):
+        core.submit(request(number, length=5, tenant="patient"))
+    begun: list[int] = []
+    while begun != [1, 2]:
+        begun += [event.id for event in core.step() if isinstance(event, RequestBegun)]
+    core.submit(request(100, length=300, tenant="serial"))
+    assert order_of_beginning(core) == [*range(3, 12), 100], "its 300 tokens count while the other has had fewer"
+
+
+def test_who_waits_for_room_for_images_lets_others_pass() -> None:
+    core, runner = engine(max_tiles=1)
+    core.submit(request(1, images=(image(1),), image_positions=(0,), max_tokens=12))
+    core.submit(request(2, images=(image(2),), image_positions=(0,)))
+    core.submit(request(3))
+    core.submit(request(4, images=(image(1),), image_positions=(0,)))
+    core.submit(request(5, images=(image(3),), image_positions=(0,)))
+    assert order_of_beginning(core) == [1, 3, 4, 2, 5]
+    assert runner.num_encoded == 3
+
+
+def test_the_state_that_was_needed_longest_ago_makes_room() -> None:
+    core, runner = engine(max_tiles=2)
+    core.submit(request(1, images=(image(1),), image_positions=(0,), max_tokens=20))
+    core.step()
+    core.submit(request(2, images=(image(2),), image_positions=(0,), max_tokens=1))
+    run_to_end(core)
+    core.submit(request(3, images=(image(3),), image_positions=(0,)))
+    core.submit(request(4, images=(image(1),), image_positions=(0,)))
+    run_to_end(core)
+    assert runner.num_encoded == 3, "the first was needed until a moment ago"
+
+
 def test_the_greater_priority_begins_first_among_ones_own() -> None:
     core, _ = engine(max_batch=1)
     for number, (tenant, priority) in enumerate([("a", 0), ("a", -1), ("a", 5), ("a", 5), ("b", 0)], start=1):

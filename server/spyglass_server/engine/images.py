@@ -22,7 +22,7 @@ class ImageCache:
 
     def __init__(self, max_tiles: int) -> None:
         self.max_tiles = max_tiles
-        self._entries: dict[ImageKey, _Entry] = {}  # in the order of their last use
+        self._entries: dict[ImageKey, _Entry] = {}  # those that nobody holds in the order of their last use
         self._tiles = 0
         self._dropped: list[ImageKey] = []
 
@@ -37,12 +37,10 @@ class ImageCache:
         if self._tiles + missing - idle > self.max_tiles:
             return False
         for key, tiles in wanted.items():
-            entry = self._entries.pop(key, None)
-            if entry is None:
-                entry = _Entry(tiles)
+            if key not in self._entries:
+                self._entries[key] = _Entry(tiles)
                 self._tiles += tiles
-            entry.holders += 1
-            self._entries[key] = entry  # now the most recently used
+            self._entries[key].holders += 1
         self._make_room()
         return True
 
@@ -52,8 +50,16 @@ class ImageCache:
             entry = self._entries[key]
             assert entry.holders > 0, "an image was released twice"
             entry.holders -= 1
-            if not entry.holders and not entry.encoded:
+            if entry.holders:
+                continue
+            if entry.encoded:
+                self._entries[key] = self._entries.pop(key)  # now the most recently used
+            else:
                 self._forget(key)
+
+    def is_held(self, key: ImageKey) -> bool:
+        """Whether a running sequence needs it: one more needs no more room."""
+        return key in self._entries and self._entries[key].holders > 0
 
     def mark_encoded(self, key: ImageKey) -> None:
         self._entries[key].encoded = True

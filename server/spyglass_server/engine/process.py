@@ -119,11 +119,16 @@ class EngineProcess:
         theirs.close()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._read, name="engine-reader", daemon=True),
             threading.Thread(target=self._write, name="engine-writer", daemon=True),
+            threading.Thread(target=self._read, name="engine-reader", daemon=True),
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:  # nobody reads, so nobody will say that the process has ended
+            self._process.kill()
+            self._commands.put(None)
+            raise
 
     @property
     def pid(self) -> int:

@@ -6,10 +6,11 @@ bookkeeping: knows neither tensors nor the process around it.
 A request begins as one sequence. When its prompt is computed and it has n choices, the sequence
 forks: all share the prompt's pages, and a shared page is copied before it is written. When pages
 run out, the youngest sequence loses its own and is computed again later, prompt and answer as one
-prompt; its next tokens are the same. A sequence that begins takes over the pages of those before it that
-began with the same tokens and images.
+prompt; its next tokens are the same, up to rounding. A sequence that begins takes over the pages of
+those before it that began with the same tokens and images.
 """
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -108,7 +109,7 @@ class Scheduler:
         copies: dict[int, int] = {}  # target page: source page
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
         budget = StepBudget(self._limits, self._is_images_turn)
-        for sequence in sorted(self._running, key=lambda s: s.remaining > 1):  # decode rows never wait
+        for sequence in sorted(self._running, key=self._urgency):
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed)
             if not count or not self._is_seeing(sequence) or not self._is_running(sequence):
@@ -129,13 +130,13 @@ class Scheduler:
         """Takes in what a step computed; a failed row ends its request, and only that."""
         events: list[Event] = []
         for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
+            if not self._is_running(sequence):
+                continue  # another choice of its request failed in this step
             if output.error is not None:
                 self._pages.forget(sequence.pages)  # what made it fail may stand in them
                 self.cancel(sequence.request.id)
                 events.append(RequestFailed(sequence.request.id, output.error))
                 continue
-            if not self._is_running(sequence):
-                continue  # another choice of its request failed in this step
             sequence.num_computed = row.end
             self._waiting.charge(_tenant(sequence), len(row.tokens))
             self._label_pages(sequence, row.start)
@@ -162,26 +163,39 @@ class Scheduler:
     def _start_waiting(self) -> list[RequestBegun]:
         """Lets those run for whom there is room, by turns. Returns those that run for the first time."""
         begun = []
-        while self._waiting:
-            sequence = self._waiting.first()
-            room = self._limits.max_batch - sum(len(s.choices) for s in self._running)
-            if len(sequence.choices) > room:
-                break
-            known = self._find_pages(sequence)
-            missing = self._pages.num_needed(len(sequence.tokens)) - len(known)
-            if missing > self._pages.num_free - self._pages.num_idle(known):
-                break
-            if not self._images.hold([(image.key, image.num_tiles) for image in sequence.request.images]):
-                break
-            self._pages.share(known)
-            sequence.pages = known + self._pages.take(missing)
-            sequence.num_computed = len(known) * self._pages.page_size
+        while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             if not sequence.has_begun:
                 sequence.has_begun = True
                 begun.append(RequestBegun(sequence.request.id, sequence.num_computed))
         return begun
+
+    def _next_to_begin(self) -> Sequence | None:
+        """The one whose turn it is, with its pages and images, or None when there is no room for it.
+
+        Who waits for room for images alone lets others pass that need no such room.
+        """
+        seats = self._limits.max_batch - sum(len(s.choices) for s in self._running)
+        pending: Counter[str] = Counter()
+        for sequence in self._running:
+            pending[_tenant(sequence)] += sequence.remaining
+        images_are_full = False
+        for sequence in self._waiting.in_order(pending):
+            if images_are_full and not all(self._images.is_held(key) for key in sequence.image_keys):
+                continue
+            known = self._find_pages(sequence)
+            missing = self._pages.num_needed(len(sequence.tokens)) - len(known)
+            if len(sequence.choices) > seats or missing > self._pages.num_free - self._pages.num_idle(known):
+                return None
+            if not self._images.hold([(image.key, image.num_tiles) for image in sequence.request.images]):
+                images_are_full = True
+                continue
+            self._pages.share(known)
+            sequence.pages = known + self._pages.take(missing)
+            sequence.num_computed = len(known) * self._pages.page_size
+            return sequence
+        return None
 
     def _find_pages(self, sequence: Sequence) -> list[int]:
         """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
@@ -248,6 +262,11 @@ class Scheduler:
             sequence.pages = []
         else:
             self._waiting.remove(sequence)
+
+    def _urgency(self, sequence: Sequence) -> tuple[bool, int]:
+        """Answers never wait; prompts of the tenant who was served least go first, among his own the oldest."""
+        is_prompt = sequence.remaining > 1
+        return is_prompt, self._waiting.served(_tenant(sequence)) if is_prompt else 0
 
     # --- progress ---------------------------------------------------------------------------------
 

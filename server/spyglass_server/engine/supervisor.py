@@ -124,7 +124,7 @@ class AsyncEngine:
     def _relaunch(self) -> None:
         try:
             self._launch()
-        except OSError:
+        except (OSError, RuntimeError):  # the system gives no more memory, processes or threads now
             log.exception("the engine process cannot be started")
             self._launch_later()
 

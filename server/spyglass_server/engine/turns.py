@@ -1,14 +1,15 @@
 """Whose turn it is to begin: what waits, in a fair order.
 
-Owns that order. What has lost its place comes first. Then the tenant begins for whom the fewest tokens were
-computed since all who are here now are here; of a tenant's own, the greatest priority, and among equals who
-came first. Knows nothing of what a turn costs or whether there is room for it.
+Owns that order. What has lost its place comes first. Then the tenant begins who was served the fewest tokens, those
+included that are still to be computed of what has begun; of a tenant's own, the greatest priority, and among equals
+who came first. Who was away begins with the least served of those who are here, but who has got more than they
+has still got more. Knows nothing of what a turn costs or whether there is room for it.
 
 Source: the virtual token counters of "Fairness in Serving Large Language Models" (Sheng et al., 2024).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,7 +22,9 @@ class Turns(Generic[T]):
         self._tenant_of, self._priority_of = tenant_of, priority_of
         self._returned: deque[T] = deque()
         self._queues: dict[str, list[T]] = {}
-        self._served: dict[str, int] = {}  # tokens of each tenant that has something waiting or running
+        self._served: dict[
+            str, int
+        ] = {}  # tokens of each tenant that has something waiting or running, or had too many
 
     def __iter__(self) -> Iterator[T]:
         yield from self._returned
@@ -43,11 +46,15 @@ class Turns(Generic[T]):
         """Queues what has lost its place: it is next."""
         self._returned.appendleft(item)
 
-    def first(self) -> T:
-        """The one whose turn it is; something must be waiting."""
-        if self._returned:
-            return self._returned[0]
-        return self._queues[min(self._queues, key=self._served.__getitem__)][0]
+    def in_order(self, pending: Mapping[str, int]) -> Iterator[T]:
+        """All that waits, whose turn it is first. `pending`: tokens that tenants are still to be served."""
+        yield from self._returned
+        for tenant in sorted(self._queues, key=lambda tenant: self._served[tenant] + pending.get(tenant, 0)):
+            yield from self._queues[tenant]
+
+    def served(self, tenant: str) -> int:
+        """Tokens that were computed for a tenant who has something waiting or running."""
+        return self._served[tenant]
 
     def remove(self, item: T) -> None:
         """Takes something out."""
@@ -64,6 +71,11 @@ class Turns(Generic[T]):
         self._served[tenant] += num_tokens
 
     def forget_all_but(self, present: Iterable[str]) -> None:
-        """Forgets tenants who have nothing waiting or running: who comes back begins with the least served."""
-        kept = set(present)
-        self._served = {tenant: served for tenant, served in self._served.items() if tenant in kept}
+        """Forgets tenants who have nothing waiting or running, but not that they were served more than the others."""
+        here = set(present)
+        least = min((self._served[tenant] for tenant in here), default=None)
+        self._served = {
+            tenant: served
+            for tenant, served in self._served.items()
+            if tenant in here or (least is not None and served > least)
+        }

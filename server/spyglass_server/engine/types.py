@@ -225,6 +225,10 @@ class RowOutput:
     error: str | None = None
 
 
+class DeviceLost(BaseException):
+    """Nothing can be computed any more until the process starts again; no row is to blame, so nobody catches it."""
+
+
 class Runner(Protocol):
     """Does the arithmetic. Holds the pages' and the images' tensors, but decides nothing."""
 
@@ -250,7 +254,7 @@ class Runner(Protocol):
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         """Computes all rows as one batch; may be repeated with the same rows.
 
-        Raises whatever goes wrong with the batch as a whole; a row whose logits are not finite is
-        reported in its output instead.
+        Raises whatever goes wrong with the batch as a whole, DeviceLost when no other will do better; a row
+        whose logits are not finite is reported in its output instead.
         """
         ...

@@ -5,7 +5,7 @@ knows nothing of asyncio, the engine, or who asks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -55,6 +55,10 @@ class Prompt:
     tokens: tuple[int, ...]
     image_positions: tuple[int, ...] = ()
     images: tuple[ImageTiles, ...] = ()
+
+    def without_images(self) -> "Prompt":
+        """The same without the tiles."""
+        return replace(self, images=())
 
 
 class PromptMaker:

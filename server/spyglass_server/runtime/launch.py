@@ -51,6 +51,17 @@ class CheckpointLoader:
         Raises:
             ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
         """
+        try:
+            return self._load()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ValueError(
+                "there is too little memory for the model and its caches; --cache-bytes, --image-cache-bytes and "
+                f"--dtype make them smaller: {error}"
+            ) from error
+
+    def _load(self) -> tuple[EngineCore, EngineInfo]:
         from spyglass_server.runtime.attention import PagedCache
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
@@ -121,3 +132,9 @@ def _choose_dtype(name: str, config: "ModelConfig") -> "torch.dtype":
         raise ValueError(f"the checkpoint is in {dtype}; choose --dtype bfloat16 or float32")
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -3,13 +3,14 @@
 Owns the tensors that pages and image keys stand for. Decides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
 
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import ImageInput, ImageKey, Row, RowOutput
+from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Row, RowOutput
 from spyglass_server.runtime.attention import BatchMemory, PagedCache
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
@@ -22,6 +23,15 @@ _SLICE_TOKENS = 512
 """Of an image, how many tokens are computed in a layer before others may go on."""
 _SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
 """How much of an image is encoded at once, in floating-point operations: some 30 ms on two cores."""
+
+
+@contextmanager
+def _noticing_lost_devices() -> Iterator[None]:
+    """After such an error a device refuses everything else, too."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error)) from error
 
 
 class ModelRunner:
@@ -64,6 +74,7 @@ class ModelRunner:
         del self._images[key]
         self._encoding.pop(key, None)
 
+    @_noticing_lost_devices()
     @torch.inference_mode()
     def encode_image(self, key: ImageKey) -> bool:
         if key not in self._encoding:
@@ -88,7 +99,11 @@ class ModelRunner:
         encoded = (yield from vision(pixels.to(self._dtype)[None], image.rows, image.columns, _SLICE_TOKENS))[0]
         if not encoded.isfinite().all():
             raise FloatingPointError("the states of an image are not finite")
-        return torch.stack([layer.image_states(encoded) for layer in self._model.text.cross_layers])
+        pieces = []
+        for piece in encoded.split(_SLICE_TOKENS):
+            pieces.append(torch.stack([layer.image_states(piece) for layer in self._model.text.cross_layers]))
+            yield 2 * piece.numel() * pieces[-1][:, :, :, 0].numel()
+        return torch.cat(pieces, dim=3)
 
     def free_image_states(self, keys: Sequence[ImageKey]) -> None:
         for key in keys:
@@ -98,6 +113,7 @@ class ModelRunner:
         if pairs:
             self._cache.copy(pairs)
 
+    @_noticing_lost_devices()
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         plan = self._plan(rows)

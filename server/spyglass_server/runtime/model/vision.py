@@ -64,8 +64,11 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor, num_real: int, num_tokens: int) -> Slices[Tensor]:
         """x [images, tokens, hidden], of whose tokens the first `num_real` are real; `num_tokens` a slice."""
         images, tokens, hidden = x.shape
-        q, k, v = self.attention.project(self.attention_norm(x))
-        yield 6 * images * tokens * hidden**2
+        projected = []
+        for begin, end in _pieces(num_real, tokens, num_tokens):
+            projected.append(self.attention.project(self.attention_norm(x[:, begin:end])))
+            yield 6 * images * (end - begin) * hidden**2
+        q, k, v = torch.cat(projected, dim=3)
         pieces = []
         for begin, end in _pieces(num_real, tokens, num_tokens):
             seen = _num_seen(begin, num_real, tokens)
@@ -122,8 +125,11 @@ class VisionEncoder(nn.Module):
         Returns [images, tiles * tokens a tile, text hidden].
         """
         features = yield from self.features(pixels, rows, columns, num_tokens)
-        out: Tensor = self.projector(features.to(self.projector.weight.dtype))
-        return out
+        pieces = []
+        for piece in features.split(num_tokens, dim=1):
+            pieces.append(self.projector(piece.to(self.projector.weight.dtype)))
+            yield 2 * piece.numel() * self.projector.out_features
+        return torch.cat(pieces, dim=1)
 
     def features(self, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:
         """What the projector reads, float32 [images, tiles * tokens a tile, output size].
