@@ -100,7 +100,7 @@ class ModelRunner:
         if not encoded.isfinite().all():
             raise FloatingPointError("the states of an image are not finite")
         pieces = []
-        for piece in encoded.split(_SLICE_TOKENS):
+        for piece in torch.split(encoded, _SLICE_TOKENS):
             pieces.append(torch.stack([layer.image_states(piece) for layer in self._model.text.cross_layers]))
             yield 2 * piece.numel() * pieces[-1][:, :, :, 0].numel()
         return torch.cat(pieces, dim=3)

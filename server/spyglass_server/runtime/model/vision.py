@@ -126,7 +126,7 @@ class VisionEncoder(nn.Module):
         """
         features = yield from self.features(pixels, rows, columns, num_tokens)
         pieces = []
-        for piece in features.split(num_tokens, dim=1):
+        for piece in torch.split(features, num_tokens, dim=1):
             pieces.append(self.projector(piece.to(self.projector.weight.dtype)))
             yield 2 * piece.numel() * self.projector.out_features
         return torch.cat(pieces, dim=1)
