@@ -198,7 +198,7 @@ class Generation:
             match event:
                 case TokenOutput() if not is_open:
                     early.append(event)
-                case TokenOutput(index=index):
+                case TokenOutput(choice=index):
                     if (delta := choices.push(event)) is None:
                         return
                     self._emit(codec.delta(self._id, index, *delta))

@@ -35,9 +35,9 @@ class Choices:
 
     def push(self, output: TokenOutput) -> DeltaParts | None:
         """Takes a token; returns None when its choice has already ended."""
-        if output.index not in self._running:
+        if output.choice not in self._running:
             return None
-        detokenizer = self._detokenizers[output.index]
+        detokenizer = self._detokenizers[output.choice]
         self.num_tokens += 1
         finish = output.finish
         text = ""
@@ -48,5 +48,5 @@ class Choices:
         if detokenizer.stopped_by is not None:
             finish = FinishReason.STOP
         if finish is not None:
-            self._running.discard(output.index)
+            self._running.discard(output.choice)
         return DeltaParts(text, (output.token,), finish, detokenizer.stopped_by)

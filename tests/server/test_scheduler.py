@@ -58,7 +58,7 @@ def collect(core: EngineCore, answers: Answer) -> list[RequestFailed]:
     failed = []
     for event in core.step():
         if isinstance(event, TokenOutput):
-            answers.setdefault((event.id, event.index), []).append(event.token)
+            answers.setdefault((event.id, event.choice), []).append(event.token)
         elif isinstance(event, RequestFailed):
             failed.append(event)
     core.check()
@@ -279,7 +279,7 @@ def begun(core: EngineCore, answers: Answer, one: EngineRequest) -> int:
     core.submit(one)
     events = core.step()
     (start,) = (event for event in events if isinstance(event, RequestBegun))
-    answers |= {(e.id, e.index): [e.token] for e in events if isinstance(e, TokenOutput)}
+    answers |= {(e.id, e.choice): [e.token] for e in events if isinstance(e, TokenOutput)}
     while core.has_work:
         assert not collect(core, answers)
     return start.cached_tokens

@@ -7,7 +7,7 @@ the runner, and the runner's interface. Knows neither gRPC nor torch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class FinishReason(Enum):
@@ -146,12 +146,11 @@ class RequestBegun:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One more token of one choice, and why the choice ended if it did."""
+class TokenOutput(NamedTuple):
+    """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token."""
 
     id: int
-    index: int
+    choice: int
     token: int
     finish: FinishReason | None = None
 
