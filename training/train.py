@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = ROOT / ".cache" / "training"
 EMBEDDED = ROOT / "server" / "spyglass_server" / "demo" / "adapter.safetensors"
 ENCODER_STEPS = 5000
-ANSWER_STEPS = 1000
+ANSWER_STEPS = 750
 
 
 def keep_memory() -> None:
