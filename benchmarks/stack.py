@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -36,7 +37,7 @@ from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
 from spyglass_server.engine.scheduler import Scheduler
-from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
+from spyglass_server.engine.types import EngineInfo, ImageKey, Row, RowOutput, Runner
 
 _NUM_WORDS = 512
 _PAGE_SIZE, _NUM_PAGES = 16, 65_536
@@ -70,7 +71,7 @@ class Clock:
         return time.monotonic() - float(self._times[number])
 
 
-class Metronome:
+class Metronome(Runner):
     """A runner that computes nothing: every step takes the same time and gives every sequence the same token."""
 
     def __init__(self, tokens: Sequence[int], step_s: float, clock: Clock) -> None:
@@ -79,24 +80,12 @@ class Metronome:
 
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         self._due = max(self._due + self._step_s, time.monotonic())
-        time.sleep(self._due - time.monotonic() if self._due > time.monotonic() else 0)
+        time.sleep(max(0.0, self._due - time.monotonic()))
         token = self._tokens[self._clock.tick()]
         return [RowOutput((token,) * len(row.choices)) for row in rows]
 
-    def take_image(self, image: ImageInput) -> None:
-        raise NotImplementedError
-
-    def drop_image(self, key: ImageKey) -> None:
-        raise NotImplementedError
-
     def encode_image(self, key: ImageKey) -> bool:
-        raise NotImplementedError
-
-    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
-        pass
-
-    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
-        pass
+        return True
 
 
 @dataclass(frozen=True)
@@ -162,16 +151,17 @@ class Client:
         body = {"model": MODEL, "messages": [message], "temperature": 0, "max_tokens": 8192, "stream": True}
         async with self._session.post(self._url, json=body, headers=self._headers) as answer:
             answer.raise_for_status()
+            if number % _WATCHED == 0:
+                async for line in answer.content:
+                    if line.startswith(b"data: {"):
+                        self._look_at(json.loads(line[6:]))
             async for data in answer.content.iter_any():
                 self.seen.events += data.count(b"data: {")
-                if number % _WATCHED == 0:
-                    self._look_at(data)
 
-    def _look_at(self, data: bytes) -> None:
-        for event in data.split(b"\n\n"):
-            if event.startswith(b"data: {"):
-                text = json.loads(event[6:])["choices"][0]["delta"].get("content") or ""
-                self.seen.latencies_s += [self._clock.age_s(self._numbers[word]) for word in text.split()]
+    def _look_at(self, event: dict[str, Any]) -> None:
+        self.seen.events += 1
+        text = event["choices"][0]["delta"].get("content") or ""
+        self.seen.latencies_s += [self._clock.age_s(self._numbers[word]) for word in text.split()]
 
 
 @dataclass(frozen=True, slots=True)

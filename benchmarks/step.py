@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from random_model import SIZES, random_model
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.engine.types import Row, SamplingParams
@@ -60,8 +60,9 @@ def median_ms(runner: ModelRunner, rows: Sequence[Row], times: int) -> float:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
-    add("--size", choices=tuple(SIZES), help="random weights in the sizes of this published model instead")
+    weights = result.add_mutually_exclusive_group()
+    weights.add_argument("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    weights.add_argument("--size", choices=tuple(SIZES), help="random weights in the sizes of this published model")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add("--rows", type=int, nargs="+", default=[1, 8, 32], help="sequences in a step (default: 1 8 32)")
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.profile:
         rows = rows_of(given.rows[0], given.context, 1, decodes=True)
         median_ms(runner, rows, 2)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (given.device == "cuda")]) as found:
+        with profile() as found:
             for _ in range(given.times):
                 runner.execute(rows)
         order = f"self_{given.device}_time_total"

@@ -74,18 +74,17 @@ def draw_lots(kind: str, width: int, height: int, rng: Random, easy: bool = Fals
             things = _apart(1, width, height, rng, (0.3, 0.5) if easy else (0.14, 0.5))
         case "two":
             things = _apart(2, width, height, rng, (0.2, 0.3) if easy else (0.11, 0.3))
-        case "several":
-            things = _apart(rng.randint(1, 4), width, height, rng, (0.16, 0.26) if easy else (0.1, 0.26))
-        case "varied":
-            things = _apart(rng.randint(2, 4), width, height, rng, (0.16, 0.26) if easy else (0.1, 0.26))
-            return Scene("several", width, height, ground, tuple(_paint(kind, things, ground, rng)))
+        case "several" | "varied":
+            count = rng.randint(2 if kind == "varied" else 1, 4)
+            things = _apart(count, width, height, rng, (0.16, 0.26) if easy else (0.1, 0.26))
         case "digit" | "number" | "word":
             return Scene(kind, width, height, ground, (_text(kind, width, height, ground, rng),))
         case "nothing":
             return Scene(kind, width, height, ground)
         case _:
             raise ValueError(f"there are no scenes of kind {kind!r}")
-    return Scene(kind, width, height, ground, tuple(_paint(kind, things, ground, rng)))
+    named = "several" if kind == "varied" else kind
+    return Scene(named, width, height, ground, tuple(_paint(kind, things, ground, rng)))
 
 
 def draw_size(rng: Random, longest: int) -> tuple[int, int]:

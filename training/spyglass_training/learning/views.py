@@ -48,7 +48,7 @@ class PictureViews:
             self._watched = who[shown], there[shown]
 
     def _miss(self, who: Tensor, there: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """How far watched heads are from looking where they should [watched, groups, keys], in nats."""
+        """How far watched heads are from looking `there` [watched, groups, keys], in nats."""
         near = q.index_select(0, who).view(len(who), k.shape[1], -1, q.shape[2])[:, :_WATCHED_GROUPS]
         keys = k[:, :_WATCHED_GROUPS].index_select(0, self._of[who])
         scores = torch.einsum("rghd,rgtd->rght", near, keys).float() * k.shape[-1] ** -0.5
