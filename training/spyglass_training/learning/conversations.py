@@ -21,7 +21,7 @@ from spyglass_training.talk.phrases import Question
 from spyglass_training.talk.questions import ask
 
 _SCENES = {
-    "one": 15, "two": 32, "several": 20, "varied": 13, "digit": 10, "number": 3, "word": 5, "nothing": 2,
+    "one": 15, "two": 31, "several": 23, "varied": 15, "digit": 10, "number": 2, "word": 2, "nothing": 2,
 }  # fmt: skip
 _IMAGE_FIRST = 0.65
 _UNRELATED = 0.05

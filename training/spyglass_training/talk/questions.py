@@ -56,7 +56,7 @@ _ASKERS: dict[str, tuple[tuple[Asker, float], ...]] = {
     ),
     "several": (
         *_ALWAYS,
-        (several.count, 5),
+        (several.count, 6),
         (several.pick_colour, 0.5),
         (several.pick_shape, 0.5),
         (one.colour, 0.3),
