@@ -66,7 +66,7 @@ class InProcess:
 
     def __init__(self, folder: Path) -> None:
         limits = Limits(max_batch=64, max_step_tokens=512)
-        self._core, _ = CheckpointLoader(folder, "float32", "cpu", None, 1 << 30, 1 << 28, limits).load()
+        self._core, _ = CheckpointLoader(folder, "float32", "none", "cpu", None, 1 << 30, 1 << 28, limits).load()
         self._maker = PromptMaker(folder, max_image_pixels=1)
         self._ids = iter(range(1, 10**9))
 

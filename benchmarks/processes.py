@@ -5,6 +5,7 @@ Knows nothing of what is measured.
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import subprocess
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import aiohttp
 
+from spyglass_server.engine.process import ENVIRONMENT
+
 MODEL = "spyglass-demo"
 
 
 class Spyglass:
     """The whole product: `spyglass serve`, in float32, with the embedded model or another."""
 
-    def __init__(self, http: str, grpc: str, key: str) -> None:
-        self.http, self.grpc, self.key = http, grpc, key
+    def __init__(self, http: str, grpc: str, key: str, pid: int) -> None:
+        self.http, self.grpc, self.key, self.pid = http, grpc, key, pid
 
     @classmethod
     @contextlib.contextmanager
@@ -38,10 +41,17 @@ class Spyglass:
             process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 asyncio.run(until_ready(f"http://{http}/ready", process))
-                yield cls(http, grpc, key)
+                yield cls(http, grpc, key, process.pid)
             finally:
                 process.terminate()
                 process.wait()
+
+
+def run_as_engine() -> None:
+    """Starts this script again where it lacks the environment of the engine's process."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if missing:
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | missing)
 
 
 def free_ports(count: int) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spyglass_server.runtime.packing import pack_linears
+from spyglass_server.runtime.linear import pack_linears
 
 _READ_BYTES = 512 << 20
 _ROWS, _SIZE = 512, 4096

@@ -84,7 +84,7 @@ class Metronome(Runner):
         token = self._tokens[self._clock.tick()]
         return [RowOutput((token,) * len(row.choices)) for row in rows]
 
-    def encode_image(self, key: ImageKey) -> bool:
+    def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
         return True
 
 
@@ -100,7 +100,7 @@ class Loader:
     def load(self) -> tuple[EngineCore, EngineInfo]:
         limits = Limits(max_batch=self.streams, max_step_tokens=8192)
         scheduler = Scheduler(limits, PagePool(_NUM_PAGES, _PAGE_SIZE), ImageCache(16))
-        info = EngineInfo("float32", "fake", _NUM_PAGES * _PAGE_SIZE, 16, self.streams)
+        info = EngineInfo("float32", "none", "fake", _NUM_PAGES * _PAGE_SIZE, 16, self.streams)
         return EngineCore(scheduler, Metronome(self.tokens, self.step_s, Clock(self.clock))), info
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from processes import run_as_engine
 from random_model import SIZES, random_model
 from torch.profiler import profile
 
@@ -40,7 +41,7 @@ def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
             pages=tuple(range(i * pages, (i + 1) * pages)),
             sampling=GREEDY,
             choices=(0,) if decodes else (),
-            image_keys=(),
+            image_tiles=(),
             image_positions=(),
         )
         for i in range(count)
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
+    run_as_engine()
     if given.threads:
         torch.set_num_threads(given.threads)
     dtype, device = getattr(torch, given.dtype), torch.device(given.device)
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = given.model or prepare(default_folder(), print)
         model = load_model(folder, load_config(folder), dtype, device)
     pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
-    runner = ModelRunner(model, pages, PAGE_SIZE, dtype, device)
+    runner = ModelRunner(model, pages, PAGE_SIZE, 0, dtype, device)
     if given.profile:
         rows = rows_of(given.rows[0], given.context, 1, decodes=True)
         median_ms(runner, rows, 2)

@@ -26,7 +26,7 @@ import roofline
 import torch
 from contestants import Contestant, InProcess, OverGrpc, OverHttp, Transformers, make_chats
 from load import Summary
-from processes import Spyglass
+from processes import Spyglass, run_as_engine
 
 from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.prompt import PromptMaker
@@ -150,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
+    run_as_engine()
     folder = prepare(default_folder(), print)
     maker = PromptMaker(folder, max_image_pixels=1)
     limits = roofline.measure()

@@ -40,8 +40,8 @@ class FakeRunner:
         self.page_size = page_size
         self.pages: dict[int, dict[int, tuple[int, tuple[ImageKey, ...]]]] = {}
         self.num_computed = 0
-        self.tiles: set[ImageKey] = set()
-        self.states: set[ImageKey] = set()
+        self.pixels: set[ImageKey] = set()
+        self.states: dict[int, tuple[ImageKey, int]] = {}  # what stands in a tile: an image and the place in it
         self.num_encoded = 0
         self.slices = 2
         self.encoding: dict[ImageKey, int] = {}
@@ -49,26 +49,22 @@ class FakeRunner:
         self.bad_tokens: set[int] = set()
 
     def take_image(self, image: ImageInput) -> None:
-        assert image.key not in self.tiles
-        self.tiles.add(image.key)
+        assert image.key not in self.pixels
+        self.pixels.add(image.key)
 
     def drop_image(self, key: ImageKey) -> None:
-        self.tiles.remove(key)
+        self.pixels.remove(key)
         self.encoding.pop(key, None)
 
-    def encode_image(self, key: ImageKey) -> bool:
-        assert key in self.tiles
-        assert key not in self.states
+    def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
+        assert key in self.pixels
         self.encoding[key] = self.encoding.get(key, 0) + 1
         if self.encoding[key] < self.slices:
             return False
         del self.encoding[key]
         self.num_encoded += 1
-        self.states.add(key)
+        self.states |= {tile: (key, place) for place, tile in enumerate(tiles)}
         return True
-
-    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
-        self.states.difference_update(keys)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         contents = [dict(self.pages[source]) for source, _ in pairs]
@@ -84,15 +80,21 @@ class FakeRunner:
             self.num_computed += len(row.tokens)
             for position, token in zip(range(row.start, row.end), row.tokens, strict=True):
                 page = self.pages.setdefault(row.pages[position // self.page_size], {})
-                spans = image_spans(row.image_positions, position, position + 1)
-                page[position % self.page_size] = (
-                    token,
-                    tuple(key for span in spans for key in row.image_keys[span.first : span.last]),
-                )
+                page[position % self.page_size] = (token, self._seen(row, position))
         return [RowOutput(tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
 
+    def _seen(self, row: Row, position: int) -> tuple[ImageKey, ...]:
+        """The images that a position sees, as they stand in their tiles."""
+        seen = []
+        for span in image_spans(row.image_positions, position, position + 1):
+            for tiles in row.image_tiles[span.first : span.last]:
+                assert all(tile in self.states for tile in tiles), "an image is not encoded"
+                found = [self.states[tile] for tile in tiles]
+                assert found == [(found[0][0], place) for place in range(len(tiles))], "an image is not whole"
+                seen.append(found[0][0])
+        return tuple(seen)
+
     def _next(self, row: Row, choice: int) -> int:
-        assert all(key in self.states for key in row.image_keys), "an image is not encoded"
         seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
         digest = hashlib.sha256(repr((seen, row.sampling.seed, choice)).encode()).digest()
         return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]
@@ -119,7 +121,9 @@ class FakeLoader:
         if self.bad_token is not None:
             runner.bad_tokens.add(self.bad_token)
         scheduler = Scheduler(self.limits, PagePool(self.num_pages, self.page_size), ImageCache(self.max_tiles))
-        info = EngineInfo("float32", "fake", self.num_pages * self.page_size, self.max_tiles, self.limits.max_batch)
+        info = EngineInfo(
+            "float32", "none", "fake", self.num_pages * self.page_size, self.max_tiles, self.limits.max_batch
+        )
         return EngineCore(scheduler, runner), info
 
 

@@ -35,6 +35,8 @@ class ModelInfo:
     max_images: int
     max_image_bytes: int
     tags: tuple[str, ...]
+    quantization: str
+    """How most weights are kept where that is coarser than `dtype`: "int8" or nothing."""
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> "ModelInfo":
@@ -50,6 +52,7 @@ class ModelInfo:
             max_images=model.max_images,
             max_image_bytes=model.max_image_bytes,
             tags=tuple(model.tags),
+            quantization=model.quantization,
         )
 
 

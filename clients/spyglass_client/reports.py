@@ -35,7 +35,7 @@ def _models_table(models: Sequence[ModelInfo]) -> str:
         [
             (
                 model.id,
-                model.dtype,
+                f"{model.dtype}, {model.quantization}" if model.quantization else model.dtype,
                 f"{model.context_length:,}",
                 f"{model.max_tokens:,}",
                 f"{model.max_images:,}",

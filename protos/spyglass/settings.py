@@ -138,6 +138,14 @@ SETTINGS: tuple[Setting, ...] = (
         "auto|bfloat16|float32",
     ),
     Setting(
+        "quantization",
+        "int8 keeps the weights of the text model's layers in 8 bits: less memory, slightly other answers",
+        "none",
+        _SERVER,
+        one_of("none", "int8"),
+        "none|int8",
+    ),
+    Setting(
         "device",
         "what to compute on: auto is the first GPU, else the CPU",
         "auto",

@@ -146,6 +146,7 @@ def _loader(config: ServerConfig, folder: Path) -> CheckpointLoader:
     return CheckpointLoader(
         folder=folder,
         dtype=config.dtype,
+        quantization=config.quantization,
         device=config.device,
         max_model_len=config.max_model_len,
         cache_bytes=config.cache_bytes,

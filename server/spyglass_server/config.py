@@ -35,6 +35,7 @@ class ServerConfig:
     bridge_key: str | None
     data_dir: Path
     dtype: str
+    quantization: str
     device: str
     max_model_len: int | None
     chat_template: Path | None
@@ -73,6 +74,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         bridge_key=options.bridge_key,
         data_dir=Path(options.data_dir).expanduser() if options.data_dir else _default_data_dir(),
         dtype=options.dtype,
+        quantization=options.quantization,
         device=options.device,
         max_model_len=options.max_model_len,
         chat_template=Path(options.chat_template).expanduser() if options.chat_template else None,

@@ -194,18 +194,22 @@ class Generation:
             else:
                 done.set_exception(error)
 
+        def on_token(event: TokenOutput) -> None:
+            if not is_open:
+                early.append(event)
+                return
+            if (delta := choices.push(event)) is None:
+                return
+            self._emit(codec.delta(self._id, event.choice, *delta))
+            if choices.is_done:
+                settle(None)  # and the engine is told to stop, whatever it still computes
+            elif event.finish is None and delta.finish is not None:
+                engine.cancel_choice(request.id, event.choice)
+
         def on_event(event: Event | EngineDied) -> None:
             match event:
-                case TokenOutput() if not is_open:
-                    early.append(event)
-                case TokenOutput(choice=index):
-                    if (delta := choices.push(event)) is None:
-                        return
-                    self._emit(codec.delta(self._id, index, *delta))
-                    if choices.is_done:
-                        settle(None)  # and the engine is told to stop, whatever it still computes
-                    elif event.finish is None and delta.finish is not None:
-                        engine.cancel_choice(request.id, index)
+                case TokenOutput():
+                    on_token(event)
                 case ImagesTaken():
                     tiles.release()
                 case RequestBegun(cached_tokens=cached_tokens):
@@ -223,7 +227,7 @@ class Generation:
                 await to_the_end(self._begin(request, begun.result(), model))
                 is_open = True
                 for event in early:
-                    on_event(event)
+                    on_token(event)
             await done
         finally:
             engine.cancel(request.id)

@@ -115,6 +115,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _model(self, name: str) -> inference_pb2.Model:
         services, info = self._services, self._services.engine.info
+        quantization = [] if info.quantization == "none" else [info.quantization]
         return inference_pb2.Model(
             id=name,
             description="A model of the Llama 3.2 Vision architecture: text and images in, text out.",
@@ -129,7 +130,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             dtype=info.dtype,
             max_images=services.image_limits.max_images,
             max_image_bytes=services.image_limits.max_bytes,
-            tags=["text-generation", "multimodal", "vision", info.dtype],
+            tags=["text-generation", "multimodal", "vision", info.dtype, *quantization],
+            quantization="".join(quantization),
         )
 
 

@@ -4,7 +4,7 @@ $SPYGLASS_TEST_DEVICE, "cpu" when not set, is the device on which it computes; t
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE_SIZE = 16
+NUM_TILES = 128
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Ours:
 
     runner: ModelRunner
     folder: Path
+    tiles: dict[ImageKey, tuple[int, ...]] = field(default_factory=dict)
+    """Where the states of the images stand that it has seen."""
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, num_pages: int = 64) -> "Ours":
         device = torch.device(os.environ.get("SPYGLASS_TEST_DEVICE", "cpu"))
-        config = load_config(folder)
-        return cls(ModelRunner(load_model(folder, config, dtype, device), num_pages, PAGE_SIZE, dtype, device), folder)
+        model = load_model(folder, load_config(folder), dtype, device)
+        return cls(ModelRunner(model, num_pages, PAGE_SIZE, NUM_TILES, dtype, device), folder)
 
     def row(self, token_ids: list[int], images: list[Image.Image], choices: tuple[int, ...] = ()) -> Row:
         """Encodes the images and lays out the prompt as one row."""
@@ -42,9 +45,12 @@ class Ours:
         try:
             shared.copy((ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles)
             for image in shared.inputs:
-                self.runner.take_image(image)
-                while not self.runner.encode_image(image.key):
-                    pass
+                if image.key not in self.tiles:
+                    first = sum(map(len, self.tiles.values()))
+                    self.tiles[image.key] = tuple(range(first, first + image.num_tiles))
+                    self.runner.take_image(image)
+                    while not self.runner.encode_image(image.key, self.tiles[image.key]):
+                        pass
         finally:
             shared.release()
         return Row(
@@ -53,7 +59,7 @@ class Ours:
             pages=tuple(range(-(-len(token_ids) // PAGE_SIZE))),
             sampling=SamplingParams(temperature=0.0),
             choices=choices,
-            image_keys=tuple(image.key for image in shared.inputs),
+            image_tiles=tuple(self.tiles[image.key] for image in shared.inputs),
             image_positions=tuple(i for i, token in enumerate(token_ids) if token == files.image_token_id),
         )
 

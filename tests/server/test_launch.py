@@ -17,7 +17,7 @@ from spyglass_server.runtime.launch import CheckpointLoader
 
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
-    return CheckpointLoader(tiny_checkpoint, "auto", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64))
+    return CheckpointLoader(tiny_checkpoint, "auto", "none", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64))
 
 
 def greedy(loader: CheckpointLoader) -> list[int]:
@@ -39,6 +39,12 @@ def test_precision_is_the_checkpoints_unless_it_is_chosen(loader: CheckpointLoad
     half = replace(loader, folder=random_checkpoint(tmp_path / "half", dtype=torch.bfloat16))
     assert half.load()[1].dtype == "bfloat16"
     assert replace(half, dtype="float32").load()[1].dtype == "float32"
+
+
+def test_weights_in_8_bits_are_said_and_answer(loader: CheckpointLoader) -> None:
+    small = replace(loader, quantization="int8")
+    assert (loader.load()[1].quantization, small.load()[1].quantization) == ("none", "int8")
+    assert len(greedy(small)) == 8
 
 
 def test_caches_beyond_the_memory_are_refused_in_the_operators_words(loader: CheckpointLoader) -> None:

@@ -7,20 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.types import DeviceLost, ImageKey, Row, SamplingParams
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
+from spyglass_server.runtime import plan as plan_module
 from spyglass_server.runtime import runner as runner_module
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.graphs import Compute
+from spyglass_server.runtime.linear import Int8Linear
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE = 4
 GREEDY = SamplingParams(temperature=0.0)
+FOUR, SCATTERED = (0, 1, 2, 3), (9, 4, 14, 6)
+"""Places for an image of four tiles."""
 
 
 def model(checkpoint: Path) -> Mllama:
@@ -28,12 +34,20 @@ def model(checkpoint: Path) -> Mllama:
 
 
 def made(of: Mllama) -> ModelRunner:
-    return ModelRunner(of, 400, PAGE, torch.float32, torch.device("cpu"))
+    return ModelRunner(of, 400, PAGE, 16, torch.float32, torch.device("cpu"))
 
 
-@pytest.fixture
-def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRunner:
-    """A runner whose cache holds no number that one could compute with."""
+def traced(compute: Compute) -> Compute:
+    """Records a step as a device does: operations and the tensors that they read, and no Python."""
+    recorded: Compute = make_fx(compute)()
+    return recorded
+
+
+@pytest.fixture(params=["as they come", "in fixed shapes"])
+def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModelRunner:
+    """A runner whose cache holds no number that one could compute with; decode steps as on CPUs, and as on others."""
+    if request.param == "in fixed shapes":
+        monkeypatch.setattr(runner_module, "_RECORDERS", {"cpu": lambda: traced})
     loaded = model(tiny_checkpoint)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", lambda shape, **options: torch.full(shape, math.nan, **options))
@@ -46,7 +60,11 @@ def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
     return Row(tokens, start, pages, GREEDY, (0,), (), ())
 
 
-def test_rows_of_all_lengths_decode_together_as_alone(runner: ModelRunner) -> None:
+@pytest.mark.parametrize("long", [8, 1024])
+def test_rows_of_all_lengths_decode_together_as_alone(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, long: int
+) -> None:
+    monkeypatch.setattr(plan_module, "_LONG", long)
     lengths = (1, 3, 4, 5, 30, 31, 300, 700)  # more than one group of lengths
     first_pages = [0, *accumulate(length // PAGE + 1 for length in lengths)]
     for page, length in zip(first_pages, lengths, strict=False):
@@ -84,9 +102,9 @@ def test_one_broken_row_fails_alone(runner: ModelRunner) -> None:
     assert outputs[0] == runner.execute(decoding[:1])[0]
 
 
-def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey) -> None:
-    """Gives the runner a picture of four tiles under some keys."""
-    tiles = tile_image(noise((300, 300)), read_prompt_files(checkpoint).image_spec)
+def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey, size: tuple[int, int] = (300, 300)) -> None:
+    """Gives the runner a picture, of four tiles when no size is given, under some keys."""
+    tiles = tile_image(noise(size), read_prompt_files(checkpoint).image_spec)
     shared = SharedTiles()
     try:
         shared.copy([(key, tiles.rows, tiles.columns, tiles.pixels.data) for key in keys])
@@ -96,27 +114,87 @@ def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey) -> None:
         shared.release()
 
 
-def logits_seeing(runner: ModelRunner, key: ImageKey) -> torch.Tensor:
-    return runner.logits(replace(row(0, 0, (3, 5, 9, 8)), image_keys=(key,), image_positions=(1,)))
+def logits_seeing(runner: ModelRunner, tiles: tuple[int, ...]) -> torch.Tensor:
+    return runner.logits(seeing(row(0, 0, (3, 5, 9, 8)), tiles))
+
+
+def seeing(one: Row, tiles: tuple[int, ...]) -> Row:
+    """The row with an image at position 1 of its sequence."""
+    return replace(one, image_tiles=(tiles,), image_positions=(1,))
 
 
 def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [ImageKey("t", name) for name in (b"one", b"two")]
     runner = made(model(tiny_checkpoint))
     take(runner, tiny_checkpoint, keys[0])
-    assert runner.encode_image(keys[0])
-    whole = logits_seeing(runner, keys[0])
+    assert runner.encode_image(keys[0], FOUR)
+    whole = logits_seeing(runner, FOUR)
     monkeypatch.setattr(runner_module, "_SLICE_TOKENS", 7)
     monkeypatch.setattr(runner_module, "_SLICE_OPERATIONS", {"cpu": 1.0})
     slow = made(model(tiny_checkpoint))
     take(slow, tiny_checkpoint, *keys)
+    places = {keys[0]: FOUR, keys[1]: SCATTERED}
     unfinished, slices = list(keys), 0
     while unfinished:
-        unfinished = [key for key in unfinished if not slow.encode_image(key)]
+        unfinished = [key for key in unfinished if not slow.encode_image(key, places[key])]
         slices += 1
     assert slices > 20
-    for key in keys:
-        torch.testing.assert_close(logits_seeing(slow, key), whole, rtol=0, atol=1e-5)
+    for tiles in places.values():
+        torch.testing.assert_close(logits_seeing(slow, tiles), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("long", [8, 1024])
+def test_images_of_all_sizes_are_seen_together_as_alone(
+    runner: ModelRunner, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, long: int
+) -> None:
+    """Two of four tiles, one of them in places far apart, one of a single tile, and a text that sees none."""
+    monkeypatch.setattr(plan_module, "_LONG", long)
+    take(runner, tiny_checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
+    take(runner, tiny_checkpoint, ImageKey("t", b"small"), size=(20, 20))
+    for name, tiles in ((b"one", FOUR), (b"two", SCATTERED), (b"small", (12,))):
+        assert runner.encode_image(ImageKey("t", name), tiles)
+    prompts = [seeing(row(i * 20, 0, tuple(range(3, 9 + 9 * i))), t) for i, t in enumerate((FOUR, SCATTERED, (12,)))]
+    prompts.append(row(80, 0, tuple(range(4, 9))))
+    for prompt in prompts:
+        runner.execute([prompt])
+    decoding = [replace(p, tokens=(9,), start=p.end, pages=row(p.pages[0], p.end, (9,)).pages) for p in prompts]
+    alone = [int(runner.logits(one)[-1].argmax()) for one in decoding]
+    fresh = seeing(row(200, 0, tuple(range(6, 20))), FOUR)
+    together = runner.execute([decoding[0], fresh, *decoding[1:]])
+    assert [together[i].tokens[0] for i in (0, 2, 3, 4)] == alone
+    assert together[1].tokens[0] == int(runner.logits(fresh)[-1].argmax())
+
+
+def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRunner, tiny_checkpoint: Path) -> None:
+    take(runner, tiny_checkpoint, ImageKey("t", b"one"))
+    assert runner.encode_image(ImageKey("t", b"one"), SCATTERED)
+    rows = [row(0, 0, (3, 5, 9, 8, 7)), seeing(row(20, 0, tuple(range(5, 20))), SCATTERED), row(40, 0, (6, 7))]
+    known = [list(one.tokens) for one in rows]
+    for step in range(18):  # all three and two of them by turns, which are of one shape where shapes are fixed
+        now = rows[step % 3 == 0 :]
+        for i, output in enumerate(runner.execute(now), start=len(rows) - len(now)):
+            known[i] += output.tokens
+            end = rows[i].end
+            pages = row(rows[i].pages[0], end, (0,)).pages
+            rows[i] = replace(rows[i], tokens=output.tokens, start=end, pages=pages)
+    for tokens, one in zip(known, rows, strict=True):
+        whole = replace(one, tokens=tuple(tokens[:-1]), start=0, pages=row(60, 0, tuple(tokens)).pages)
+        best = runner.logits(whole).argmax(-1).tolist()
+        assert tokens[-12:] == best[-12:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_8_bits_are_near_and_take_the_less_memory(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    config, device = load_config(tiny_checkpoint), torch.device("cpu")
+    full = load_model(tiny_checkpoint, config, dtype, device)
+    small = load_model(tiny_checkpoint, config, dtype, device, Int8Linear)
+    matrices = [m.weight for m in full.text.layers.modules() if isinstance(m, torch.nn.Linear)]
+    kept = [m for m in small.text.layers.modules() if isinstance(m, Int8Linear)]
+    assert len(kept) == len(matrices) > 10
+    assert sum(buffer.nbytes for m in kept for buffer in m.buffers()) < 1.1 * sum(matrix.numel() for matrix in matrices)
+    prompt = row(0, 0, tuple(range(3, 40)))
+    exact, near = (ModelRunner(m, 20, PAGE, 0, dtype, device).logits(prompt) for m in (full, small))
+    assert 0 < (near - exact).square().mean().sqrt() < 0.05 * exact.std()
 
 
 def test_a_lost_device_is_told_from_a_bad_batch(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:

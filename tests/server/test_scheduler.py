@@ -358,7 +358,7 @@ def test_an_image_is_encoded_once_for_all_who_look_at_it() -> None:
         core.submit(request(i, images=(image(1),), image_positions=(0,)))
     run_to_end(core)
     assert runner.num_encoded == 1
-    assert not runner.tiles, "tiles are dropped when nobody needs them"
+    assert not runner.pixels, "pixels are dropped when nobody needs them"
 
 
 def test_tenants_never_share_image_states() -> None:
@@ -374,7 +374,18 @@ def test_images_beyond_the_budget_wait_and_old_states_make_room() -> None:
     for i in range(1, 6):
         core.submit(request(i, images=(image(i, num_tiles=3),), image_positions=(1,)))
     assert len(run_to_end(core)) == 5
-    assert len(runner.states) == 1
+    assert len({key for key, _ in runner.states.values()}) == 1
+
+
+def test_tiles_of_an_image_lie_side_by_side_where_they_can() -> None:
+    cache = ImageCache(6)
+    keys = [ImageKey("t", bytes([i])) for i in range(6)]
+    assert cache.hold([(key, 1) for key in keys[:4]])
+    cache.release([keys[0], keys[2]])
+    assert cache.hold([(keys[4], 2)])
+    assert cache.tiles(keys[4]) == (4, 5)
+    assert cache.hold([(keys[5], 2)])
+    assert cache.tiles(keys[5]) == (0, 2)
 
 
 def test_a_bad_row_fails_alone() -> None:
@@ -396,7 +407,7 @@ def test_an_image_that_cannot_be_encoded_fails_its_requests_only() -> None:
     core, runner = engine()
     core.submit(request(1))
     core.submit(request(2, images=(image(1),), image_positions=(0,)))
-    runner.tiles.clear()  # as if its memory had gone
+    runner.pixels.clear()  # as if its memory had gone
     answers: Answer = {}
     failed: list[RequestFailed] = []
     runner.drop_image = lambda key: None  # type: ignore[method-assign]
@@ -408,7 +419,7 @@ def test_an_image_that_cannot_be_encoded_fails_its_requests_only() -> None:
 
 def test_images_that_cannot_be_taken_fail_the_request_at_once() -> None:
     core, runner = engine()
-    runner.tiles.add(image(1).key)  # taking it again is refused
+    runner.pixels.add(image(1).key)  # taking it again is refused
     (event,) = core.submit(request(1, images=(image(1),), image_positions=(0,)))
     assert isinstance(event, RequestFailed)
     assert not core.has_work

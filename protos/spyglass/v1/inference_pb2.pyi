@@ -736,6 +736,7 @@ class Model(_message.Message):
     MAX_IMAGES_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The name to put into Start.model."""
     description: _builtins.str
@@ -750,6 +751,8 @@ class Model(_message.Message):
     """The most images that one conversation may hold."""
     max_image_bytes: _builtins.int
     """The largest encoded image, in bytes."""
+    quantization: _builtins.str
+    """How most of its weights are kept where that is coarser than dtype: int8, or nothing."""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp:
         """When this server loaded it."""
@@ -775,10 +778,11 @@ class Model(_message.Message):
         max_images: _builtins.int = ...,
         max_image_bytes: _builtins.int = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "pricing", b"pricing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "pricing", b"pricing", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "pricing", b"pricing", "quantization", b"quantization", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ class EngineCore:
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's tiles
+        self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's pixels
         self._requests: dict[int, EngineRequest] = {}
 
     @property
@@ -71,11 +71,10 @@ class EngineCore:
         self._scheduler.check()
 
     def _encode(self, step: Step) -> list[Event]:
-        self._runner.free_image_states(step.free_images)
         if step.encode is None:
             return []
         try:
-            is_complete = self._runner.encode_image(step.encode)
+            is_complete = self._runner.encode_image(step.encode, step.encode_into)
         except Exception as error:
             return [self._fail(request_id, error) for request_id in self._scheduler.requests_with(step.encode)]
         if is_complete:
@@ -100,7 +99,7 @@ class EngineCore:
         return RequestFailed(request_id, repr(error))
 
     def _forget_ended(self, request_ids: Iterable[int]) -> None:
-        """Drops the tiles that only requests without a living choice needed."""
+        """Drops the pixels that only requests without a living choice needed."""
         for request_id in request_ids:
             if request_id not in self._requests or self._scheduler.is_alive(request_id):
                 continue

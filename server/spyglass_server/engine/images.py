@@ -1,7 +1,8 @@
 """Accounting of the memory that image states take.
 
-Owns which images have states, how many running sequences need each, and what is dropped when the
-budget is full: the state that was needed longest ago. Knows neither pixels nor tensors.
+Owns which image's states stand in which tiles, how many running sequences need each image, and what is dropped
+when no tiles are free: the states that were needed longest ago. A tile is room for the states of one tile of an
+image. Knows neither pixels nor tensors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,19 +13,18 @@ from spyglass_server.engine.types import ImageKey
 
 @dataclass(slots=True)
 class _Entry:
-    num_tiles: int
+    tiles: tuple[int, ...]
     holders: int = 0
     encoded: bool = False
 
 
 class ImageCache:
-    """States of images within a budget of tiles; the least recently needed go first."""
+    """States of images in a fixed number of tiles; the least recently needed go first."""
 
-    def __init__(self, max_tiles: int) -> None:
-        self.max_tiles = max_tiles
+    def __init__(self, num_tiles: int) -> None:
+        self.num_tiles = num_tiles
+        self._free = list(range(num_tiles))  # ascending
         self._entries: dict[ImageKey, _Entry] = {}  # those that nobody holds in the order of their last use
-        self._tiles = 0
-        self._dropped: list[ImageKey] = []
 
     def hold(self, images: Sequence[tuple[ImageKey, int]]) -> bool:
         """Holds the images of a sequence, each (key, tiles), making room where that is possible.
@@ -32,16 +32,18 @@ class ImageCache:
         Returns False, and holds nothing, when other running sequences need the room.
         """
         wanted = dict(images)
-        missing = sum(tiles for key, tiles in wanted.items() if key not in self._entries)
-        idle = sum(e.num_tiles for key, e in self._entries.items() if not e.holders and key not in wanted)
-        if self._tiles + missing - idle > self.max_tiles:
+        missing = sum(count for key, count in wanted.items() if key not in self._entries)
+        idle = [key for key, entry in self._entries.items() if not entry.holders and key not in wanted]
+        if missing > len(self._free) + sum(len(self._entries[key].tiles) for key in idle):
             return False
-        for key, tiles in wanted.items():
+        for key in idle:
+            if missing <= len(self._free):
+                break
+            self._forget(key)
+        for key, count in wanted.items():
             if key not in self._entries:
-                self._entries[key] = _Entry(tiles)
-                self._tiles += tiles
+                self._entries[key] = _Entry(self._take(count))
             self._entries[key].holders += 1
-        self._make_room()
         return True
 
     def release(self, keys: Iterable[ImageKey]) -> None:
@@ -57,6 +59,10 @@ class ImageCache:
             else:
                 self._forget(key)
 
+    def tiles(self, key: ImageKey) -> tuple[int, ...]:
+        """Where the states of a held image stand, or will when it is encoded."""
+        return self._entries[key].tiles
+
     def is_held(self, key: ImageKey) -> bool:
         """Whether a running sequence needs it: one more needs no more room."""
         return key in self._entries and self._entries[key].holders > 0
@@ -68,11 +74,6 @@ class ImageCache:
         entry = self._entries.get(key)
         return entry is not None and entry.encoded
 
-    def take_dropped(self) -> list[ImageKey]:
-        """The images whose states were dropped since the last call; their memory must be freed."""
-        dropped, self._dropped = self._dropped, []
-        return dropped
-
     def check(self, holders: Iterable[Iterable[ImageKey]]) -> None:
         """Asserts that the accounts agree with the images that sequences hold."""
         counts = dict.fromkeys(self._entries, 0)
@@ -80,17 +81,15 @@ class ImageCache:
             for key in set(keys):
                 counts[key] += 1
         assert counts == {key: entry.holders for key, entry in self._entries.items()}, "holders differ"
-        assert self._tiles == sum(entry.num_tiles for entry in self._entries.values()), "tiles differ"
-        assert self._tiles <= self.max_tiles, "over budget"
+        used = [tile for entry in self._entries.values() for tile in entry.tiles]
+        assert sorted([*used, *self._free]) == list(range(self.num_tiles)), "a tile is lost, or of two images"
 
-    def _make_room(self) -> None:
-        for key in [key for key, entry in self._entries.items() if not entry.holders]:
-            if self._tiles <= self.max_tiles:
-                return
-            self._forget(key)
+    def _take(self, count: int) -> tuple[int, ...]:
+        """Takes free tiles, side by side where there are such: those can be read without a copy."""
+        free = self._free
+        begin = next((i for i in range(len(free) - count + 1) if free[i + count - 1] - free[i] == count - 1), 0)
+        self._free = free[:begin] + free[begin + count :]
+        return tuple(free[begin : begin + count])
 
     def _forget(self, key: ImageKey) -> None:
-        entry = self._entries.pop(key)
-        self._tiles -= entry.num_tiles
-        if entry.encoded:
-            self._dropped.append(key)
+        self._free = sorted([*self._free, *self._entries.pop(key).tiles])

@@ -40,6 +40,21 @@ log = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
 """After so long without work the engine checks its accounts."""
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "20000",
+    "KMP_BLOCKTIME": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # glibc takes no more
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Variables that the child's libraries read when they load, where the operator has not set them.
+
+Its threads must not spin for long while they wait: on a machine of few cores that would starve the event
+loops of server and bridge. To sleep at once costs as much as a small layer takes, so they spin for about the time
+from one layer to the next, some 0.2 ms. Memory of one step is kept for the next: to ask the system again for each
+large tensor takes a tenth of the time. Nothing is ever fetched from a model hub.
+"""
 
 
 class EngineLoader(Protocol):
@@ -91,7 +106,7 @@ def _serve(core: EngineCore, pipe: Connection) -> None:
         if core.has_work:
             events += core.step()
         if events:
-            pipe.send(StepEvents(tuple(events)))
+            pipe.send(StepEvents(events))
 
 
 # --- in the server -----------------------------------------------------------------------------
@@ -167,21 +182,8 @@ class EngineProcess:
 
 @contextlib.contextmanager
 def _child_environment() -> Iterator[None]:
-    """Variables that the child's libraries read when they load.
-
-    Its threads must not spin for long while they wait: on a machine of few cores that would starve the event
-    loops of server and bridge. Memory of one step is kept for the next: to ask the system again for each
-    large tensor takes a tenth of the time. Nothing is ever fetched from a model hub.
-    """
-    wanted = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
-        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # glibc takes no more
-        "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    """Has `ENVIRONMENT` for children that start within it."""
+    added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield

@@ -44,6 +44,7 @@ class Sequence:
     """Of its full pages, as far as they were needed so far."""
     num_computed: int = 0
     has_begun: bool = False
+    is_running: bool = False
 
     @property
     def remaining(self) -> int:
@@ -61,7 +62,7 @@ class Step:
 
     begun: tuple[RequestBegun, ...]
     encode: ImageKey | None
-    free_images: tuple[ImageKey, ...]
+    encode_into: tuple[int, ...]
     copies: tuple[tuple[int, int], ...]
     rows: tuple[Row, ...]
     sequences: tuple[Sequence, ...]
@@ -109,18 +110,19 @@ class Scheduler:
         copies: dict[int, int] = {}  # target page: source page
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
         budget = StepBudget(self._limits, self._is_images_turn)
-        for sequence in sorted(self._running, key=self._urgency):
+        for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed)
-            if not count or not self._is_seeing(sequence) or not self._is_running(sequence):
+            if not count or not self._is_seeing(sequence) or not sequence.is_running:
                 continue
             if self._reserve(sequence, computed + count, planned, copies):
-                planned[sequence] = _row(sequence, count)
+                planned[sequence] = self._row(sequence, count)
                 budget.spend(count, remaining, computed)
+        image = self._next_image() if budget.has_room_for_image else None
         return Step(
             begun=tuple(begun),
-            encode=self._next_image() if budget.has_room_for_image else None,
-            free_images=tuple(self._images.take_dropped()),
+            encode=image,
+            encode_into=self._images.tiles(image) if image else (),
             copies=tuple((source, target) for target, source in copies.items()),
             rows=tuple(planned.values()),
             sequences=tuple(planned),
@@ -130,7 +132,7 @@ class Scheduler:
         """Takes in what a step computed; a failed row ends its request, and only that."""
         events: list[Event] = []
         for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
-            if not self._is_running(sequence):
+            if not sequence.is_running:
                 continue  # another choice of its request failed in this step
             if output.error is not None:
                 self._pages.forget(sequence.pages)  # what made it fail may stand in them
@@ -155,8 +157,22 @@ class Scheduler:
         """Asserts that all accounts agree; for tests and idle time."""
         self._pages.check(s.pages for s in self._running)
         self._images.check(s.image_keys for s in self._running)
+        assert all(s.is_running for s in self._running), "a running sequence does not know it"
+        assert not any(s.is_running for s in self._waiting), "a waiting sequence runs"
         assert all(not s.pages and not s.num_computed for s in self._waiting), "a waiting sequence holds pages"
         assert sum(len(s.choices) for s in self._running) <= self._limits.max_batch, "the batch is too large"
+
+    def _row(self, sequence: Sequence, count: int) -> Row:
+        start, end = sequence.num_computed, sequence.num_computed + count
+        return Row(
+            tokens=sequence.tokens[start:end],
+            start=start,
+            pages=sequence.pages,
+            sampling=sequence.request.sampling,
+            choices=sequence.choices if end == len(sequence.tokens) else (),
+            image_tiles=tuple(self._images.tiles(key) for key in sequence.image_keys),
+            image_positions=sequence.request.image_positions,
+        )
 
     # --- admission and preemption -------------------------------------------------------------
 
@@ -166,6 +182,7 @@ class Scheduler:
         while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
             self._running.append(sequence)
+            sequence.is_running = True
             if not sequence.has_begun:
                 sequence.has_begun = True
                 begun.append(RequestBegun(sequence.request.id, sequence.num_computed))
@@ -176,6 +193,8 @@ class Scheduler:
 
         Who waits for room for images alone lets others pass that need no such room.
         """
+        if not self._waiting:
+            return None
         seats = self._limits.max_batch - sum(len(s.choices) for s in self._running)
         pending: Counter[str] = Counter()
         for sequence in self._running:
@@ -255,18 +274,20 @@ class Scheduler:
         self._waiting.put_back(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
-        if sequence in self._running:
+        if sequence.is_running:
             self._running.remove(sequence)
+            sequence.is_running = False
             self._pages.give_back(sequence.pages)
             self._images.release(sequence.image_keys)
             sequence.pages = []
         else:
             self._waiting.remove(sequence)
 
-    def _urgency(self, sequence: Sequence) -> tuple[bool, int]:
+    def _by_urgency(self) -> list[Sequence]:
         """Answers never wait; prompts of the tenant who was served least go first, among his own the oldest."""
-        is_prompt = sequence.remaining > 1
-        return is_prompt, self._waiting.served(_tenant(sequence)) if is_prompt else 0
+        prompts = [sequence for sequence in self._running if sequence.remaining > 1]
+        answers = [sequence for sequence in self._running if sequence.remaining == 1]
+        return answers + sorted(prompts, key=lambda sequence: self._waiting.served(_tenant(sequence)))
 
     # --- progress ---------------------------------------------------------------------------------
 
@@ -293,6 +314,7 @@ class Scheduler:
             list(sequence.keys),
             sequence.num_computed,
             has_begun=True,
+            is_running=True,
         )
         self._pages.share(twin.pages)
         held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])
@@ -306,28 +328,12 @@ class Scheduler:
         return all(self._images.is_encoded(key) for key in sequence.image_keys)
 
     def _next_image(self) -> ImageKey | None:
-        keys = (key for sequence in self._running for key in sequence.image_keys)
+        keys = (image.key for sequence in self._running for image in sequence.request.images)
         return next((key for key in keys if not self._images.is_encoded(key)), None)
-
-    def _is_running(self, sequence: Sequence) -> bool:
-        return sequence in self._running
 
 
 def _tenant(sequence: Sequence) -> str:
     return sequence.request.tenant
-
-
-def _row(sequence: Sequence, count: int) -> Row:
-    start, end = sequence.num_computed, sequence.num_computed + count
-    return Row(
-        tokens=tuple(sequence.tokens[start:end]),
-        start=start,
-        pages=tuple(sequence.pages),
-        sampling=sequence.request.sampling,
-        choices=sequence.choices if end == len(sequence.tokens) else (),
-        image_keys=sequence.image_keys,
-        image_positions=sequence.request.image_positions,
-    )
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

@@ -134,8 +134,8 @@ class AsyncEngine:
 
     def _on_message(self, message: Message | None) -> None:
         match message:
-            case StepEvents(events):
-                for event in events:
+            case StepEvents():
+                for event in message:
                     self._dispatch(event)
             case Ready(info):
                 self._info = info

@@ -4,7 +4,7 @@ Owns the messages between server and engine process, the unit of work that the s
 the runner, and the runner's interface. Knows neither gRPC nor torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -119,12 +119,13 @@ Command = Submit | CancelRequest | CancelChoice | Shutdown
 class EngineInfo:
     """What the engine has loaded and what fits it.
 
-    `max_tokens` is the longest sequence (prompt and answer) that model, limits and cache allow.
-    `max_image_tiles` is how many tiles of images one request may hold, `max_choices` how many choices
-    it may have.
+    `quantization` is how weights are kept, "none" or "int8". `max_tokens` is the longest sequence (prompt and answer)
+    that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold, `max_choices`
+    how many choices it may have.
     """
 
     dtype: str
+    quantization: str
     device: str
     max_tokens: int
     max_image_tiles: int
@@ -180,11 +181,16 @@ class LoadFailed:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
 class StepEvents:
-    """All that one step of the engine produced."""
+    """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster."""
 
-    events: tuple[Event, ...]
+    __slots__ = ("_packed",)
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._packed = [tuple(event) if isinstance(event, TokenOutput) else event for event in events]
+
+    def __iter__(self) -> Iterator[Event]:
+        return (TokenOutput._make(event) if isinstance(event, tuple) else event for event in self._packed)
 
 
 Message = Ready | LoadFailed | StepEvents
@@ -193,22 +199,22 @@ Message = Ready | LoadFailed | StepEvents
 # --- between scheduler and runner --------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take four times as long to make, and there is one for each sequence and step
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 
     `tokens` stand at positions start, start + 1, … of the sequence; keys and values go to `pages`,
-    which cover everything up to the last of them. `image_keys` are the request's images in order
-    and `image_positions` where their tokens stand. When `choices` is not empty, the logits of the
+    which cover everything up to the last of them. `image_tiles` are where the states of the request's images
+    stand, in order, and `image_positions` where their tokens do. When `choices` is not empty, the logits of the
     last token are sampled once for each of these choices.
     """
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     start: int
-    pages: tuple[int, ...]
+    pages: Sequence[int]
     sampling: SamplingParams
     choices: tuple[int, ...]
-    image_keys: tuple[ImageKey, ...]
+    image_tiles: tuple[tuple[int, ...], ...]
     image_positions: tuple[int, ...]
 
     @property
@@ -229,23 +235,20 @@ class DeviceLost(BaseException):
 
 
 class Runner(Protocol):
-    """Does the arithmetic. Holds the pages' and the images' tensors, but decides nothing."""
+    """Does the arithmetic. Holds the tensors of pages and tiles, but decides nothing."""
 
     def take_image(self, image: ImageInput) -> None:
-        """Copies an image's tiles out of shared memory and keeps them until `drop_image`."""
+        """Copies an image's pixels out of shared memory and keeps them until `drop_image`."""
 
     def drop_image(self, key: ImageKey) -> None:
-        """Forgets an image's tiles; its states stay until `free_image_states`."""
+        """Forgets an image's pixels; its states stay where they are."""
 
-    def encode_image(self, key: ImageKey) -> bool:
-        """Goes on computing the states of an image whose tiles it holds, for a bounded time.
+    def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
+        """Goes on computing the states of an image whose pixels it holds, for a bounded time.
 
-        Returns whether they are complete now; else it must be called again.
+        Returns whether they are complete now, and stand in `tiles`; else it must be called again.
         """
         ...
-
-    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
-        """Forgets the states of images."""
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies pages, each (source, target); all sources are read before any target is written."""

@@ -7,6 +7,7 @@ needs little more memory than the model.
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
@@ -22,8 +23,17 @@ from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpo
 log = logging.getLogger(__name__)
 
 
-def load_model(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mllama:
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    convert: Callable[[nn.Linear], nn.Module] | None = None,
+) -> Mllama:
     """Builds the model with a checkpoint's weights.
+
+    `convert` makes other modules of the linear ones in the text model's layers, each as soon as it is loaded, so that
+    there is never more than one of them in full.
 
     Raises:
         ValueError: tensors are missing or of the wrong shape, or a file is damaged.
@@ -33,14 +43,23 @@ def load_model(folder: Path, config: ModelConfig, dtype: torch.dtype, device: to
         model = Mllama(config)
     try:
         tensors = _Tensors(folder)
-        for name, parameter in model.named_parameters():
+        for name, parameter in list(model.named_parameters()):
             value = _read(tensors, name, config, parameter.shape)
             set_module_tensor_to_device(model, name, device, value=value, dtype=dtype)
+            if convert and name.startswith("text.layers."):
+                _convert(model, name.rpartition(".")[0], convert)
     except SafetensorError as error:
         raise ValueError(f"a weight file in {folder} is damaged: {error}") from error
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
     return model.requires_grad_(False).eval()
+
+
+def _convert(model: Mllama, name: str, convert: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replaces a module if it is a linear layer."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        model.set_submodule(name, convert(module))
 
 
 def _read(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Tensor:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from spyglass_server.runtime.config import ModelConfig
-    from spyglass_server.runtime.model.mllama import Mllama
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ class CheckpointLoader:
 
     folder: Path
     dtype: str
+    quantization: str
     device: str
     max_model_len: int | None
     cache_bytes: int
@@ -57,14 +57,14 @@ class CheckpointLoader:
             if not _is_out_of_memory(error):
                 raise
             raise ValueError(
-                "there is too little memory for the model and its caches; --cache-bytes, --image-cache-bytes and "
-                f"--dtype make them smaller: {error}"
+                "there is too little memory for the model and its caches; --cache-bytes, --image-cache-bytes, "
+                f"--dtype and --quantization make them smaller: {error}"
             ) from error
 
     def _load(self) -> tuple[EngineCore, EngineInfo]:
-        from spyglass_server.runtime.attention import PagedCache
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
+        from spyglass_server.runtime.linear import Int8Linear
         from spyglass_server.runtime.runner import ModelRunner
 
         config = load_config(self.folder)
@@ -72,25 +72,27 @@ class CheckpointLoader:
         dtype = _choose_dtype(self.dtype, config)
         if device.type == "cpu":
             os.nice(_CPU_NICENESS)  # the event loops of server and bridge go first
-        num_pages = self.cache_bytes // PagedCache.page_bytes(config.text, PAGE_SIZE, dtype)
+        num_pages = self.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
         max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
-        model = load_model(self.folder, config, dtype, device)
-        max_tiles = self.image_cache_bytes // ModelRunner.tile_bytes(model, dtype)
+        convert = Int8Linear if self.quantization == "int8" else None
+        model = load_model(self.folder, config, dtype, device, convert)
+        max_tiles = self.image_cache_bytes // ModelRunner.tile_bytes(config, dtype)
         if max_tiles < config.vision.max_tiles:
             needed = config.vision.max_tiles
             raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
-        limits = self._limits(config, model, device)
-        runner = ModelRunner(model, num_pages, PAGE_SIZE, dtype, device)
+        limits = self._limits(config, device)
+        runner = ModelRunner(model, num_pages, PAGE_SIZE, max_tiles, dtype, device)
         scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner), EngineInfo(
-            name, device.type, max_tokens, max_tiles, self.limits.max_batch
+            name, self.quantization, device.type, max_tokens, max_tiles, self.limits.max_batch
         )
 
-    def _limits(self, config: "ModelConfig", model: "Mllama", device: "torch.device") -> Limits:
+    def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
         """The limits with what depends on the model and the device."""
         text = config.text
-        operations = 2 * sum(p.numel() for p in model.text.layers.parameters())  # of a token, without attention
+        width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
+        operations = 2 * text.num_layers * text.hidden_size * width  # of a token, without attention
         reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
         return replace(
             self.limits,

@@ -1,17 +1,17 @@
-"""The plan of a batch: which flat token belongs to which sequence, slot and image.
+"""The plan of a batch: which flat token belongs to which sequence, slot and image, and who attends together.
 
-Owns how rows are laid out side by side, which of them attend together, and attention to images, whose states
-a plan holds. Knows no scheduling, the plan is made from the rows that it is given, and not where keys and values
-of text live.
+Owns how rows are laid out side by side. Knows no scheduling, the plan is made from the rows that it is given, and
+not where keys and values live: a slot is the number of their place.
 
-    flat tokens   [ decode rows, longest context first: t | t | t ][ prompts: t t t | t t t t ]
-    slots         page * page_size + offset of each, where its key and value go
+    flat tokens   [ decode rows, longest context first: t | t | t ][ each alone: t t t | t t t t | t ]
+    slots         block * block_size + offset; blocks are pages of text and tiles of images
 
-Rows that decode attend together, as many as have contexts of about one length; the shorter ones read
-their own first token in the places that they do not have, and are told not to look there.
+Single tokens attend together, as many as see about equally much; those that see less read their own first
+slot in the places that they do not have, and are told not to look there. Prompts attend each alone, and so do
+tokens that see much where nothing must be copied for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,151 +19,224 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spyglass_server.engine.spans import image_spans
-from spyglass_server.engine.types import ImageKey, Row
-from spyglass_server.runtime.model.layers import grouped_attention
+from spyglass_server.engine.spans import ImageSpan, image_spans
+from spyglass_server.engine.types import Row
 
 _MOST_PADDING = 256
-"""Tokens of context that a row may lack to attend with the longest one: to read more takes longer than a call."""
+"""Slots that a token may lack to attend with the one that sees most: to read more takes longer than a call."""
+_LONG = 1024
+"""Slots side by side from which on a token attends alone, where nothing is copied to do so."""
+
+Slots = NDArray[np.int64] | range
+"""Those that a token sees, in order; a range when they lie side by side."""
 
 
 @dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Flat tokens begin … end - 1: rows of equally many tokens, the last ones of their sequences.
+class Group:
+    """Tokens begin … end - 1, rows of equally many, which attend together to slots [rows, context].
 
-    `slots` [rows, context] are those of their sequences. `mask`, of the model's type, is added to the scores,
-    [rows, 1, 1, context] or for a single row [tokens, context]. Without one all is seen, or, when `is_causal`,
-    what came before.
+    A slice instead is a single row whose slots lie side by side. `mask`, of the model's type, is added to the
+    scores, [rows, 1, 1, context] or for a single row [tokens, context]. Without one all is seen, or, when
+    `is_causal`, of as many slots as tokens what came before.
     """
 
     begin: int
     end: int
-    slots: Tensor
-    mask: Tensor | None
+    slots: Tensor | slice
+    mask: Tensor | None = None
     is_causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class CrossSpan:
-    """Of the tokens that see images, begin … end - 1 see these; each [layers, 2, kv_heads, tokens, head_dim]."""
-
-    begin: int
-    end: int
-    states: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class CrossPlan:
-    """The flat tokens that see an image, and what they see."""
+    """The flat tokens that see an image, and the groups in which they attend; these count along `index`."""
 
     index: Tensor
-    spans: tuple[CrossSpan, ...]
-
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [seeing tokens, heads, head_dim] to the images' states of one cross layer."""
-        parts = []
-        for span in self.spans:
-            seen = [states[layer] for states in span.states]
-            k, v = seen[0] if len(seen) == 1 else torch.cat(seen, dim=2)
-            parts.append(grouped_attention(q[None, span.begin : span.end], k[None], v[None]))
-        return torch.cat(parts)
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """A flat batch: tokens, their positions and slots [tokens], and the groups of rows that they belong to."""
+    """A flat batch: tokens, their positions and slots [tokens], and the groups in which they attend to text."""
 
     tokens: Tensor
     positions: Tensor
     slots: Tensor
-    groups: tuple[RowGroup, ...]
+    groups: tuple[Group, ...]
     cross: CrossPlan | None
     last: Tensor
     """The flat index of each row's last token, [rows], in the order in which the rows were given."""
 
 
-def plan_batch(
-    rows: Sequence[Row], page_size: int, states: Mapping[ImageKey, Tensor], dtype: torch.dtype, device: torch.device
-) -> BatchPlan:
-    """Lays rows side by side. `states` has those of all images that the rows see; `dtype` is the model's."""
-    slots = [_slots(row, page_size) for row in rows]
-    groups: list[RowGroup] = []
-    order: list[int] = []
-    begin = 0
-    for members in _together(rows):
-        end = begin + sum(len(rows[i].tokens) for i in members)
-        groups.append(_group(begin, end, [rows[i] for i in members], [slots[i] for i in members], dtype, device))
-        order += members
-        begin = end
-    last = np.empty(len(rows), np.int64)
-    last[order] = np.cumsum([len(rows[i].tokens) for i in order]) - 1
-    return BatchPlan(
-        tokens=torch.tensor([token for i in order for token in rows[i].tokens], device=device),
-        positions=torch.tensor([p for i in order for p in range(rows[i].start, rows[i].end)], device=device),
-        slots=torch.from_numpy(np.concatenate([slots[i][rows[i].start :] for i in order])).to(device),
-        groups=tuple(groups),
-        cross=_plan_cross([rows[i] for i in order], states, device),
-        last=torch.from_numpy(last).to(device),
-    )
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a decode step: how many rows, and how many slots of text and of images each may see; 0: no row sees any."""
+
+    rows: int
+    context: int
+    image: int
 
 
-def _slots(row: Row, page_size: int) -> NDArray[np.int64]:
-    """The slots of a row's sequence, [context]."""
-    pages = np.asarray(row.pages, np.int64)[:, None]
-    slots: NDArray[np.int64] = (pages * page_size + np.arange(page_size)).ravel()[: row.end]
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Some flat tokens that read the same slots: the last of them sees all, and with `is_causal` each one less."""
+
+    name: int
+    count: int
+    slots: Slots
+    is_causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes plans for a model of type `dtype`: pages of text and tiles of images have so many slots."""
+
+    page_size: int
+    tile_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def batch(self, rows: Sequence[Row]) -> BatchPlan:
+        """Lays rows side by side."""
+        own = [_slots(row.pages, self.page_size, row.end) for row in rows]
+        groups, order = self._arrange([_Reader(i, len(row.tokens), own[i], True) for i, row in enumerate(rows)])
+        last = np.empty(len(rows), np.int64)
+        last[order] = np.cumsum([len(rows[i].tokens) for i in order]) - 1
+        return BatchPlan(
+            tokens=self._numbers(token for i in order for token in rows[i].tokens),
+            positions=self._numbers(p for i in order for p in range(rows[i].start, rows[i].end)),
+            slots=torch.from_numpy(np.concatenate([_array(own[i][rows[i].start :]) for i in order])).to(self.device),
+            groups=groups,
+            cross=self._cross([rows[i] for i in order]),
+            last=torch.from_numpy(last).to(self.device),
+        )
+
+    def decode(self, rows: Sequence[Row], shape: Shape, spare_slot: int) -> BatchPlan:
+        """Lays out rows that decode in a fixed shape, in the order in which they are given.
+
+        What the shape has room for beyond them computes nothing that anyone reads: more rows write to `spare_slot`,
+        and tokens that see images are computed again.
+        """
+        spare = shape.rows - len(rows)
+        own = [_slots(row.pages, self.page_size, row.end) for row in rows]
+        own += [range(spare_slot, spare_slot + 1)] * spare
+        cross = None
+        if shape.image:
+            seeing = [(i, seen) for i, row in enumerate(rows) if len(seen := self.image_slots(row))]
+            seeing += seeing[-1:] * (shape.rows - len(seeing))
+            group = self._fixed_group([seen for _, seen in seeing], shape.image)
+            cross = CrossPlan(self._numbers(i for i, _ in seeing), (group,))
+        return BatchPlan(
+            tokens=self._numbers([*(row.tokens[0] for row in rows), *[0] * spare]),
+            positions=self._numbers([*(row.start for row in rows), *[0] * spare]),
+            slots=self._numbers(slots[-1] for slots in own),
+            groups=(self._fixed_group(own, shape.context),),
+            cross=cross,
+            last=self._numbers(range(shape.rows)),
+        )
+
+    def image_slots(self, row: Row) -> Slots:
+        """What the last token of a row sees of images."""
+        spans = image_spans(row.image_positions, row.end - 1, row.end)
+        return self._slots_of(row, spans[0]) if spans else range(0)
+
+    def _cross(self, rows: Sequence[Row]) -> CrossPlan | None:
+        readers: list[_Reader] = []  # named by their first token
+        begin = 0
+        for row in rows:
+            for span in image_spans(row.image_positions, row.start, row.end):
+                first, count = begin + span.start - row.start, span.end - span.start
+                readers.append(_Reader(first, count, self._slots_of(row, span), is_causal=False))
+            begin += len(row.tokens)
+        if not readers:
+            return None
+        groups, order = self._arrange(readers)
+        counts = {reader.name: reader.count for reader in readers}
+        return CrossPlan(self._numbers(i for first in order for i in range(first, first + counts[first])), groups)
+
+    def _slots_of(self, row: Row, span: ImageSpan) -> Slots:
+        """The slots of the images of a span."""
+        tiles = [tile for tiles in row.image_tiles[span.first : span.last] for tile in tiles]
+        return _slots(tiles, self.tile_size, len(tiles) * self.tile_size)
+
+    def _arrange(self, readers: Sequence[_Reader]) -> tuple[tuple[Group, ...], list[int]]:
+        """The groups in which readers attend, and the order in which these have their tokens."""
+        groups: list[Group] = []
+        order: list[int] = []
+        begin = 0
+        for members in _together(readers):
+            end = begin + sum(reader.count for reader in members)
+            groups.append(self._group(begin, end, members))
+            order += [reader.name for reader in members]
+            begin = end
+        return tuple(groups), order
+
+    def _group(self, begin: int, end: int, members: Sequence[_Reader]) -> Group:
+        """A group of readers, the one that sees most first."""
+        first, longest = members[0], len(members[0].slots)
+        if len(members) > 1:
+            slots, seen = _padded([reader.slots for reader in members], longest)
+            return Group(begin, end, slots.to(self.device), None if seen.all() else self._mask(seen))
+        where: Tensor | slice
+        if isinstance(first.slots, range):
+            where = slice(first.slots.start, first.slots.stop)
+        else:
+            where = torch.from_numpy(first.slots)[None].to(self.device)
+        if not first.is_causal or first.count in (1, longest):
+            return Group(begin, end, where, is_causal=first.is_causal and first.count > 1)
+        seen = torch.ones(first.count, longest, dtype=torch.bool).tril(longest - first.count)
+        return Group(begin, end, where, self._mask(seen))
+
+    def _fixed_group(self, slots: Sequence[Slots], longest: int) -> Group:
+        """Single tokens, as many as there are slots, in one group with a mask."""
+        filled, seen = _padded(slots, longest)
+        return Group(0, len(slots), filled.to(self.device), self._mask(seen))
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        """Zero where something is seen, else minus infinity."""
+        return torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, -torch.inf).to(self.device)
+
+    def _numbers(self, numbers: Iterable[int]) -> Tensor:
+        return torch.tensor(list(numbers), device=self.device)
+
+
+def places(blocks: Sequence[int], size: int) -> NDArray[np.int64]:
+    """The slots of blocks."""
+    slots: NDArray[np.int64] = (np.asarray(blocks, np.int64)[:, None] * size + np.arange(size)).ravel()
     return slots
 
 
-def _together(rows: Sequence[Row]) -> list[list[int]]:
-    """The rows in groups that attend together: those that decode by length, and each prompt alone."""
-    decoding = sorted((i for i, row in enumerate(rows) if len(row.tokens) == 1), key=lambda i: -rows[i].end)
-    groups: list[list[int]] = []
-    for i in decoding:
-        if groups and rows[groups[-1][0]].end - rows[i].end <= _MOST_PADDING:
-            groups[-1].append(i)
+def _slots(blocks: Sequence[int], size: int, count: int) -> Slots:
+    """The first `count` slots of blocks."""
+    used = blocks[: -(-count // size)]
+    if (np.diff(used) == 1).all():
+        return range(used[0] * size, used[0] * size + count)
+    return places(used, size)[:count]
+
+
+def _together(readers: Sequence[_Reader]) -> list[list[_Reader]]:
+    """Single tokens by how much they see, each longer run of tokens alone."""
+    groups: list[list[_Reader]] = []
+    alone: list[list[_Reader]] = []
+    for reader in sorted(readers, key=lambda r: -len(r.slots)):
+        if reader.count > 1 or (isinstance(reader.slots, range) and len(reader.slots) >= _LONG):
+            alone.append([reader])
+        elif groups and len(groups[-1][0].slots) - len(reader.slots) <= _MOST_PADDING:
+            groups[-1].append(reader)
         else:
-            groups.append([i])
-    return groups + [[i] for i, row in enumerate(rows) if len(row.tokens) > 1]
+            groups.append([reader])
+    return groups + alone
 
 
-def _group(
-    begin: int,
-    end: int,
-    rows: Sequence[Row],
-    slots: Sequence[NDArray[np.int64]],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> RowGroup:
-    """A group of rows, the one with the longest context first."""
-    first, longest = rows[0], rows[0].end
-    if len(rows) == 1:
-        mask = None
-        if len(first.tokens) > 1 and first.start:
-            mask = _additive(torch.ones(len(first.tokens), longest, dtype=torch.bool).tril(first.start), dtype, device)
-        return RowGroup(begin, end, torch.from_numpy(slots[0])[None].to(device), mask, is_causal=not first.start)
-    padded = torch.from_numpy(np.stack([np.pad(s, (0, longest - len(s)), constant_values=s[0]) for s in slots]))
-    lengths = torch.tensor([row.end for row in rows])
-    mask = None
-    if int(lengths.min()) < longest:
-        mask = _additive((torch.arange(longest) < lengths[:, None])[:, None, None], dtype, device)
-    return RowGroup(begin, end, padded.to(device), mask)
+def _padded(slots: Sequence[Slots], longest: int) -> tuple[Tensor, Tensor]:
+    """Slots [rows, longest] of single tokens, and which of them each sees, [rows, 1, 1, longest]."""
+    lengths = np.array([len(one) for one in slots])[:, None]
+    filled = np.empty((len(slots), longest), np.int64)
+    for row, own in zip(filled, slots, strict=True):
+        row[: len(own)] = _array(own)
+        row[len(own) :] = own[0]
+    return torch.from_numpy(filled), torch.from_numpy(np.arange(longest) < lengths)[:, None, None]
 
 
-def _additive(seen: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zero where something is seen, else minus infinity."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
-
-
-def _plan_cross(rows: Sequence[Row], states: Mapping[ImageKey, Tensor], device: torch.device) -> CrossPlan | None:
-    index: list[int] = []
-    spans: list[CrossSpan] = []
-    begin = 0
-    for row in rows:
-        for span in image_spans(row.image_positions, row.start, row.end):
-            first = begin + span.start - row.start
-            length = span.end - span.start
-            seen = tuple(states[key] for key in row.image_keys[span.first : span.last])
-            spans.append(CrossSpan(len(index), len(index) + length, seen))
-            index += range(first, first + length)
-        begin += len(row.tokens)
-    return CrossPlan(torch.tensor(index, device=device), tuple(spans)) if spans else None
+def _array(slots: Slots) -> NDArray[np.int64]:
+    return np.arange(slots.start, slots.stop) if isinstance(slots, range) else slots

@@ -1,26 +1,33 @@
 """Executes what the scheduler has decided: batches of rows, images, page copies.
 
-Owns the tensors that pages and image keys stand for. Decides nothing.
+Owns the tensors that pages, tiles and image keys stand for. Decides nothing.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
 
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Row, RowOutput
-from spyglass_server.runtime.attention import BatchMemory, PagedCache
+from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Row, RowOutput, SamplingParams
+from spyglass_server.runtime.attention import BatchMemory, BatchViews, SlotCache
+from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.graphs import DecodeGraphs, Record, record_cuda
+from spyglass_server.runtime.linear import pack_linears
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.model.vision import Slices
-from spyglass_server.runtime.packing import pack_linears
-from spyglass_server.runtime.plan import BatchPlan, plan_batch
+from spyglass_server.runtime.plan import BatchPlan, Planner, places
 from spyglass_server.runtime.sampler import Draw, sample
+
+log = logging.getLogger(__name__)
 
 _SLICE_TOKENS = 512
 """Of an image, how many tokens are computed in a layer before others may go on."""
+_RECORDERS: dict[str, Callable[[], Record] | None] = {"cpu": None, "cuda": record_cuda}
+"""How a device records decode steps, if it does."""
 _SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
 """How much of an image is encoded at once, in floating-point operations: some 30 ms on two cores."""
 
@@ -37,27 +44,57 @@ def _noticing_lost_devices() -> Iterator[None]:
 class ModelRunner:
     """The runner of a Mllama model on one device. The model is its own from then on: weights may be packed."""
 
-    def __init__(self, model: Mllama, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Mllama,
+        num_pages: int,
+        page_size: int,
+        num_tiles: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         pack_linears(model.text)
         self._model = model
         self._dtype = dtype
         self._device = device
         config = model.config
-        self._cache = PagedCache(config.text, num_pages, page_size, dtype, device)
-        self._frequencies = rotary_frequencies(config.text.rope, config.text.head_dim, device)
+        text = config.text
+        self._planner = Planner(page_size, config.vision.tokens_per_tile, dtype, device)
+        spare_slot = num_pages * page_size
+        self._text = SlotCache(text.num_self_layers, spare_slot + page_size, text, dtype, device)
+        self._seen = SlotCache(len(text.cross_layers), num_tiles * self._planner.tile_size, text, dtype, device)
+        self._frequencies = rotary_frequencies(text.rope, text.head_dim, device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (config.image_mean, config.image_std)
         )
         self._images: dict[ImageKey, tuple[ImageInput, Tensor]] = {}
-        self._states: dict[ImageKey, Tensor] = {}
         self._encoding: dict[ImageKey, Slices[Tensor]] = {}
         self._slice_operations = _SLICE_OPERATIONS[device.type]
+        self._graphs = self._try_graphs(spare_slot)
 
     @staticmethod
-    def tile_bytes(model: Mllama, dtype: torch.dtype) -> int:
+    def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+        """How much memory one page takes."""
+        return page_size * SlotCache.slot_bytes(config.text.num_self_layers, config.text, dtype)
+
+    @staticmethod
+    def tile_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
         """How much memory the states of one tile take."""
-        text, vision = model.config.text, model.config.vision
-        return len(text.cross_layers) * 2 * text.num_kv_heads * text.head_dim * vision.tokens_per_tile * dtype.itemsize
+        return config.vision.tokens_per_tile * SlotCache.slot_bytes(len(config.text.cross_layers), config.text, dtype)
+
+    @torch.inference_mode()
+    def _try_graphs(self, spare_slot: int) -> DecodeGraphs | None:
+        """Recordings of decode steps, where the device makes them: one of a token alone is tried."""
+        recorder = _RECORDERS[self._device.type]
+        if recorder is None:
+            return None
+        graphs = DecodeGraphs(self._hidden, recorder(), self._planner, spare_slot)
+        try:
+            graphs.hidden([Row((0,), 0, (0,), SamplingParams(), (0,), (), ())])
+        except RuntimeError:
+            log.exception("decode steps cannot be recorded: they are computed as they come, which is slower")
+            return None
+        return graphs
 
     def take_image(self, image: ImageInput) -> None:
         tile = self._model.config.vision.tile_size
@@ -76,7 +113,7 @@ class ModelRunner:
 
     @_noticing_lost_devices()
     @torch.inference_mode()
-    def encode_image(self, key: ImageKey) -> bool:
+    def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
         if key not in self._encoding:
             self._encoding[key] = self._encode(*self._images[key])
         spent = 0
@@ -84,8 +121,8 @@ class ModelRunner:
             try:
                 spent += next(self._encoding[key])
             except StopIteration as end:
-                self._states[key] = end.value
                 del self._encoding[key]
+                self._keep_states(end.value, tiles)
                 return True
             except Exception:
                 del self._encoding[key]
@@ -105,23 +142,29 @@ class ModelRunner:
             yield 2 * piece.numel() * pieces[-1][:, :, :, 0].numel()
         return torch.cat(pieces, dim=3)
 
-    def free_image_states(self, keys: Sequence[ImageKey]) -> None:
-        for key in keys:
-            del self._states[key]
+    def _keep_states(self, states: Tensor, tiles: Sequence[int]) -> None:
+        """Puts states [cross layers, 2, kv_heads, tokens, head_dim] where rows will look for them."""
+        slots = torch.from_numpy(places(tiles, self._planner.tile_size)).to(self._device)
+        for layer, (k, v) in enumerate(states.transpose(2, 3)):
+            self._seen.write(layer, slots, k, v)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         if pairs:
-            self._cache.copy(pairs)
+            self._text.copy(pairs, self._planner.page_size)
 
     @_noticing_lost_devices()
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
-        plan = self._plan(rows)
-        hidden = self._hidden(plan)
         sampled = [i for i, row in enumerate(rows) if row.choices]
+        hidden = self._graphs.hidden(rows) if self._graphs else None
+        if hidden is not None:
+            hidden = hidden[sampled]
+        else:
+            plan = self._planner.batch(rows)
+            hidden = self._hidden(plan)[plan.last[sampled]]
         if not sampled:
             return [RowOutput()] * len(rows)
-        logits = self._model.text.logits(hidden[plan.last[sampled]])
+        logits = self._model.text.logits(hidden)
         finite = logits.sum(dim=-1).isfinite().tolist()
         draws = [
             Draw(at, rows[i].sampling, choice, rows[i].end)
@@ -138,13 +181,10 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:
         """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
-        plan = self._plan([row])
-        return self._model.text.logits(self._hidden(plan))
-
-    def _plan(self, rows: Sequence[Row]) -> BatchPlan:
-        return plan_batch(rows, self._cache.page_size, self._states, self._dtype, self._device)
+        return self._model.text.logits(self._hidden(self._planner.batch([row])))
 
     def _hidden(self, plan: BatchPlan) -> Tensor:
         cos, sin = rotary_angles(plan.positions, self._frequencies)
-        hidden: Tensor = self._model.text(plan.tokens, BatchMemory(self._cache, plan), plan.cross, cos, sin)
+        views = BatchViews(self._seen, plan.cross) if plan.cross else None
+        hidden: Tensor = self._model.text(plan.tokens, BatchMemory(self._text, plan), views, cos, sin)
         return hidden

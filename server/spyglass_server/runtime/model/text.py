@@ -33,7 +33,7 @@ class Views(Protocol):
 
     @property
     def index(self) -> Tensor:
-        """The flat tokens that see an image, ascending."""
+        """The flat tokens that see an image."""
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attention of q [seeing tokens, heads, head_dim] to images in one cross layer."""

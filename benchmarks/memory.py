@@ -1,0 +1,68 @@
+"""Measures how much memory the product takes at rest, process by process.
+
+    python benchmarks/memory.py
+
+Starts `spyglass serve` with the embedded model, and adds up each process's proportional share (Pss of
+/proc/PID/smaps_rollup, so Linux only): memory that several processes share counts once.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from processes import Spyglass
+
+from spyglass_server.demo.folder import default_folder, prepare
+
+_SETTLE_S = 3.0
+_OVERHEAD_MB = 800
+"""What Python, torch and the rest may take beside the weights."""
+
+
+def children(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += children(int(child))
+    return found
+
+
+def share_mb(pid: int) -> float:
+    """The proportional share of a process in MB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"process {pid} has no Pss")
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def name_of(command: str) -> str:
+    """What a process of `spyglass serve` is, by its command line."""
+    for word, name in (("spawn_main", "engine"), ("tracker", "tracker"), ("bridge", "bridge"), ("server", "server")):
+        if word in command:
+            return name
+    return "spyglass serve"
+
+
+def main() -> int:
+    """Runs the script."""
+    weights_mb = (prepare(default_folder(), print) / "model.safetensors").stat().st_size / 1e6
+    with Spyglass.started() as spyglass:
+        time.sleep(_SETTLE_S)
+        shares = [(name_of(command_of(pid)), share_mb(pid)) for pid in children(spyglass.pid)]
+    print("| process | MB |\n| --- | ---: |")
+    for name, share in shares:
+        print(f"| {name} | {share:.0f} |")
+    served = sum(share for name, share in shares if name in ("server", "engine", "tracker"))
+    print(f"\nserver and engine {served:.0f} MB; weights {weights_mb:.0f} MB;", end=" ")
+    print(f"1.1 times the weights and {_OVERHEAD_MB} MB are {1.1 * weights_mb + _OVERHEAD_MB:.0f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Measures how long a picture delays the first token, against transformers on the same weights.
+
+    python benchmarks/pictures.py
+
+The model has the embedded one's text layers and an encoder of width 384 for tiles of 560 pixels (large_eyes.py), in
+float32. Spyglass is asked over HTTP, one request after another, about new pictures, then again about the same ones, and
+about none with as many tokens; transformers computes the same prompts in this process while Spyglass idles.
+"""
+
+import argparse
+import base64
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import torch
+from first_token import ask, picture
+from large_eyes import TILE, make_large_eyes
+from processes import MODEL, Spyglass, run_as_engine
+from transformers import MllamaForConditionalGeneration, MllamaImageProcessorPil
+from transformers.models.mllama import processing_mllama
+
+from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.images import decode_image
+from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.template import Message
+
+_QUESTION = "What colour is the circle?"
+_AGAIN = "Which shape do you see here?"
+_WORDS = itertools.cycle(("Now", "But", "And", "So", "Then", "Well", "Oh", "Yes", "Hello", "Please", "Look", "Tell"))
+
+
+class Transformers:
+    """The first token of an answer about a picture, by transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model: Any = MllamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self._processor: Any = MllamaImageProcessorPil.from_pretrained(folder)
+        self._maker = PromptMaker(folder, max_image_pixels=1 << 30)
+
+    @torch.inference_mode()
+    def first_token_s(self, file: bytes, question: str) -> float:
+        """Seconds from the picture's file to the token."""
+        started = time.perf_counter()
+        chat = ChatInput((Message("user", (None, question)),), ("image",))
+        ids = list(self._maker.prepare(chat, [file]).tokens)
+        found = self._processor([[decode_image(file, 1 << 30, "image")]], return_tensors="pt")
+        spans = processing_mllama.get_cross_attention_token_mask(ids, self._model.config.image_token_index)
+        mask = processing_mllama.convert_sparse_cross_attention_mask_to_dense(
+            [spans], found.pop("num_tiles"), self._processor.max_image_tiles, len(ids)
+        )
+        tokens = torch.tensor([ids])
+        self._model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), cross_attention_mask=torch.from_numpy(mask),
+            **found, do_sample=False, max_new_tokens=1,
+        )  # fmt: skip
+        return time.perf_counter() - started
+
+
+def median_s(client: openai.OpenAI, questions: Sequence[Sequence[Any]]) -> float:
+    """The median time to the first token of questions, each given as the parts of a message."""
+    return statistics.median(
+        ask(client, MODEL, [{"role": "user", "content": list(parts)}]).first_token_s for parts in questions
+    )
+
+
+def text_of(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def measure(client: openai.OpenAI, peer: Transformers, side: int, count: int) -> str:
+    """A line of the table: pictures of one size."""
+    uris = [picture(side, 1000 * side + number) for number in range(count)]
+    shown = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+    new = median_s(client, [[image, text_of(_QUESTION)] for image in shown])
+    again = median_s(client, [[image, text_of(_AGAIN)] for image in shown])
+    # a word stands where the picture was, another one each time, so that nothing is known already
+    plain = median_s(client, [[text_of(f"{next(_WORDS)} {_AGAIN}")] for _ in range(count)])
+    theirs = statistics.median(peer.first_token_s(base64.b64decode(uri.partition(",")[2]), _QUESTION) for uri in uris)
+    cells = f"{new:.2f}", f"{theirs:.2f}", f"{new / theirs:.2f}", f"{again:.3f}", f"{plain:.3f}", f"{again / plain:.2f}"
+    return f"| {side} x {side} | {' | '.join(cells)} |"
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--count", type=int, default=3, help="pictures of each size (default: %(default)s)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script."""
+    given = parser().parse_args(arguments)
+    run_as_engine()
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_large_eyes(Path(name))
+        peer = Transformers(folder)
+        with Spyglass.started(folder) as spyglass:
+            url = f"http://{spyglass.http}/v1"
+            with openai.OpenAI(base_url=url, api_key=spyglass.key, max_retries=0) as client:
+                print("first token, s:\n")
+                print("| pictures of | new picture | transformers | ratio | same picture | no picture | ratio |")
+                print("| --- |" + " ---: |" * 6)
+                for side in (TILE, 2 * TILE):
+                    print(measure(client, peer, side, given.count), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Decode steps of fixed shapes: recorded once on the device, then replayed as a whole.
+
+Owns the shapes, the tensors that a recording reads, and how a device records. Knows neither layers nor caches.
+What a replay costs the host does not depend on how many operations it has, which is most of a small step's time on
+fast devices.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spyglass_server.engine.types import Row
+from spyglass_server.runtime.plan import BatchPlan, Planner, Shape
+
+_LEAST_CONTEXT = 256
+_ALIGNMENT = 64
+"""Of image slots: fused kernels want masks whose rows begin at round addresses."""
+_MOST_PADDING = 4
+"""Of the slots that a shape reads, one in so many is read by a row, or the step is none for a recording."""
+_MOST_RECORDINGS = 64
+"""Each keeps memory of its own; steps of further shapes are computed as they come."""
+
+Compute = Callable[[], Tensor]
+Record = Callable[[Compute], Compute]
+"""Makes of a computation one that does the same with what then stands in the tensors that it reads."""
+
+
+def record_cuda() -> Record:
+    """CUDA's graphs, which share one pool of memory: the result of a replay holds until the next one."""
+    pool = torch.cuda.graph_pool_handle()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def record(compute: Compute) -> Compute:
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries set themselves up, which cannot be recorded
+            for _ in range(2):
+                compute()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=aside):
+            result = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
+
+
+class DecodeGraphs:
+    """The recordings, each made when a step of its shape comes for the first time."""
+
+    def __init__(
+        self, compute: Callable[[BatchPlan], Tensor], record: Record, planner: Planner, spare_slot: int
+    ) -> None:
+        """`compute` makes hidden states [rows, hidden] of a plan; nobody else uses `spare_slot` of text."""
+        self._compute, self._record, self._planner, self._spare_slot = compute, record, planner, spare_slot
+        self._steps: dict[Shape, tuple[BatchPlan, Compute]] = {}
+
+    def hidden(self, rows: Sequence[Row]) -> Tensor | None:
+        """Hidden states of rows [rows, hidden], which hold until the next call; None where no recording suits."""
+        if any(len(row.tokens) > 1 for row in rows):
+            return None
+        seen = [len(self._planner.image_slots(row)) for row in rows]
+        shape = self._shape([row.end for row in rows], seen)
+        if shape is None or (shape not in self._steps and len(self._steps) >= _MOST_RECORDINGS):
+            return None
+        plan = self._planner.decode(rows, shape, self._spare_slot)
+        if shape not in self._steps:
+            self._steps[shape] = plan, self._record(partial(self._compute, plan))
+        kept, compute = self._steps[shape]
+        for old, new in zip(_inputs(kept), _inputs(plan), strict=True):
+            old.copy_(new)
+        return compute()[: len(rows)]
+
+    def _shape(self, contexts: Sequence[int], seen: Sequence[int]) -> Shape | None:
+        """A shape for rows that see so many slots of text and of images, one of few: its sizes are powers of two.
+
+        None where it would read much more than the rows need.
+        """
+        rows, size = _power_of_two(len(contexts)), self._planner.tile_size
+        context = _power_of_two(max(_LEAST_CONTEXT, *contexts))
+        image = _power_of_two(max(seen) // size) * size if any(seen) else 0
+        needed = max(sum(contexts), _LEAST_CONTEXT * rows), sum(seen)
+        if rows * context > _MOST_PADDING * needed[0] or rows * image > _MOST_PADDING * needed[1]:
+            return None
+        return Shape(rows, context, -(-image // _ALIGNMENT) * _ALIGNMENT)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _inputs(plan: BatchPlan) -> list[Tensor]:
+    """The tensors of a plan of fixed shape that change from step to step."""
+    groups = [*plan.groups, *(plan.cross.groups if plan.cross else ())]
+    inside = [tensor for group in groups for tensor in (group.slots, group.mask) if isinstance(tensor, Tensor)]
+    index = [plan.cross.index] if plan.cross else []
+    return [plan.tokens, plan.positions, plan.slots, *index, *inside]
