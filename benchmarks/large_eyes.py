@@ -39,17 +39,20 @@ def make_large_eyes(folder: Path) -> Path:
     with torch.device("meta"):
         model = Mllama(config)
     rng = np.random.default_rng(0)
-    tensors = {
-        name: tensor
-        for name, tensor in load_file(source / "model.safetensors").items()
-        if not name.startswith(("vision_model", "multi_modal_projector"))
-    }
+    small = load_file(source / "model.safetensors")
+    eyes = ("vision_model", "multi_modal_projector")
+    tensors = {name: tensor for name, tensor in small.items() if not name.startswith(eyes)}
     for name, parameter in model.named_parameters():
         if name.startswith("vision."):
             parts = checkpoint_names(name, config)
             shape = (parameter.shape[0] // len(parts), *parameter.shape[1:])
             for part in parts:
-                tensors[part] = _weights(rng, name, shape)
+                weights = _weights(rng, name, shape)
+                if small[part].ndim == 4:  # the patches' kernel
+                    weights = weights.reshape(len(weights), 3, PATCH, PATCH)
+                elif small[part].ndim == 2:  # tables by aspect ratio
+                    weights = weights.reshape(len(weights), -1)
+                tensors[part] = weights
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

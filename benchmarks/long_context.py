@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{held * page_bytes / own:.3f} times what the tokens need")
     bare = median_ms(runner, rows_of(1, 0, 1, decodes=True), given.times)
     print("\n| context | attention ms | ns for a cached kB | pages scattered: ms | ns |\n|" + " ---: |" * 5)
-    for context in (4096, 8192, 16_384, given.tokens):
+    for context in sorted({c for c in (4096, 8192, 16_384) if c < given.tokens} | {given.tokens}):
         kilobytes = context * page_bytes / PAGE_SIZE / 1000
         (row,) = rows_of(1, context - 1, 1, decodes=True)
         cells = []

@@ -43,7 +43,7 @@ _IDLE_S = 1.0
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
     "KMP_BLOCKTIME": "0",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # glibc takes no more
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
