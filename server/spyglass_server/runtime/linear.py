@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 _ROWS = 16
 """For how many rows at once the layout is chosen. Measured at 1 to 512: no other is faster anywhere."""
-
-
 _PART = 128
 """What the upper of two parts of 8 bits counts."""
-_TINY = torch.finfo(torch.float32).tiny
+_TINY = 1e-30
+"""In the place of a largest value of zero."""
 
 
 class PackedLinear(nn.Module):
