@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from processes import Spyglass
+from processes import Spyglass, command_of, family
 
 from spyglass_server.demo.folder import default_folder, prepare
 
@@ -19,26 +19,12 @@ _OVERHEAD_MB = 800
 """What Python, torch and the rest may take beside the weights."""
 
 
-def children(pid: int) -> list[int]:
-    """A process and all that it has started."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += children(int(child))
-    return found
-
-
 def share_mb(pid: int) -> float:
     """The proportional share of a process in MB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError(f"process {pid} has no Pss")
-
-
-def command_of(pid: int) -> str:
-    """The command line of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
 def name_of(command: str) -> str:
@@ -54,7 +40,7 @@ def main() -> int:
     weights_mb = (prepare(default_folder(), print) / "model.safetensors").stat().st_size / 1e6
     with Spyglass.started() as spyglass:
         time.sleep(_SETTLE_S)
-        shares = [(name_of(command_of(pid)), share_mb(pid)) for pid in children(spyglass.pid)]
+        shares = [(name_of(command_of(pid)), share_mb(pid)) for pid in family(spyglass.pid)]
     print("| process | MB |\n| --- | ---: |")
     for name, share in shares:
         print(f"| {name} | {share:.0f} |")

@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 from load import percentile
-from processes import MODEL, free_ports, until_ready
+from processes import MODEL, command_of, family, free_ports, until_ready
 
 from spyglass.settings import SETTINGS
 from spyglass_server.app import Server
@@ -192,8 +192,7 @@ def stack(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, C
         front = stack.enter_context(subprocess.Popen([*bridge, "--bridge-key", key[::-1]], **quiet))
         stack.callback(front.terminate)
         asyncio.run(until_ready(f"http://{http}/ready", front))
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-        engine = next(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        engine = next(pid for pid in family(server.pid) if "spawn_main" in command_of(pid))
         processes = [Process("server", server.pid), Process("engine", engine), Process("bridge", front.pid)]
         yield f"http://{http}", key, ticks, processes
 

@@ -95,6 +95,7 @@ class FakeRunner:
         return tuple(seen)
 
     def _next(self, row: Row, choice: int) -> int:
+        assert all(tile in self.states for tiles in row.image_tiles for tile in tiles), "an image is not encoded"
         seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
         digest = hashlib.sha256(repr((seen, row.sampling.seed, choice)).encode()).digest()
         return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]

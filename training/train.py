@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spyglass_server.engine.process import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FOLDER = ROOT / ".cache" / "training"
 EMBEDDED = ROOT / "server" / "spyglass_server" / "demo" / "adapter.safetensors"
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
     # OpenMP reads this when torch is loaded: threads that wait actively for long would slow the drawing down.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
     keep_memory()
     import torch
 

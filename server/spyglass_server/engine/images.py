@@ -68,6 +68,7 @@ class ImageCache:
         return key in self._entries and self._entries[key].holders > 0
 
     def mark_encoded(self, key: ImageKey) -> None:
+        assert not self._entries[key].encoded, "an image was encoded twice"
         self._entries[key].encoded = True
 
     def is_encoded(self, key: ImageKey) -> bool:

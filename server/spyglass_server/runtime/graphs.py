@@ -65,11 +65,11 @@ class DecodeGraphs:
         """Hidden states of rows [rows, hidden], which hold until the next call; None where no recording suits."""
         if any(len(row.tokens) > 1 for row in rows):
             return None
-        seen = [len(self._planner.image_slots(row)) for row in rows]
-        shape = self._shape([row.end for row in rows], seen)
+        images = [self._planner.image_slots(row) for row in rows]
+        shape = self._shape([row.end for row in rows], [len(slots) for slots in images])
         if shape is None or (shape not in self._steps and len(self._steps) >= _MOST_RECORDINGS):
             return None
-        plan = self._planner.decode(rows, shape, self._spare_slot)
+        plan = self._planner.decode(rows, images, shape, self._spare_slot)
         if shape not in self._steps:
             self._steps[shape] = plan, self._record(partial(self._compute, plan))
         kept, compute = self._steps[shape]

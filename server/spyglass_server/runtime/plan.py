@@ -111,8 +111,8 @@ class Planner:
             last=torch.from_numpy(last).to(self.device),
         )
 
-    def decode(self, rows: Sequence[Row], shape: Shape, spare_slot: int) -> BatchPlan:
-        """Lays out rows that decode in a fixed shape, in the order in which they are given.
+    def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: Shape, spare_slot: int) -> BatchPlan:
+        """Lays out rows that decode in a fixed shape, in the order in which they are given, with their `image_slots`.
 
         What the shape has room for beyond them computes nothing that anyone reads: more rows write to `spare_slot`,
         and tokens that see images are computed again.
@@ -122,7 +122,7 @@ class Planner:
         own += [range(spare_slot, spare_slot + 1)] * spare
         cross = None
         if shape.image:
-            seeing = [(i, seen) for i, row in enumerate(rows) if len(seen := self.image_slots(row))]
+            seeing = [(i, seen) for i, seen in enumerate(images) if len(seen)]
             seeing += seeing[-1:] * (shape.rows - len(seeing))
             group = self._fixed_group([seen for _, seen in seeing], shape.image)
             cross = CrossPlan(self._numbers(i for i, _ in seeing), (group,))
