@@ -25,6 +25,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import uvloop
 from load import percentile
 from processes import MODEL, command_of, family, free_ports, until_ready
 
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
     if given.serve:
-        asyncio.run(serve(given))
+        uvloop.run(serve(given))
         return 0
     prepare(default_folder(), print)
     with tempfile.TemporaryDirectory() as folder, stack(given, Path(folder)) as (url, key, clock, processes):

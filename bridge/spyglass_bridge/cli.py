@@ -6,6 +6,8 @@ import logging
 import signal
 import sys
 
+import uvloop
+
 from spyglass.settings import add_settings
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.server import run_bridge
@@ -34,7 +36,7 @@ def _run(config: BridgeConfig) -> str | None:
     """Serves, and returns the complaint to end with, if there is one."""
     complaint = None
     try:
-        asyncio.run(_serve(config))
+        uvloop.run(_serve(config))
     except* OSError as errors:
         complaint = f"spyglass-bridge: {errors.exceptions[0]}"
     return complaint

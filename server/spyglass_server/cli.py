@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Awaitable, Sequence
 
+import uvloop
+
 from spyglass.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s server: %(message)s", stream=sys.stderr
     )
     try:
-        asyncio.run(_serve(resolve(options)))
+        uvloop.run(_serve(resolve(options)))
     except (EngineLoadError, DemoError, ValueError, OSError, RuntimeError) as error:
         sys.exit(f"spyglass-server: {error}")
 
