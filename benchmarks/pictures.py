@@ -28,7 +28,7 @@ from transformers.models.mllama import processing_mllama
 
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.images import decode_image
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message
 
 _QUESTION = "What colour is the circle?"
@@ -48,7 +48,7 @@ class Transformers:
     def first_token_s(self, file: bytes, question: str) -> float:
         """Seconds from the picture's file to the token."""
         started = time.perf_counter()
-        chat = ChatInput((Message("user", (None, question)),), ("image",))
+        chat = ChatInput((Message("user", (None, question)),), (ImageSlot("image"),))
         ids = list(self._maker.prepare(chat, [file]).tokens)
         found = self._processor([[decode_image(file, 1 << 30, "image")]], return_tensors="pt")
         spans = processing_mllama.get_cross_attention_token_mask(ids, self._model.config.image_token_index)

@@ -143,6 +143,8 @@ _FIELD_NAMES = tuple(
         (r"chat\.((messages|tools|tool_choice).*)", r"\1"),
         (r"stopping\.strings(\[\d+\])?", r"stop\1"),
         (r"(?:sampling|stopping|output)\.(\w+.*)", r"\1"),
+        (r"format\.json_schema\.schema_json", r"response_format.json_schema.schema"),
+        (r"format\.regex", r"response_format.regex"),
         (r"format(\..*)?", r"response_format"),
     )
 )

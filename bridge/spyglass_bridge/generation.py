@@ -19,10 +19,12 @@ class ChoiceDelta:
     index: int
     text: str
     finish_reason: pb.FinishReason.ValueType
+    logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
 
     def merge(self, later: pb.Delta) -> None:
         self.text += later.text
         self.finish_reason = later.finish_reason
+        self.logprobs += later.logprobs
 
 
 @dataclass(slots=True)
@@ -56,7 +58,9 @@ class Generation:
             if pending := self._deltas.get(delta.index):
                 pending.merge(delta)
             else:
-                self._deltas[delta.index] = ChoiceDelta(delta.index, delta.text, delta.finish_reason)
+                self._deltas[delta.index] = ChoiceDelta(
+                    delta.index, delta.text, delta.finish_reason, list(delta.logprobs)
+                )
         elif kind == "finished":
             self._finished = event.finished
         elif kind == "started":

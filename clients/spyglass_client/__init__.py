@@ -10,7 +10,7 @@ Knows the protocol, and neither the server nor the bridge.
 
 from spyglass_client.account import ModelInfo, Pricing, UsageRecord, UsageSummary
 from spyglass_client.aio import AsyncClient
-from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, Usage
+from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, TokenProbability, Usage
 from spyglass_client.errors import (
     AuthenticationError,
     CancelledByServerError,
@@ -56,6 +56,8 @@ __all__ = [
     "SpyglassError",
     "TextChunk",
     "Tls",
+    "TokenLogprobs",
+    "TokenProbability",
     "UnavailableError",
     "Usage",
     "UsageRecord",

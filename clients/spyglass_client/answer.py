@@ -23,18 +23,57 @@ def finish_reason_of(reason: pb.FinishReason.ValueType) -> FinishReason | None:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenProbability:
+    """A token's id, the bytes that it stands for, and the natural logarithm of its probability."""
+
+    token_id: int
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The probability of a token that was chosen, and those of the most probable ones, best first."""
+
+    chosen: TokenProbability
+    top: tuple[TokenProbability, ...] = ()
+
+    @classmethod
+    def from_proto(cls, token_id: int, found: pb.TokenLogprobs) -> "TokenLogprobs":
+        top = tuple(TokenProbability(rival.token_id, rival.bytes, rival.logprob) for rival in found.top)
+        return cls(TokenProbability(token_id, found.bytes, found.logprob), top)
+
+
+@dataclass(frozen=True, slots=True)
 class TextChunk:
     """More text of one choice.
 
     `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
-    empty while one is incomplete. `token_ids` are the tokens behind it. `finish_reason` is set in a
-    choice's last chunk.
+    empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
+    these were asked for. `finish_reason` is set in a choice's last chunk.
     """
 
     index: int
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @classmethod
+    def from_proto(cls, delta: pb.Delta) -> "TextChunk":
+        ids = tuple(delta.token_ids)
+        logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
+        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs)
+
+    def joined_with(self, later: "TextChunk") -> "TextChunk":
+        """Both as one."""
+        return TextChunk(
+            self.index,
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.finish_reason,
+            self.logprobs + later.logprobs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +96,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One finished answer. `stop_string` is the stop string that ended it, if one did."""
+    """One finished answer. `stop_string` is the stop string that ended it, if one did.
+
+    `logprobs` has the probabilities of its tokens where these were asked for.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop_string: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ protocol's events, not how they travel.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, Usage, finish_reason_of
+from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, Usage
 from spyglass_client.errors import CancelledByServerError, SpyglassError, from_status
 
 Begin = Callable[["AsyncGeneration"], Awaitable[Callable[[], None]]]
@@ -119,11 +119,11 @@ class AsyncGeneration:
         return self._answer is not None or self._error is not None
 
     def _add(self, delta: pb.Delta) -> None:
-        chunk = TextChunk(delta.index, delta.text, tuple(delta.token_ids), finish_reason_of(delta.finish_reason))
+        chunk = TextChunk.from_proto(delta)
         collected = self._collected.setdefault(delta.index, _Collected(delta.index))
         collected.add(chunk, delta.stop_string if delta.HasField("stop_string") else None)
         if earlier := self._pending.get(delta.index):
-            chunk = replace(chunk, text=earlier.text + chunk.text, token_ids=earlier.token_ids + chunk.token_ids)
+            chunk = earlier.joined_with(chunk)
         self._pending[delta.index] = chunk
         self._changed.set()
 
@@ -148,12 +148,21 @@ class _Collected:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = "cancelled"  # stays so only when the end came before the choice's last delta
     stop_string: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def add(self, chunk: TextChunk, stop_string: str | None) -> None:
         self.texts.append(chunk.text)
         self.token_ids += chunk.token_ids
+        self.logprobs += chunk.logprobs
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.stop_string = stop_string if stop_string is not None else self.stop_string
 
     def choice(self) -> Choice:
-        return Choice(self.index, "".join(self.texts), tuple(self.token_ids), self.finish_reason, self.stop_string)
+        return Choice(
+            self.index,
+            "".join(self.texts),
+            tuple(self.token_ids),
+            self.finish_reason,
+            self.stop_string,
+            tuple(self.logprobs),
+        )

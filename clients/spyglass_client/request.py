@@ -3,14 +3,15 @@
 Owns the mapping of names and the rule which pictures travel inline. Knows nothing of streams.
 """
 
+import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from spyglass.v1 import chat_pb2
+from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.messages import ImagePart, ImageSource, Message, Role
 
@@ -27,7 +28,9 @@ class Options(TypedDict, total=False):
 
     `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for
     it in the server's log and ledger; the client makes one up when there is none. `stop` is a string or
-    several; `n` is how many answers to give.
+    several; `n` is how many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and
+    choices have the probabilities of their tokens, and of so many others. An answer is held to at most one of
+    `json_schema` (a schema, or True for any object), `regex` and `grammar` (in Lark's notation).
     """
 
     model: str | None
@@ -37,6 +40,15 @@ class Options(TypedDict, total=False):
     top_k: int | None
     min_p: float | None
     seed: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    min_tokens: int | None
+    top_logprobs: int | None
+    json_schema: Mapping[str, Any] | bool | None
+    regex: str | None
+    grammar: str | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
@@ -143,7 +155,16 @@ _ROLES: dict[Role, chat_pb2.Role.ValueType] = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
 }
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 
 
 def _start(options: Options) -> pb.Start:
@@ -156,7 +177,12 @@ def _start(options: Options) -> pb.Start:
     for name in _SAMPLING:
         if name in given:
             setattr(start.sampling, name, given[name])
-    for name in ("max_tokens", "ignore_eos"):
+    start.sampling.logit_bias.update(options.get("logit_bias") or {})
+    _shape(start.format, options)
+    if "top_logprobs" in given:
+        start.output.logprobs = True
+        start.output.top_logprobs = options["top_logprobs"] or 0
+    for name in ("max_tokens", "min_tokens", "ignore_eos"):
         if name in given:
             setattr(start.stopping, name, given[name])
     if stop := options.get("stop"):
@@ -167,6 +193,21 @@ def _start(options: Options) -> pb.Start:
     if (timeout_s := options.get("timeout_s")) is not None:
         start.timeout.FromNanoseconds(int(timeout_s * 1e9))
     return start
+
+
+def _shape(target: options_pb2.OutputFormat, options: Options) -> None:
+    """Says what an answer is held to. Raises ValueError for more than one thing."""
+    schema, regex, grammar = (options.get(name) for name in ("json_schema", "regex", "grammar"))
+    if sum(bool(given) for given in (schema, regex, grammar)) > 1:
+        raise ValueError("an answer can be held to one of json_schema=, regex= and grammar=")
+    if schema is True:
+        target.json_object.SetInParent()
+    elif schema:
+        target.json_schema.schema_json = json.dumps(schema)
+    elif regex:
+        target.regex = str(regex)
+    elif grammar:
+        target.grammar = str(grammar)
 
 
 def _read(source: ImageSource) -> bytes:

@@ -62,7 +62,9 @@ class Server:
         self._ledger = Ledger(config.data_dir / "usage.sqlite3")
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
-        self.engine = AsyncEngine(loader or _loader(config, folder), self._on_engine_ready)
+        self.engine = AsyncEngine(
+            loader or _loader(config, folder, self._prompts.stop_token_ids), self._on_engine_ready
+        )
         self._servicer = InferenceServicer(self._services())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
@@ -142,7 +144,7 @@ class Server:
             await self._health.set(name, status)
 
 
-def _loader(config: ServerConfig, folder: Path) -> CheckpointLoader:
+def _loader(config: ServerConfig, folder: Path, stop_token_ids: frozenset[int]) -> CheckpointLoader:
     return CheckpointLoader(
         folder=folder,
         dtype=config.dtype,
@@ -152,6 +154,7 @@ def _loader(config: ServerConfig, folder: Path) -> CheckpointLoader:
         cache_bytes=config.cache_bytes,
         image_cache_bytes=config.image_cache_bytes,
         limits=Limits(config.max_batch, config.max_step_tokens, config.max_chunk_tokens),
+        stop_token_ids=stop_token_ids,
     )
 
 

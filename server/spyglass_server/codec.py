@@ -6,7 +6,7 @@ honoured yet is refused by name. Knows nothing of how a generation runs.
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
-from spyglass_server.engine.types import FinishReason, SamplingParams
+from spyglass_server.engine.types import FinishReason, Logprobs, SamplingParams
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
-from spyglass_server.prompt.prepare import ChatInput, Input, TextInput, TokensInput
+from spyglass_server.prompt.grammar import Kind, Shape
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot, Input, TextInput, TokensInput
 from spyglass_server.prompt.template import Message, ToolCall
 
 Number = TypeVar("Number", int, float)
@@ -32,6 +33,9 @@ _MAX_REQUEST_ID_CHARACTERS = 128
 _MAX_MESSAGES = 4096
 _MAX_PARTS = 4096
 _MAX_JSON_DEPTH = 64
+_MAX_BIASES = 1024
+_MAX_BIAS = 100.0
+_MAX_TOP_LOGPROBS = 20
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -46,10 +50,7 @@ _FINISH_REASONS = {
 _NOT_HONOURED = {
     "": ("idempotency_key", "traceparent", "cache_salt"),
     "chat": ("tools", "tool_choice"),
-    "sampling": ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
-    "stopping": ("min_tokens",),
-    "output": ("logprobs", "top_logprobs", "prompt_logprobs", "echo"),
-    "format": ("json_object", "json_schema", "regex", "grammar"),
+    "output": ("prompt_logprobs", "echo"),
 }
 
 
@@ -72,6 +73,9 @@ class Spec:
     sampling: SamplingParams
     n: int
     max_tokens: int | None
+    min_tokens: int
+    top_logprobs: int | None
+    shape: Shape | None
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     ignore_eos: bool
@@ -88,6 +92,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
     """
     _refuse_unsupported(start)
     given, images = _decode_input(start, limits)
+    max_tokens = _optional_int(start.stopping, "max_tokens")
     return Spec(
         request_id=_request_id(start.request_id),
         model=start.model,
@@ -95,7 +100,10 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         images=images,
         sampling=_decode_sampling(start.sampling),
         n=_in_range("n", start.n if start.HasField("n") else 1, 1, _MAX_N),
-        max_tokens=_optional_int(start.stopping, "max_tokens"),
+        max_tokens=max_tokens,
+        min_tokens=_in_range("stopping.min_tokens", start.stopping.min_tokens, 0, max_tokens or MAX_TOKENS),
+        top_logprobs=_decode_logprobs(start.output),
+        shape=_decode_shape(start),
         stop=_decode_stop(start.stopping.strings),
         stop_token_ids=frozenset(_at_most("stopping.token_ids", start.stopping.token_ids, _MAX_STOPS)),
         ignore_eos=start.stopping.ignore_eos,
@@ -136,7 +144,7 @@ def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, t
         raise InvalidRequest(f"a conversation has at most {_MAX_PARTS} parts and tool calls", field="chat.messages")
     messages: list[Message] = []
     images: list[bytes | None] = []
-    fields: list[str] = []
+    slots: list[ImageSlot] = []
     for i, message in enumerate(chat.messages):
         path = f"chat.messages[{i}]"
         parts: list[str | None] = []
@@ -146,15 +154,15 @@ def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, t
                 continue
             field = f"{path}.parts[{j}].image"
             images.append(_decode_image(message, part, field, limits))
-            fields.append(field)
+            slots.append(ImageSlot(field, part.image.detail == chat_pb2.IMAGE_DETAIL_LOW))
             parts.append(None)
         messages.append(_decode_message(message, tuple(parts), path))
     if len(images) > limits.max_images:
         raise InvalidImage(
             f"the conversation holds {len(images)} images; {limits.max_images} are allowed",
-            field=fields[limits.max_images],
+            field=slots[limits.max_images].field,
         )
-    return ChatInput(tuple(messages), tuple(fields)), tuple(images)
+    return ChatInput(tuple(messages), tuple(slots)), tuple(images)
 
 
 def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], path: str) -> Message:
@@ -173,10 +181,10 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
 
 
 def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> bytes | None:
-    if message.role != chat_pb2.ROLE_USER:
-        raise InvalidImage("images can stand only in user messages", field=field)
-    if part.image.detail not in (chat_pb2.IMAGE_DETAIL_UNSPECIFIED, chat_pb2.IMAGE_DETAIL_HIGH):
-        raise Unsupported(f"{field}.detail")
+    if message.role not in (chat_pb2.ROLE_USER, chat_pb2.ROLE_TOOL):
+        raise InvalidImage("images can stand only in messages of the user or of a tool", field=field)
+    if part.image.detail not in chat_pb2.ImageDetail.values():
+        raise InvalidRequest("a detail is low or high", field=f"{field}.detail")
     match part.image.WhichOneof("source"):
         case "announced":
             return None
@@ -199,7 +207,49 @@ def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
         top_k=given.get("top_k", 0),
         min_p=_in_range("sampling.min_p", given.get("min_p", 0.0), 0.0, 1.0),
         seed=given.get("seed", secrets.randbits(64)),
+        presence_penalty=_in_range("sampling.presence_penalty", given.get("presence_penalty", 0.0), -2.0, 2.0),
+        frequency_penalty=_in_range("sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -2.0, 2.0),
+        repetition_penalty=_in_range("sampling.repetition_penalty", given.get("repetition_penalty", 1.0), 0.01, 5.0),
+        logit_bias=_decode_bias(sampling),
     )
+
+
+def _decode_bias(sampling: options_pb2.Sampling) -> tuple[tuple[int, float], ...]:
+    if len(sampling.logit_bias) > _MAX_BIASES:
+        raise InvalidRequest(f"sampling.logit_bias has at most {_MAX_BIASES} tokens", field="sampling.logit_bias")
+    return tuple(
+        (token, _in_range("sampling.logit_bias", bias, -_MAX_BIAS, _MAX_BIAS))
+        for token, bias in sorted(sampling.logit_bias.items())
+    )
+
+
+def _decode_logprobs(output: options_pb2.Output) -> int | None:
+    top = _in_range("output.top_logprobs", output.top_logprobs, 0, _MAX_TOP_LOGPROBS)
+    if top and not output.logprobs:
+        raise InvalidRequest("output.top_logprobs is only for logprobs", field="output.top_logprobs")
+    return top if output.logprobs else None
+
+
+def _decode_shape(start: inference_pb2.Start) -> Shape | None:
+    given = start.format
+    match given.WhichOneof("kind"):
+        case "json_object":
+            shape = Shape(Kind.JSON_OBJECT)
+        case "json_schema":
+            shape = Shape(Kind.JSON_SCHEMA, given.json_schema.schema_json)
+        case "regex":
+            shape = Shape(Kind.REGEX, given.regex)
+        case "grammar":
+            shape = Shape(Kind.LARK, given.grammar)
+        case _:
+            return None
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(start.stopping, name):
+            raise InvalidRequest(
+                f"stopping.{name} goes with plain text only: a format says when an answer ends",
+                field=f"stopping.{name}",
+            )
+    return shape
 
 
 def _decode_stop(strings: Sequence[str]) -> tuple[str, ...]:
@@ -289,6 +339,7 @@ def delta(
     token_ids: Iterable[int],
     finish: FinishReason | None,
     stop_string: str | None,
+    logprobs: inference_pb2.TokenLogprobs | None = None,
 ) -> inference_pb2.Event:
     """More of one choice. There is one for every token: set field by field, it takes half the time."""
     event = inference_pb2.Event(id=event_id)
@@ -300,7 +351,21 @@ def delta(
         more.finish_reason = _FINISH_REASONS[finish]
     if stop_string is not None:
         more.stop_string = stop_string
+    if logprobs is not None:
+        more.logprobs.append(logprobs)
     return event
+
+
+def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> inference_pb2.TokenLogprobs:
+    """What is told of a token's probability."""
+    return inference_pb2.TokenLogprobs(
+        logprob=found.chosen,
+        bytes=bytes_of(token),
+        top=[
+            inference_pb2.TokenLogprob(token_id=rival, logprob=logprob, bytes=bytes_of(rival))
+            for rival, logprob in zip(found.top_tokens, found.top, strict=True)
+        ],
+    )
 
 
 def finished(event_id: int, usage: inference_pb2.Usage | None, error: status_pb2.Status | None) -> inference_pb2.Event:

@@ -114,7 +114,7 @@ class Generation:
         self._upload.expect(spec, services.image_limits)
         self._emit(codec.accepted(self._id))
         images = await self._upload.complete()
-        prompt = await services.prepare(spec, images)
+        prompt, grammar = await services.prepare(spec, images)
         await services.engine.wait_ready()
         max_tokens = self._fit(spec, prompt)
         tiles = SharedTiles()
@@ -125,10 +125,13 @@ class Generation:
                 id=services.engine.next_id(),
                 tokens=prompt.tokens,
                 max_tokens=max_tokens,
+                min_tokens=spec.min_tokens,
                 stop_token_ids=spec.stop_token_ids
                 | (frozenset() if spec.ignore_eos else services.prompts.stop_token_ids),
                 sampling=spec.sampling,
                 n=spec.n,
+                top_logprobs=spec.top_logprobs,
+                grammar=grammar,
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
                 tenant=payer.key_id,
@@ -171,6 +174,8 @@ class Generation:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
         if any(token >= self._services.prompts.vocab_size for token in spec.stop_token_ids):
             raise InvalidRequest("the model has no such token", field="stopping.token_ids")
+        if any(token >= self._services.prompts.vocab_size for token, _ in spec.sampling.logit_bias):
+            raise InvalidRequest("the model has no such token", field="sampling.logit_bias")
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
@@ -180,6 +185,7 @@ class Generation:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
         self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
+        bytes_of = self._services.prompts.tokenizer.token_bytes
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[int] = loop.create_future()
         done: asyncio.Future[None] = loop.create_future()
@@ -200,7 +206,8 @@ class Generation:
                 return
             if (delta := choices.push(event)) is None:
                 return
-            self._emit(codec.delta(self._id, event.choice, *delta))
+            logprobs = event.logprobs and codec.token_logprobs(event.token, event.logprobs, bytes_of)
+            self._emit(codec.delta(self._id, event.choice, *delta, logprobs))
             if choices.is_done:
                 settle(None)  # and the engine is told to stop, whatever it still computes
             elif event.finish is None and delta.finish is not None:

@@ -13,6 +13,9 @@ from spyglass.v1 import inference_pb2
 _FRAME_BYTES = 1 << 20
 """A frame ends with the event that passes this size; clients take 4 MiB, and an event is far smaller."""
 
+_MOST_LOGPROBS = 512
+"""So many tokens with their probabilities a delta may hold; each takes up to a kilobyte."""
+
 
 class Outbox:
     """The events of one stream; one reader takes frames, anyone may push."""
@@ -29,7 +32,7 @@ class Outbox:
         if event.WhichOneof("kind") == "delta":
             key = (event.id, event.delta.index)
             earlier = self._open_deltas.get(key)
-            if earlier is not None:
+            if earlier is not None and len(earlier.logprobs) < _MOST_LOGPROBS:
                 _join(earlier, event.delta)
                 return
             self._open_deltas[key] = event.delta
@@ -75,6 +78,7 @@ class Outbox:
 def _join(earlier: inference_pb2.Delta, later: inference_pb2.Delta) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
+    earlier.logprobs.extend(later.logprobs)
     earlier.finish_reason = later.finish_reason
     if later.HasField("stop_string"):
         earlier.stop_string = later.stop_string

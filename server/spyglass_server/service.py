@@ -70,7 +70,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if len(images) < len(spec.images):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
         with self._services.admission.admit():
-            prompt = await self._services.prepare(spec, images)
+            prompt, _ = await self._services.prepare(spec, images)
         return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens))
 
     async def CheckAccess(  # noqa: N802

@@ -19,6 +19,7 @@ from spyglass_server.engine.types import ImageKey
 from spyglass_server.errors import ModelNotFound, Unavailable
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
+from spyglass_server.prompt.grammar import to_grammar
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class Services:
             raise ModelNotFound(f"the model {name!r} is not served here", field="model")
         return name or self.served_names[0]
 
-    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> Prompt:
-        """Makes the prompt, in a worker thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.workers, self.prompts.prepare, spec.input, images, self.engine.info.max_tokens
-        )
+    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> tuple[Prompt, str]:
+        """Makes the prompt, and the grammar of the answer if it must have a shape, in a worker thread."""
+
+        def work() -> tuple[Prompt, str]:
+            grammar = to_grammar(spec.shape) if spec.shape else ""
+            return self.prompts.prepare(spec.input, images, self.engine.info.max_tokens), grammar
+
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
     async def share(self, tiles: SharedTiles, prompt: Prompt, tenant: str) -> None:
         """Copies a prompt's images into shared memory, in a worker thread.

@@ -28,7 +28,7 @@ class Upload:
     def expect(self, spec: Spec, limits: ImageLimits) -> None:
         """Says which images there are; until then no pieces may come."""
         self._images = list(spec.images)
-        self._fields = spec.input.image_fields if isinstance(spec.input, ChatInput) else ()
+        self._fields = tuple(slot.field for slot in spec.input.images) if isinstance(spec.input, ChatInput) else ()
         self._pieces = {i: bytearray() for i, data in enumerate(spec.images) if data is None}
         self._max_bytes = limits.max_bytes
         self._check_complete()

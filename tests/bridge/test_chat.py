@@ -7,7 +7,7 @@ import pytest
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from fake_server import MODEL, USER_KEY, Reply
-from spyglass.v1 import chat_pb2
+from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
@@ -79,9 +79,17 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
         stop=["a", "b"],
         n=2,
         user="someone",
-        presence_penalty=0.0,
-        repetition_penalty=1,
-        response_format={"type": "text"},
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={"17": -100, "4": 2.5},
+        logprobs=True,
+        top_logprobs=3,
+        min_tokens=2,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "s", "strict": True, "schema": {"type": "null"}},
+        },
         tool_choice="none",
     )
     assert status == 200
@@ -101,7 +109,13 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 40, 0.25)
     assert sampling.HasField("temperature")
     assert sampling.seed == 2**64 - 1
-    assert start.stopping.max_tokens == 7
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.5, 1.5)
+    assert dict(sampling.logit_bias) == {17: -100, 4: 2.5}
+    assert (start.output.logprobs, start.output.top_logprobs) == (True, 3)
+    assert (start.stopping.max_tokens, start.stopping.min_tokens) == (7, 2)
+    assert start.format.json_schema == options_pb2.JsonSchemaFormat(
+        name="s", schema_json='{"type":"null"}', strict=True
+    )
     assert list(start.stopping.strings) == ["a", "b"]
     assert start.n == 2
     assert start.model == MODEL

@@ -65,6 +65,24 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "regex"}}, "response_format.regex"),
         ({"messages": []}, "messages"),
         ({"messages": {}}, "messages"),
         ({"messages": [1]}, "messages[0]"),
@@ -95,28 +113,17 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 10**6}, "top_logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"presence_penalty": False}, "presence_penalty"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
         ({"echo": True}, "echo"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
-        (
-            {"messages": user([{"type": "image_url", "image_url": {"url": "https://a/b", "detail": "low"}}])},
-            "messages[0].content[0].image_url.detail",
-        ),
     ],
 )
 def test_what_is_not_honoured_yet_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     refusal = refusal_of(**fields)
     assert (refusal.code, refusal.param) == ("unsupported_parameter", param)
-    assert param in refusal.message or "detail" in refusal.message
+    assert param in refusal.message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Event framing and chunks hold together whatever the text is."""
 
 import json
+import math
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
 from spyglass_bridge.generation import ChoiceDelta
-from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, UsageForm
+from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 
 STOP = pb.FINISH_REASON_STOP
 RUNNING = pb.FINISH_REASON_UNSPECIFIED
@@ -41,6 +42,33 @@ def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_
         assert mine[-1]["finish_reason"] == "stop"
     assert {chunk["model"] for chunk in chunks} == {model}
     assert sum(chunk.get("usage") is not None for chunk in chunks) == (usage_form is not UsageForm.NONE)
+
+
+def told(token: bytes, logprob: float, *rivals: tuple[bytes, float]) -> pb.TokenLogprobs:
+    top = [pb.TokenLogprob(bytes=rival, logprob=rival_logprob) for rival, rival_logprob in rivals]
+    return pb.TokenLogprobs(bytes=token, logprob=logprob, top=top)
+
+
+def test_probabilities_are_told_with_bytes_whether_or_not_there_is_text() -> None:
+    half, rest = "é".encode()[:1], "é".encode()[1:]
+    deltas = [
+        ChoiceDelta(0, "", RUNNING, [told(half, -0.5, (half, -0.5), (b"x", -1.0))]),
+        ChoiceDelta(0, "é", STOP, [told(rest, -math.inf), told(b"", 0.0)]),
+    ]
+    encoder = ChunkEncoder(AnswerHead("m"), 1, UsageForm.NONE)
+    builder = CompletionBuilder(AnswerHead("m"), 1)
+    builder.add(deltas)
+    chunks = [json.loads(chunk) for delta in deltas for chunk in encoder.deltas([delta])]
+    [whole] = builder.build(pb.Usage())["choices"]
+    streamed = [token for chunk in chunks for token in chunk["choices"][0]["logprobs"]["content"]]
+    assert streamed == whole["logprobs"]["content"]
+    assert [token["bytes"] for token in streamed] == [[0xC3], [0xA9], []]
+    assert [token["logprob"] for token in streamed] == [-0.5, -9999.0, 0.0]
+    assert streamed[0]["top_logprobs"] == [
+        {"token": "\ufffd", "logprob": -0.5, "bytes": [0xC3]},
+        {"token": "x", "logprob": -1.0, "bytes": [120]},
+    ]
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == whole["message"]["content"] == "é"
 
 
 def test_a_frame_of_nothing_is_empty() -> None:

@@ -15,7 +15,7 @@ from pictures import disc, encoded, noise
 from spyglass_client import Answer, AsyncClient, AsyncGeneration, ImagePart, Message, image
 from spyglass_client.messages import Role
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message as Turn
 from stack import Stack
 
@@ -109,7 +109,9 @@ def margins(ours: Ours, maker: PromptMaker, request: Request, answer: Sequence[i
 
     Asserts that the answer has taken the best one wherever that is clear.
     """
-    roles = ChatInput(tuple(Turn(role, parts) for role, parts in request.parts()), tuple("" for _ in request.pictures))
+    roles = ChatInput(
+        tuple(Turn(role, parts) for role, parts in request.parts()), tuple(ImageSlot("") for _ in request.pictures)
+    )
     prompt = list(maker.prepare(roles, [encoded(picture) for picture in request.pictures]).tokens)
     logits = ours.logits([*prompt, *answer], list(request.pictures))[len(prompt) - 1 : -1]
     best = logits.topk(2)

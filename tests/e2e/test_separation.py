@@ -18,11 +18,11 @@ import sys
 from pathlib import Path
 from spyglass_server.app import Server
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message
 maker = PromptMaker(Path(sys.argv[1]), max_image_pixels=100_000)
 message = Message("user", (None, "What is it?"))
-assert maker.prepare(ChatInput((message,), ("image",)), [Path(sys.argv[2]).read_bytes()]).images
+assert maker.prepare(ChatInput((message,), (ImageSlot("image"),)), [Path(sys.argv[2]).read_bytes()]).images
 """
 BRIDGE = """
 from spyglass_bridge.app import make_app

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fidelity.meta_imports import Meta
 from fidelity.prompts import picture
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message, ToolCall
 
 
@@ -75,7 +75,7 @@ def our_tokens(maker: PromptMaker, turns: Sequence[Turn], image: bytes) -> list[
         for turn in turns
     )
     num_images = sum(turn.parts.count(None) for turn in turns)
-    return list(maker.prepare(ChatInput(messages, ("image",) * num_images), [image] * num_images).tokens)
+    return list(maker.prepare(ChatInput(messages, (ImageSlot("image"),) * num_images), [image] * num_images).tokens)
 
 
 CHATS = {

@@ -38,25 +38,8 @@ UNSUPPORTED = {
     "cache_salt": chat("hi", cache_salt="x"),
     "chat.tools": inference_pb2.Start(chat=chat_pb2.Chat(tools=[chat_pb2.Tool(name="f")])),
     "chat.tool_choice": inference_pb2.Start(chat=chat_pb2.Chat(tool_choice=chat_pb2.ToolChoice(name="f"))),
-    "sampling.presence_penalty": sampling(presence_penalty=0.5),
-    "sampling.frequency_penalty": sampling(frequency_penalty=0.0),
-    "sampling.repetition_penalty": sampling(repetition_penalty=1.5),
-    "sampling.logit_bias": sampling(logit_bias={1: 2.0}),
-    "stopping.min_tokens": stopping(min_tokens=1),
-    "output.logprobs": chat("hi", output=options_pb2.Output(logprobs=True)),
-    "output.top_logprobs": chat("hi", output=options_pb2.Output(top_logprobs=1)),
     "output.prompt_logprobs": chat("hi", output=options_pb2.Output(prompt_logprobs=True)),
     "output.echo": chat("hi", output=options_pb2.Output(echo=True)),
-    "format.json_object": chat("hi", format=options_pb2.OutputFormat(json_object=options_pb2.JsonObjectFormat())),
-    "format.json_schema": chat(
-        "hi", format=options_pb2.OutputFormat(json_schema=options_pb2.JsonSchemaFormat(schema_json="{}"))
-    ),
-    "format.regex": chat("hi", format=options_pb2.OutputFormat(regex="a")),
-    "format.grammar": chat("hi", format=options_pb2.OutputFormat(grammar="a")),
-    "chat.messages[0].parts[0].image.detail": message(
-        role=chat_pb2.ROLE_USER,
-        parts=[chat_pb2.Part(image=chat_pb2.Image(data=b"x", detail=chat_pb2.IMAGE_DETAIL_LOW))],
-    ),
 }
 
 
@@ -82,6 +65,19 @@ WRONG = {
     "n": chat("hi", n=5),
     "sampling.top_p": sampling(top_p=0.0),
     "sampling.min_p": sampling(min_p=1.5),
+    "sampling.presence_penalty": sampling(presence_penalty=2.5),
+    "sampling.frequency_penalty": sampling(frequency_penalty=math.nan),
+    "sampling.repetition_penalty": sampling(repetition_penalty=0.0),
+    "sampling.logit_bias": sampling(logit_bias={1: 101.0}),
+    "output.top_logprobs": chat("hi", output=options_pb2.Output(top_logprobs=1)),
+    "stopping.min_tokens": stopping(min_tokens=3, max_tokens=2),
+    "stopping.ignore_eos": chat(
+        "hi", format=options_pb2.OutputFormat(regex="a"), stopping=options_pb2.Stopping(ignore_eos=True)
+    ),
+    "chat.messages[0].parts[0].image.detail": message(
+        role=chat_pb2.ROLE_USER,
+        parts=[chat_pb2.Part(image=chat_pb2.Image.FromString(b"\x0a\x01x\x18\x07"))],  # data x, detail 7
+    ),
     "stopping.max_tokens": stopping(max_tokens=0),
     "stopping.strings": stopping(strings=["x"] * 17),
     "stopping.strings[1]": stopping(strings=["x", ""]),
@@ -163,5 +159,5 @@ def test_images_are_counted_and_measured() -> None:
 
 def test_images_stand_only_in_user_messages() -> None:
     part = chat_pb2.Part(image=chat_pb2.Image(data=b"x"))
-    with pytest.raises(InvalidImage, match="user messages"):
+    with pytest.raises(InvalidImage, match="messages of the user"):
         decode(message(role=chat_pb2.ROLE_SYSTEM, parts=[part]))

@@ -37,6 +37,20 @@ async def test_a_slow_reader_gets_frames_of_bounded_size_and_everything() -> Non
     assert texts == {event_id: "".join(f"{step:500d}" for step in range(40)) for event_id in range(256)}
 
 
+async def test_probabilities_merge_too_and_stay_within_a_frame() -> None:
+    outbox = Outbox()
+    rivals = [inference_pb2.TokenLogprob(token_id=i, logprob=-0.1, bytes=b"x" * 40) for i in range(20)]
+    for token in range(8000):
+        told = inference_pb2.TokenLogprobs(logprob=-token, top=rivals)
+        outbox.push(codec.delta(1, 0, "a", [token], None, None, told))
+    taken = await frames(outbox)
+    assert max(frame.ByteSize() for frame in taken) < 2 << 20
+    deltas = [event.delta for frame in taken for event in frame.events]
+    assert [token for delta in deltas for token in delta.token_ids] == list(range(8000))
+    assert [told.logprob for delta in deltas for told in delta.logprobs] == [-token for token in range(8000)]
+    assert all(len(delta.token_ids) == len(delta.logprobs) for delta in deltas)
+
+
 async def test_what_is_pushed_behind_a_full_frame_still_merges() -> None:
     outbox = Outbox()
     for event_id in range(3):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
+from pictures import encoded, noise
 from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput, TextInput, TokensInput
+from spyglass_server.prompt.prepare import ChatInput, ImageSlot, TextInput, TokensInput
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, ToolCall
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
@@ -23,8 +24,8 @@ def prompts(tiny_checkpoint: Path) -> PromptMaker:
 
 
 def conversation(*parts: str | None) -> ChatInput:
-    fields = tuple(f"image {i}" for i, part in enumerate(parts) if part is None)
-    return ChatInput((Message("user", parts),), fields)
+    images = tuple(ImageSlot(f"image {i}") for i, part in enumerate(parts) if part is None)
+    return ChatInput((Message("user", parts),), images)
 
 
 def control_ids(prompts: PromptMaker, tokens: tuple[int, ...]) -> list[int]:
@@ -165,3 +166,18 @@ def test_templates_are_found_where_checkpoints_keep_them(tiny_checkpoint: Path, 
     assert rendered() == "json"
     (tmp_path / "chat_template.jinja").write_text("jinja")
     assert rendered() == "jinja"
+
+
+def test_a_single_tile_does_for_a_low_detail(prompts: PromptMaker) -> None:
+    message = Message("user", (None, None, "which?"))
+    wide = encoded(noise((200, 60)))
+    slots = (ImageSlot("a"), ImageSlot("b", is_low=True))
+    found = prompts.prepare(ChatInput((message,), slots), [wide, wide]).images
+    assert [len(image.pixels) for image in found] == [4, 1]
+    assert found[0].digest != found[1].digest
+
+
+def test_a_tool_may_show_an_image(prompts: PromptMaker) -> None:
+    turns = (Message("user", ("look",)), Message("tool", ("seen: ", None), tool_call_id="1"))
+    prompt = prompts.prepare(ChatInput(turns, (ImageSlot("a"),)), [encoded(noise((20, 20)))])
+    assert len(prompt.images) == len(prompt.image_positions) == 1

@@ -22,6 +22,10 @@ _FINISH_REASONS: dict[int, str] = {
 }
 
 
+_LEAST_LOGPROB = -9999.0
+"""What OpenAI's documentation has for a token that is very unlikely."""
+
+
 class UsageForm(Enum):
     """Where a stream tells its usage."""
 
@@ -51,11 +55,13 @@ class CompletionBuilder:
     def __init__(self, head: AnswerHead, n: int) -> None:
         self._head = head
         self._texts: list[list[str]] = [[] for _ in range(n)]
+        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(n)]
         self._finish_reasons: list[str | None] = [None] * n
 
     def add(self, deltas: Iterable[ChoiceDelta]) -> None:
         for delta in deltas:
             self._texts[delta.index].append(delta.text)
+            self._logprobs[delta.index] += map(_token_object, delta.logprobs)
             if delta.finish_reason:
                 self._finish_reasons[delta.index] = _FINISH_REASONS[delta.finish_reason]
 
@@ -70,9 +76,11 @@ class CompletionBuilder:
                     "index": index,
                     "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
                     "finish_reason": finish_reason,
-                    "logprobs": None,
+                    "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
                 }
-                for index, (texts, finish_reason) in enumerate(zip(self._texts, self._finish_reasons, strict=True))
+                for index, (texts, finish_reason, logprobs) in enumerate(
+                    zip(self._texts, self._finish_reasons, self._logprobs, strict=True)
+                )
             ],
             "usage": usage_object(usage),
         }
@@ -103,7 +111,10 @@ class ChunkEncoder:
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
-            if delta.text:
+            if delta.logprobs:
+                logprobs = {"content": [_token_object(token) for token in delta.logprobs], "refusal": None}
+                chunks.append(self._chunk(_choice(delta.index, {"content": delta.text}, None, logprobs)))
+            elif delta.text:
                 chunks.append(self._before_text[delta.index] + json.dumps(delta.text) + self._after_text)
             if delta.finish_reason:
                 self._running -= 1
@@ -169,5 +180,18 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _choice(index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+def _choice(
+    index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+
+
+def _token_object(token: pb.TokenLogprobs) -> dict[str, Any]:
+    """A token with its probability, and those of its rivals."""
+    rivals = [_logprob_object(rival.bytes, rival.logprob) for rival in token.top]
+    return {**_logprob_object(token.bytes, token.logprob), "top_logprobs": rivals}
+
+
+def _logprob_object(token: bytes, logprob: float) -> dict[str, Any]:
+    """Bytes that are no whole characters are found in `bytes` only. Minus infinity is no JSON."""
+    return {"token": token.decode("utf-8", "replace"), "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(token)}

@@ -18,24 +18,16 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None,),
     "echo": (None, False),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "min_tokens": (None, 0),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True),
     "prediction": (None,),
-    "presence_penalty": (None, 0),
     "reasoning_effort": (None, "none"),
-    "repetition_penalty": (None, 1),
-    "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "tool_choice": (None, "none"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -62,6 +54,7 @@ _MAX_MESSAGES = 4096
 _MAX_VALUES = 200_000
 """JSON values in a body, at most: more than any context has room for, and few enough to read quickly."""
 _MAX_TOKENS = 16384
+_MAX_BIASES = 1024
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -148,7 +141,7 @@ class AssistantMessage(_Object):
 
 class ToolMessage(_Object):
     role: Literal["tool"]
-    content: _TextContent
+    content: _Content
     tool_call_id: str
 
 
@@ -181,6 +174,49 @@ class StreamOptions(_Object):
     include_usage: bool | None = None
 
 
+class TextFormat(_Object):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Object):
+    type: Literal["json_object"]
+
+
+class JsonSchema(_Object):
+    """`strict` changes nothing: a schema holds in every detail, or is refused."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Object):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class RegexFormat(_Object):
+    type: Literal["regex"]
+    regex: str
+
+
+_Format = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")]
+    | Annotated[RegexFormat, Tag("<regex>")],
+    Discriminator(
+        _kind("type"),
+        custom_error_type="unknown_format",
+        custom_error_message="The format must be an object whose type is text, json_object, json_schema or regex",
+    ),
+]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
+"""Of a token; JSON's objects have them as strings."""
+
+
 class ChatRequest(_Object):
     """A chat completion that is asked for. None means the default."""
 
@@ -194,6 +230,16 @@ class ChatRequest(_Object):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=999)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=5)] | None = None
+    logit_bias: (
+        Annotated[dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
+    ) = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: _Format | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     stop: _Stop | None = None

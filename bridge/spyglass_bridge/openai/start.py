@@ -3,17 +3,22 @@
 Owns the names that OpenAI's parameters have in the protocol. Knows nothing of JSON or HTTP.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
-from spyglass_bridge.errors import ApiError, invalid, unsupported
+from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
 from spyglass_bridge.openai.requests import (
     AssistantMessage,
     ChatRequest,
     ImagePart,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     Message,
+    RegexFormat,
+    TextFormat,
     TextPart,
     ToolMessage,
 )
@@ -27,6 +32,12 @@ _ROLES = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
+}
+_DETAILS = {
+    None: chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "auto": chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "low": chat_pb2.IMAGE_DETAIL_LOW,
+    "high": chat_pb2.IMAGE_DETAIL_HIGH,
 }
 
 
@@ -76,8 +87,10 @@ def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
         chat=chat_pb2.Chat(
             messages=[_message(message, f"messages[{i}]", images) for i, message in enumerate(request.messages)]
         ),
+        format=_format(request.response_format),
         sampling=_sampling(request),
         stopping=_stopping(request),
+        output=options_pb2.Output(logprobs=request.logprobs, top_logprobs=request.top_logprobs),
         n=request.n,
         caller=inference_pb2.Caller(bearer_key=context.caller_key),
     )
@@ -116,10 +129,10 @@ def _parts(
             yield chat_pb2.Part(text=part.text)
             continue
         image_path = f"{path}[{index}].image_url"
-        if part.image_url.detail == "low":
-            raise unsupported(f"{image_path}.detail", "detail low")
         source = parse_image(part.image_url.url, f"{image_path}.url", images.max_bytes)
-        yield chat_pb2.Part(image=images.add(source))
+        image = images.add(source)
+        image.detail = _DETAILS[part.image_url.detail]
+        yield chat_pb2.Part(image=image)
 
 
 def _sampling(request: ChatRequest) -> options_pb2.Sampling:
@@ -131,7 +144,25 @@ def _sampling(request: ChatRequest) -> options_pb2.Sampling:
         top_k=request.top_k,
         min_p=request.min_p,
         seed=seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=request.logit_bias,
     )
+
+
+def _format(given: TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | None) -> options_pb2.OutputFormat:
+    match given:
+        case JsonObjectFormat():
+            return options_pb2.OutputFormat(json_object=options_pb2.JsonObjectFormat())
+        case JsonSchemaFormat(json_schema=schema):
+            text = json.dumps(schema.schema_, separators=(",", ":"), ensure_ascii=False)
+            found = options_pb2.JsonSchemaFormat(name=schema.name, schema_json=text, strict=bool(schema.strict))
+            return options_pb2.OutputFormat(json_schema=found)
+        case RegexFormat(regex=regex):
+            return options_pb2.OutputFormat(regex=regex)
+        case _:
+            return options_pb2.OutputFormat(text=options_pb2.TextFormat())
 
 
 def _stopping(request: ChatRequest) -> options_pb2.Stopping:
@@ -139,4 +170,5 @@ def _stopping(request: ChatRequest) -> options_pb2.Stopping:
     if len(limits) > 1:
         raise invalid("max_tokens and max_completion_tokens differ.", "max_completion_tokens")
     strings = [request.stop] if isinstance(request.stop, str) else request.stop
-    return options_pb2.Stopping(max_tokens=limits.pop() if limits else None, strings=strings)
+    most = limits.pop() if limits else None
+    return options_pb2.Stopping(max_tokens=most, min_tokens=request.min_tokens, strings=strings)

@@ -219,7 +219,7 @@ class Image(_message.Message):
     data: _builtins.bytes
     """The encoded file. A message may not be over 4 MiB in all."""
     detail: Global___ImageDetail.ValueType
-    """How closely to look at it. Not honoured yet."""
+    """How closely to look at it."""
     @_builtins.property
     def announced(self) -> Global___Announced:
         """The file follows in pieces after Accepted."""

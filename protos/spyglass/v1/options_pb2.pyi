@@ -20,7 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Sampling(_message.Message):
-    """How the next token is chosen. Filters apply in this order: temperature, top_k, top_p, min_p."""
+    """How the next token is chosen. First come penalties, biases and the answer's format, then temperature, top_k, top_p and
+    min_p, in this order.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,14 +66,16 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """The same seed and request give the same answer; a random one when absent."""
     presence_penalty: _builtins.float
-    """-2 to 2. Not honoured yet."""
+    """Taken from the logits of tokens that stand in the answer; -2 to 2, 0 when absent."""
     frequency_penalty: _builtins.float
-    """-2 to 2. Not honoured yet."""
+    """Taken from the logits of tokens for each time that they stand in the answer; -2 to 2, 0 when absent."""
     repetition_penalty: _builtins.float
-    """0.01 to 5. Not honoured yet."""
+    """Divides positive logits and multiplies negative ones of tokens that stand in the prompt or the answer;
+    0.01 to 5, 1 when absent.
+    """
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of these token ids. Not honoured yet."""
+        """Added to the logits of these token ids; at most 1,024 of them, each -100 to 100."""
 
     def __init__(
         self,
@@ -139,7 +143,9 @@ class Stopping(_message.Message):
     max_tokens: _builtins.int
     """The most tokens of a choice; what fits the context when absent."""
     min_tokens: _builtins.int
-    """The fewest tokens of a choice. Not honoured yet."""
+    """Before a choice has so many tokens no stop token is chosen. Stop strings end it all the same. Not together with a
+    format.
+    """
     ignore_eos: _builtins.bool
     """Run on over the model's own stop tokens, to max_tokens."""
     @_builtins.property
@@ -189,9 +195,9 @@ class Output(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.bool
-    """The probability of each token. Not honoured yet."""
+    """The probability of each token: the model's own, before temperature, penalties, biases and filters."""
     top_logprobs: _builtins.int
-    """That many of the most probable tokens, up to 20. Not honoured yet."""
+    """With logprobs: those of that many of the most probable tokens too, up to 20; none when absent."""
     prompt_logprobs: _builtins.bool
     """The probabilities of the prompt's tokens too. Not honoured yet."""
     echo: _builtins.bool
@@ -229,7 +235,10 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
-    """The shape that an answer must have. Only text is honoured yet."""
+    """The shape that an answer must have. It is told what it may write at every token, so an answer that ends by itself has
+    the shape; one that max_tokens ends is a beginning. A shape that cannot be held to is refused. Not together with
+    ignore_eos or min_tokens.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -239,20 +248,20 @@ class OutputFormat(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     regex: _builtins.str
-    """Text that matches a regular expression."""
+    """Text that matches a regular expression as a whole; without look-around and back references."""
     grammar: _builtins.str
-    """Text of a grammar, in Lark's notation."""
+    """Text of a grammar, in llguidance's dialect of Lark's notation."""
     @_builtins.property
     def text(self) -> Global___TextFormat:
         """Any text."""
 
     @_builtins.property
     def json_object(self) -> Global___JsonObjectFormat:
-        """Any JSON object."""
+        """Any JSON object, on one line."""
 
     @_builtins.property
     def json_schema(self) -> Global___JsonSchemaFormat:
-        """JSON that a schema describes."""
+        """JSON that a schema describes, on one line."""
 
     def __init__(
         self,
@@ -319,9 +328,9 @@ class JsonSchemaFormat(_message.Message):
     name: _builtins.str
     """A name for people."""
     schema_json: _builtins.str
-    """The schema."""
+    """The schema: a JSON object of at most 256 KiB. It refers to nothing outside itself."""
     strict: _builtins.bool
-    """Whether the schema must hold in every detail."""
+    """Has no effect: a schema holds in every detail, or is refused."""
     def __init__(
         self,
         *,

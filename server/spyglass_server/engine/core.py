@@ -5,14 +5,17 @@ the arithmetic.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from spyglass_server.engine.scheduler import Scheduler, Step
 from spyglass_server.engine.types import (
     EngineRequest,
     Event,
+    GrammarCompiler,
     ImageKey,
     ImagesTaken,
+    Matcher,
     RequestFailed,
     Row,
     RowOutput,
@@ -22,13 +25,17 @@ from spyglass_server.engine.types import (
 
 log = logging.getLogger(__name__)
 
+_PAUSE_S = 0.001
+"""How long the engine waits when all that it has to do waits for a grammar."""
+
 
 class EngineCore:
     """Runs requests to their end, one step at a time."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
         self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's pixels
         self._requests: dict[int, EngineRequest] = {}
 
@@ -44,7 +51,7 @@ class EngineCore:
                 if image.key not in self._images:
                     self._runner.take_image(image)
                 self._images.setdefault(image.key, set()).add(request.id)
-            self._scheduler.submit(request)
+            self._scheduler.submit(request, self._matcher(request.grammar))
         except FileNotFoundError as error:  # its cancel, which frees the memory, is right behind it
             self._forget_ended([request.id])
             return [RequestFailed(request.id, repr(error))]
@@ -60,6 +67,8 @@ class EngineCore:
     def step(self) -> list[Event]:
         """Schedules, executes and commits one step."""
         step = self._scheduler.schedule()
+        if not step.rows and step.encode is None:
+            time.sleep(_PAUSE_S)
         events: list[Event] = [*step.begun, *self._encode(step)]
         outputs = self._execute(step)
         events += self._scheduler.commit(step, outputs)
@@ -69,6 +78,12 @@ class EngineCore:
     def check(self) -> None:
         """Asserts that all accounts agree."""
         self._scheduler.check()
+
+    def _matcher(self, grammar: str) -> Matcher | None:
+        if not grammar:
+            return None
+        assert self._grammars is not None, "there is no compiler of grammars"
+        return self._grammars.matcher(grammar)
 
     def _encode(self, step: Step) -> list[Event]:
         if step.encode is None:

@@ -23,7 +23,9 @@ from spyglass_server.engine.types import (
     EngineRequest,
     Event,
     FinishReason,
+    GrammarFailed,
     ImageKey,
+    Matcher,
     RequestBegun,
     RequestFailed,
     Row,
@@ -45,6 +47,7 @@ class Sequence:
     num_computed: int = 0
     has_begun: bool = False
     is_running: bool = False
+    matcher: Matcher | None = None
 
     @property
     def remaining(self) -> int:
@@ -83,12 +86,15 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queues a request. It must fit: one sequence of it in all pages, its images in all room."""
+    def submit(self, request: EngineRequest, matcher: Matcher | None = None) -> None:
+        """Queues a request. It must fit: one sequence of it in all pages, its images in all room.
+
+        It does not begin before its matcher is ready.
+        """
         assert self._pages.num_needed(len(request.tokens) + request.max_tokens) <= self._pages.num_pages
         assert request.n <= self._limits.max_batch
         self._waiting.forget_all_but(map(_tenant, [*self._running, *self._waiting]))
-        self._waiting.add(Sequence(request, tuple(range(request.n)), list(request.tokens)))
+        self._waiting.add(Sequence(request, tuple(range(request.n)), list(request.tokens), matcher=matcher))
 
     def is_alive(self, request_id: int) -> bool:
         """Whether any choice of a request still waits or runs."""
@@ -143,7 +149,7 @@ class Scheduler:
             self._waiting.charge(_tenant(sequence), len(row.tokens))
             self._label_pages(sequence, row.start)
             if row.choices:
-                events += self._append(sequence, dict(zip(row.choices, output.tokens, strict=True)))
+                events += self._append(sequence, row.choices, output)
         return events
 
     def image_encoded(self, key: ImageKey) -> None:
@@ -164,14 +170,21 @@ class Scheduler:
 
     def _row(self, sequence: Sequence, count: int) -> Row:
         start, end = sequence.num_computed, sequence.num_computed + count
+        request = sequence.request
+        may_stop = len(sequence.tokens) - len(request.tokens) >= request.min_tokens
         return Row(
             tokens=sequence.tokens[start:end],
             start=start,
             pages=sequence.pages,
-            sampling=sequence.request.sampling,
+            sampling=request.sampling,
             choices=sequence.choices if end == len(sequence.tokens) else (),
             image_tiles=tuple(self._images.tiles(key) for key in sequence.image_keys),
-            image_positions=sequence.request.image_positions,
+            image_positions=request.image_positions,
+            history=sequence.tokens,
+            num_prompt=len(request.tokens),
+            barred=() if may_stop else request.stop_token_ids,
+            matcher=sequence.matcher,
+            top_logprobs=request.top_logprobs,
         )
 
     # --- admission and preemption -------------------------------------------------------------
@@ -191,7 +204,7 @@ class Scheduler:
     def _next_to_begin(self) -> Sequence | None:
         """The one whose turn it is, with its pages and images, or None when there is no room for it.
 
-        Who waits for room for images alone lets others pass that need no such room.
+        Who waits for room for images alone lets others pass that need no such room; who waits for its grammar, all.
         """
         if not self._waiting:
             return None
@@ -201,6 +214,8 @@ class Scheduler:
             pending[_tenant(sequence)] += sequence.remaining
         images_are_full = False
         for sequence in self._waiting.in_order(pending):
+            if sequence.matcher is not None and not sequence.matcher.is_ready:
+                continue
             if images_are_full and not all(self._images.is_held(key) for key in sequence.image_keys):
                 continue
             known = self._find_pages(sequence)
@@ -291,16 +306,24 @@ class Scheduler:
 
     # --- progress ---------------------------------------------------------------------------------
 
-    def _append(self, sequence: Sequence, tokens: dict[int, int]) -> list[Event]:
+    def _append(self, sequence: Sequence, choices: Seq[int], output: RowOutput) -> list[Event]:
         """Adds one token to each choice; forks when the choices have been one sequence until now."""
-        alive = {choice: token for choice, token in tokens.items() if choice in sequence.choices}
-        branches = [sequence] + [self._fork(sequence) for _ in list(alive)[1:]]
+        logprobs = output.logprobs or [None] * len(choices)
+        chosen = zip(choices, output.tokens, logprobs, strict=True)
+        alive = [one for one in chosen if one[0] in sequence.choices]
+        branches = [sequence] + [self._fork(sequence) for _ in alive[1:]]
         events: list[Event] = []
-        for branch, (choice, token) in zip(branches, alive.items(), strict=True):
+        for branch, (choice, token, its_logprobs) in zip(branches, alive, strict=True):
             branch.choices = (choice,)
             branch.tokens.append(token)
             finish = _finish_reason(branch)
-            events.append(TokenOutput(branch.request.id, choice, token, finish))
+            if branch.matcher is not None and finish is None:
+                try:
+                    branch.matcher.advance(token)
+                except GrammarFailed as error:
+                    self.cancel(branch.request.id)
+                    return [*events, RequestFailed(branch.request.id, str(error))]
+            events.append(TokenOutput(branch.request.id, choice, token, finish, its_logprobs))
             if finish is not None:
                 self._remove(branch)
         return events
@@ -315,6 +338,7 @@ class Scheduler:
             sequence.num_computed,
             has_begun=True,
             is_running=True,
+            matcher=sequence.matcher and sequence.matcher.fork(),
         )
         self._pages.share(twin.pages)
         held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])

@@ -4,7 +4,7 @@ Owns the messages between server and engine process, the unit of work that the s
 the runner, and the runner's interface. Knows neither gRPC nor torch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -19,17 +19,30 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen; `seed` fixes every random number of the request."""
+    """How the next token is chosen; `seed` fixes every random number of the request.
+
+    Penalties lower the logits of tokens that are there already: `presence_penalty` once, `frequency_penalty` for each
+    time that they stand in the answer; `repetition_penalty` divides positive logits and multiplies negative ones, of
+    prompt and answer. `logit_bias` is added to the logits of tokens.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +77,20 @@ class EngineRequest:
 
     `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`.
     `stop_token_ids` end a choice and are its last token. Only requests of one `tenant` share work, and among
-    them the one with the greater `priority` begins sooner.
+    them the one with the greater `priority` begins sooner. Before a choice has `min_tokens` it cannot end by a stop
+    token. With `top_logprobs` each token comes with its probability and those of so many of the most probable ones.
+    An answer is a text of `grammar`, in the compiler's own notation, where there is one.
     """
 
     id: int
     tokens: tuple[int, ...]
     max_tokens: int
+    min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     sampling: SamplingParams = SamplingParams()
     n: int = 1
+    top_logprobs: int | None = None
+    grammar: str = ""
     images: tuple[ImageInput, ...] = ()
     image_positions: tuple[int, ...] = ()
     tenant: str = ""
@@ -147,6 +165,17 @@ class RequestBegun:
     cached_tokens: int
 
 
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities: a token's, and those of the most probable tokens, best first.
+
+    They are the model's own, before temperature, penalties, biases and filters.
+    """
+
+    chosen: float
+    top_tokens: tuple[int, ...]
+    top: tuple[float, ...]
+
+
 class TokenOutput(NamedTuple):
     """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token."""
 
@@ -154,6 +183,7 @@ class TokenOutput(NamedTuple):
     choice: int
     token: int
     finish: FinishReason | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +229,51 @@ Message = Ready | LoadFailed | StepEvents
 # --- between scheduler and runner --------------------------------------------------------------
 
 
+GRAMMAR_LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "max_grammar_size": 200_000}
+"""What a grammar may cost to begin with, and in a step, in the compiler's units: some tenths of a second, and some
+milliseconds."""
+
+
+class GrammarFailed(Exception):
+    """A grammar cannot be followed any further, or not at all; the text is for the log."""
+
+
+class Matcher(Protocol):
+    """Where one answer stands in its grammar."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the grammar is compiled. Until then the other methods wait for that."""
+        ...
+
+    def allowed(self) -> bytes:
+        """The tokens that may follow: one bit for each, that of the first one lowest in the first byte.
+
+        Raises:
+            GrammarFailed: none can be told.
+        """
+        ...
+
+    def advance(self, token: int) -> None:
+        """Takes the next token, which is none that ends the answer.
+
+        Raises:
+            GrammarFailed: it was not allowed.
+        """
+
+    def fork(self) -> "Matcher":
+        """Another one that stands at the same place."""
+        ...
+
+
+class GrammarCompiler(Protocol):
+    """Compiles grammars beside the steps of the engine."""
+
+    def matcher(self, grammar: str) -> Matcher:
+        """At the beginning of an answer; returns at once."""
+        ...
+
+
 @dataclass(slots=True)  # frozen ones take four times as long to make, and there is one for each sequence and step
 class Row:
     """A run of tokens of one sequence to be computed in this step.
@@ -206,7 +281,9 @@ class Row:
     `tokens` stand at positions start, start + 1, … of the sequence; keys and values go to `pages`,
     which cover everything up to the last of them. `image_tiles` are where the states of the request's images
     stand, in order, and `image_positions` where their tokens do. When `choices` is not empty, the logits of the
-    last token are sampled once for each of these choices.
+    last token are sampled once for each of these choices. `history` is all of the sequence up to the row's end, of
+    which the first `num_prompt` are the prompt; it may be left out where there are no penalties. Tokens in `barred`
+    are not chosen, nor any that `matcher` does not allow.
     """
 
     tokens: Sequence[int]
@@ -216,6 +293,11 @@ class Row:
     choices: tuple[int, ...]
     image_tiles: tuple[tuple[int, ...], ...]
     image_positions: tuple[int, ...]
+    history: Sequence[int] = ()
+    num_prompt: int = 0
+    barred: Collection[int] = ()
+    matcher: Matcher | None = None
+    top_logprobs: int | None = None
 
     @property
     def end(self) -> int:
@@ -224,9 +306,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """The tokens sampled for a row's choices, or why the row failed."""
+    """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed."""
 
     tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
     error: str | None = None
 
 

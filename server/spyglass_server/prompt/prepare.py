@@ -21,12 +21,20 @@ _CHARACTERS_A_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """Where an image stands in a request, and whether a single tile of it will do."""
+
+    field: str
+    is_low: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation; `image_fields` names the request's field of each image, in reading order."""
+    """A conversation, and its images in reading order."""
 
     field: ClassVar[str] = "chat.messages"
     messages: tuple[Message, ...]
-    image_fields: tuple[str, ...] = ()
+    images: tuple[ImageSlot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +96,9 @@ class PromptMaker:
             ContextTooLong: it is far longer than `max_tokens`; one that is a little longer is returned.
         """
         match given:
-            case ChatInput(messages, image_fields):
+            case ChatInput(messages, slots):
                 tokens = self._render(messages, max_tokens)
-                tiles = [
-                    tile_image(decode_image(data, self._max_image_pixels, field), self._image_spec)
-                    for data, field in zip(images, image_fields, strict=True)
-                ]
+                tiles = [self._tile(data, slot) for data, slot in zip(images, slots, strict=True)]
             case TextInput(text):
                 self._check_length(text, max_tokens, given.field)
                 tokens, tiles = self.tokenizer.encode_prompt(text), []
@@ -106,6 +111,10 @@ class PromptMaker:
     def detokenizer(self, stop: Sequence[str]) -> Detokenizer:
         """A fresh detokenizer for one choice."""
         return Detokenizer(self.tokenizer, stop)
+
+    def _tile(self, data: bytes, slot: ImageSlot) -> ImageTiles:
+        spec = replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
+        return tile_image(decode_image(data, self._max_image_pixels, slot.field), spec)
 
     def _render(self, messages: Sequence[Message], max_tokens: int) -> list[int]:
         text, restore = self._template.render(messages)

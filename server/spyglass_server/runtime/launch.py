@@ -34,7 +34,10 @@ _CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 @dataclass(frozen=True, slots=True)
 class CheckpointLoader:
-    """How to load the engine. `max_model_len` None means what the model was made for, at most 32768."""
+    """How to load the engine. `max_model_len` None means what the model was made for, at most 32768.
+
+    Answers that must have a shape end in one of `stop_token_ids`.
+    """
 
     folder: Path
     dtype: str
@@ -44,6 +47,7 @@ class CheckpointLoader:
     cache_bytes: int
     image_cache_bytes: int
     limits: Limits
+    stop_token_ids: frozenset[int] = frozenset()
 
     def load(self) -> tuple[EngineCore, EngineInfo]:
         """Loads the model into this process.
@@ -64,6 +68,7 @@ class CheckpointLoader:
     def _load(self) -> tuple[EngineCore, EngineInfo]:
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
+        from spyglass_server.runtime.grammars import Grammars
         from spyglass_server.runtime.linear import Int8Linear
         from spyglass_server.runtime.runner import ModelRunner
 
@@ -83,8 +88,9 @@ class CheckpointLoader:
         limits = self._limits(config, device)
         runner = ModelRunner(model, num_pages, PAGE_SIZE, max_tiles, dtype, device)
         scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+        grammars = Grammars(self.folder / "tokenizer.json", self.stop_token_ids)
         name = str(dtype).removeprefix("torch.")
-        return EngineCore(scheduler, runner), EngineInfo(
+        return EngineCore(scheduler, runner, grammars), EngineInfo(
             name, self.quantization, device.type, max_tokens, max_tiles, self.limits.max_batch
         )
 

@@ -20,7 +20,8 @@ from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequenci
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.model.vision import Slices
 from spyglass_server.runtime.plan import BatchPlan, Planner, places
-from spyglass_server.runtime.sampler import Draw, sample
+from spyglass_server.runtime.sampler import Draw, logprobs_of, sample
+from spyglass_server.runtime.steering import steer
 
 log = logging.getLogger(__name__)
 
@@ -166,16 +167,21 @@ class ModelRunner:
             return [RowOutput()] * len(rows)
         logits = self._model.text.logits(hidden)
         finite = logits.sum(dim=-1).isfinite().tolist()
+        logits = logits if all(finite) else logits.nan_to_num()
         draws = [
             Draw(at, rows[i].sampling, choice, rows[i].end)
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
-        tokens = iter(sample(logits if all(finite) else logits.nan_to_num(), draws))
+        tokens = iter(sample(steer(logits, [rows[i] for i in sampled]), draws))
         outputs = [RowOutput()] * len(rows)
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
-            outputs[i] = RowOutput(chosen) if finite[at] else RowOutput(error="the logits are not finite")
+            if not finite[at]:
+                outputs[i] = RowOutput(error="the logits are not finite")
+                continue
+            top = rows[i].top_logprobs
+            outputs[i] = RowOutput(chosen, () if top is None else tuple(logprobs_of(logits[at], chosen, top)))
         return outputs
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Chooses tokens from logits.
 
-Owns temperature, the filters and the random numbers. A random number depends on nothing but seed,
-choice and position, so that an answer does not change with what else is in the batch.
+Owns temperature, the filters and the random numbers, and the probabilities that are told. A random number depends on
+nothing but seed, choice and position, so that an answer does not change with what else is in the batch.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import SamplingParams
+from spyglass_server.engine.types import Logprobs, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,14 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         for i, token in zip(random, chosen, strict=True):
             tokens[i] = token
     return [int(token) for token in tokens]
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
+    """Probabilities of tokens, and `count` of the most probable ones, by logits [vocabulary] of one row."""
+    told = logits.float().log_softmax(dim=-1)
+    best = told.topk(count)
+    top_tokens, top = tuple(best.indices.tolist()), tuple(best.values.tolist())
+    return [Logprobs(float(told[token]), top_tokens, top) for token in tokens]
 
 
 def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:

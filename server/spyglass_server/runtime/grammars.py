@@ -1,0 +1,75 @@
+"""Grammars of answers, compiled for one vocabulary.
+
+Owns the compiled grammars and the thread in which they are made. Knows nothing of JSON or tools: what it is given is in
+llguidance's own notation, and has been checked by those who give it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from spyglass_server.engine.types import GRAMMAR_LIMITS, GrammarFailed, Matcher
+
+_MOST_KNOWN = 64
+"""So many compiled grammars are kept for the next who asks for them; each takes some 100 kB."""
+
+
+class Grammars:
+    """Compiles grammars one after another, and keeps the latest."""
+
+    def __init__(self, tokenizer_path: Path, stop_token_ids: frozenset[int]) -> None:
+        self._path, self._stop_token_ids = tokenizer_path, stop_token_ids
+        self._known: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "grammars")
+
+    def matcher(self, grammar: str) -> Matcher:
+        if grammar not in self._known:
+            self._known[grammar] = self._thread.submit(self._compile, grammar)
+        self._known.move_to_end(grammar)
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        future = self._known[grammar]
+        return _Matcher(future.done, lambda: future.result().deep_copy())
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        return LLTokenizer(str(self._path), eos_token=sorted(self._stop_token_ids))
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**GRAMMAR_LIMITS))
+
+
+class _Matcher:
+    """A matcher that is made when it is first needed."""
+
+    def __init__(self, is_ready: Callable[[], bool], make: Callable[[], LLMatcher]) -> None:
+        self._is_ready, self._make = is_ready, make
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_ready()
+
+    @cached_property
+    def _matcher(self) -> LLMatcher:
+        return self._make()
+
+    def allowed(self) -> bytes:
+        found = self._matcher.compute_bitmask()
+        self._check()
+        return found
+
+    def advance(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._check()
+
+    def fork(self) -> "_Matcher":
+        twin = self._matcher.deep_copy()
+        return _Matcher(lambda: True, lambda: twin)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarFailed(self._matcher.get_error())

@@ -1,0 +1,75 @@
+"""What is done to logits before a token is chosen from them: penalties, biases, tokens that are barred, grammars.
+
+Knows nothing of temperature or chance, and nothing of other rows: what is done to one depends on that row alone.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spyglass_server.engine.types import GrammarFailed, Matcher, Row, SamplingParams
+
+
+def steer(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything."""
+    changed = [i for i, row in enumerate(rows) if _is_steered(row)]
+    if changed:
+        logits = logits.clone()
+    for i in changed:
+        _steer(logits[i], rows[i])
+    return logits
+
+
+def _is_steered(row: Row) -> bool:
+    sampling = row.sampling
+    return bool(row.barred or row.matcher or sampling.has_penalties or sampling.logit_bias)
+
+
+def _steer(logits: Tensor, row: Row) -> None:
+    """Changes the logits [vocabulary] of one row where they are. Later steps see what earlier ones have made."""
+    sampling = row.sampling
+    if sampling.repetition_penalty != 1:
+        _repeat_less(logits, row.history, sampling.repetition_penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        _vary(logits, row.history[row.num_prompt :], sampling)
+    if sampling.logit_bias:
+        tokens, biases = zip(*sampling.logit_bias, strict=True)
+        logits[_index(tokens, logits)] += torch.tensor(biases, device=logits.device)
+    if row.barred:
+        logits[_index(row.barred, logits)] = -torch.inf
+    if row.matcher is not None:
+        logits[_forbidden(row.matcher, len(logits)).to(logits.device)] = -torch.inf
+
+
+def _forbidden(matcher: Matcher, vocab_size: int) -> Tensor:
+    """Which tokens [vocabulary] a grammar does not allow; it may know more than there are logits, or fewer."""
+    bits = np.unpackbits(np.frombuffer(matcher.allowed(), np.uint8), bitorder="little")[:vocab_size]
+    forbidden = np.ones(vocab_size, np.bool_)
+    forbidden[: len(bits)] = bits == 0
+    if forbidden.all():
+        raise GrammarFailed("no token may follow")
+    return torch.from_numpy(forbidden)
+
+
+def _repeat_less(logits: Tensor, tokens: Sequence[int], penalty: float) -> None:
+    there = _index(np.unique(_known(tokens, logits)), logits)
+    found = logits[there]
+    logits[there] = torch.where(found > 0, found / penalty, found * penalty)
+
+
+def _vary(logits: Tensor, answer: Sequence[int], sampling: SamplingParams) -> None:
+    tokens, counts = np.unique(_known(answer, logits), return_counts=True)
+    lower = sampling.presence_penalty + sampling.frequency_penalty * counts
+    logits[_index(tokens, logits)] -= torch.from_numpy(lower).to(logits)
+
+
+def _known(tokens: Sequence[int], logits: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Those of some tokens that have logits: the image token has none."""
+    found = np.asarray(tokens, np.int64)
+    return found[found < len(logits)]
+
+
+def _index(tokens: Collection[int] | np.ndarray[tuple[int], np.dtype[np.int64]], logits: Tensor) -> Tensor:
+    return torch.tensor([int(token) for token in tokens], dtype=torch.int64, device=logits.device)

@@ -1,0 +1,275 @@
+"""What a caller may ask of an answer, over gRPC with a tiny model: sampling, probabilities, shapes."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fakes import Stream, TestServer, chat, image_chat, run_test_server
+from pictures import disc, encoded
+from spyglass.v1 import inference_pb2, options_pb2
+
+SHAPE_TOKENS = 600
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TestServer]:
+    async with run_test_server(tiny_checkpoint, tmp_path_factory.mktemp("data"), max_batch=32) as server:
+        yield server
+
+
+async def answers(server: TestServer, starts: Sequence[inference_pb2.Start]) -> Stream:
+    """Answers to all, which have the ids 1, 2, …"""
+    stream = server.open_stream()
+    for event_id, start in enumerate(starts, 1):
+        await stream.start(event_id, start)
+    await stream.finish()
+    for event_id in range(1, len(starts) + 1):
+        assert not stream.finished(event_id).error.code, stream.finished(event_id).error
+    return stream
+
+
+def deltas(stream: Stream, event_id: int = 1, index: int = 0) -> list[inference_pb2.Delta]:
+    found = [event.delta for event in stream.events(event_id) if event.HasField("delta")]
+    return [delta for delta in found if delta.index == index]
+
+
+def token_ids(stream: Stream, event_id: int = 1, index: int = 0) -> list[int]:
+    return [token for delta in deltas(stream, event_id, index) for token in delta.token_ids]
+
+
+def ask(text: str = "hi", count: int = 12, **given: Any) -> inference_pb2.Start:
+    """A Start; fields of its parts are given as, for example, sampling={…}."""
+    parts = {"sampling": options_pb2.Sampling, "output": options_pb2.Output, "format": options_pb2.OutputFormat}
+    fields = {name: parts[name](**value) if name in parts else value for name, value in given.items()}
+    stopping = options_pb2.Stopping(max_tokens=count, **fields.pop("stopping", {}))
+    return chat(text, stopping=stopping, **fields)
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+
+async def test_a_bias_of_100_decides_and_one_of_minus_100_forbids(server: TestServer) -> None:
+    plain = token_ids(await answers(server, [ask(sampling={"temperature": 0.0})]))
+    forced = ask(sampling={"temperature": 0.0, "logit_bias": {97: 100.0}})
+    without = ask(sampling={"temperature": 0.0, "logit_bias": dict.fromkeys(plain, -100.0)})
+    stream = await answers(server, [forced, without])
+    assert token_ids(stream, 1) == [97] * 12
+    assert not set(token_ids(stream, 2)) & set(plain)
+
+
+async def test_a_frequency_penalty_of_2_varies_what_a_bias_repeats(server: TestServer) -> None:
+    given = {"temperature": 0.0, "logit_bias": {97: 12.0}}
+    starts = [ask(count=30, sampling=given | {name: 2.0}) for name in ("frequency_penalty", "presence_penalty")]
+    stream = await answers(server, [ask(count=30, sampling=given), *starts])
+    repeated, frequency, presence = (token_ids(stream, event_id).count(97) for event_id in (1, 2, 3))
+    assert repeated == 30
+    assert frequency < presence <= 30
+
+
+async def test_an_answer_has_at_least_min_tokens(server: TestServer) -> None:
+    likely = {"temperature": 0.0, "logit_bias": {262: 100.0}}  # <|eot_id|>
+    starts = [ask(sampling=likely), ask(sampling=likely, stopping={"min_tokens": 5})]
+    stream = await answers(server, starts)
+    assert [stream.finished(event_id).usage.completion_tokens for event_id in (1, 2)] == [1, 6]
+    assert 262 not in token_ids(stream, 2)[:5]
+
+
+async def test_the_same_seed_gives_the_same_answer_alone_and_in_a_batch(server: TestServer) -> None:
+    penalties = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "min_p": 0.01, "top_k": 100}
+    starts = [
+        ask(f"question {i}", 24, sampling={"seed": i, "temperature": 1.0} | (penalties if i % 2 else {}))
+        for i in range(20)
+    ]
+    alone = [token_ids(await answers(server, [start])) for start in starts]
+    others = [ask(f"other {i}", 40, sampling={"temperature": 1.5}) for i in range(15)]
+    for i, start in enumerate(starts):
+        stream = await answers(server, [*others[: i % 15], start, *others[i % 15 :]])
+        assert token_ids(stream, i % 15 + 1) == alone[i]
+
+
+# --- probabilities -----------------------------------------------------------------------------
+
+
+async def test_probabilities_are_told_for_every_token(server: TestServer) -> None:
+    start = ask(output={"logprobs": True, "top_logprobs": 5}, sampling={"temperature": 0.0}, n=2)
+    stream = await answers(server, [start])
+    for index in (0, 1):
+        found = [one for delta in deltas(stream, index=index) for one in delta.logprobs]
+        ids = token_ids(stream, index=index)
+        assert len(found) == len(ids) == 12
+        for token, told in zip(ids, found, strict=True):
+            assert told.top[0].token_id == token  # greedy
+            assert told.logprob == told.top[0].logprob <= 0
+            assert told.bytes == told.top[0].bytes
+            assert len(told.top) == 5
+            assert sum(math.exp(rival.logprob) for rival in told.top) <= 1 + 1e-6
+
+
+async def test_told_probabilities_are_the_models_own(server: TestServer) -> None:
+    plain = {"temperature": 0.0}
+    biased = {"temperature": 2.0, "logit_bias": {97: 100.0}, "presence_penalty": 1.0}
+    starts = [ask(count=1, output={"logprobs": True, "top_logprobs": 20}, sampling=s) for s in (plain, biased)]
+    stream = await answers(server, starts)
+    first, second = (deltas(stream, event_id)[0].logprobs[0] for event_id in (1, 2))
+    for one, other in zip(first.top, second.top, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+async def test_nothing_is_told_where_nothing_is_asked(server: TestServer) -> None:
+    assert not any(delta.logprobs for delta in deltas(await answers(server, [ask()])))
+
+
+# --- shapes ------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["a", "b", "name", "ünï", 'with "quotes"', "c d", ""])
+LEAVES = st.one_of(
+    st.just({"type": "null"}),
+    st.just({"type": "boolean"}),
+    st.builds(
+        lambda low, more: {"type": "integer", "minimum": low, "maximum": low + more},
+        st.integers(-99, 99),
+        st.integers(0, 1000),
+    ),
+    st.just({"type": "integer"}),
+    st.just({"type": "number", "minimum": 0, "maximum": 10}),
+    st.builds(
+        lambda low, more: {"type": "string", "minLength": low, "maxLength": low + more},
+        st.integers(0, 3),
+        st.integers(0, 8),
+    ),
+    st.sampled_from(["^[a-f]{2,5}$", "^(yes|no)$", "^\\d{3}-\\d{4}$"]).map(lambda p: {"type": "string", "pattern": p}),
+    st.sampled_from(["date", "ipv4", "uuid"]).map(lambda f: {"type": "string", "format": f}),
+    st.lists(st.one_of(st.integers(-5, 5), st.text(max_size=4), st.booleans(), st.none()), min_size=1, max_size=4).map(
+        lambda values: {"enum": values}
+    ),
+    st.integers(0, 9).map(lambda value: {"const": {"v": value}}),
+)
+
+
+def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    def object_of(properties: dict[str, Any], all_required: bool) -> dict[str, Any]:
+        required = list(properties) if all_required else list(properties)[:1]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    return st.one_of(
+        st.builds(
+            lambda items, low, more: {"type": "array", "items": items, "minItems": low, "maxItems": low + more},
+            inner,
+            st.integers(0, 2),
+            st.integers(0, 2),
+        ),
+        st.builds(object_of, st.dictionaries(NAMES, inner, max_size=3), st.booleans()),
+        st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
+    )
+
+
+SCHEMAS = st.recursive(LEAVES, composed, max_leaves=6)
+
+
+def random_schemas(count: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    @settings(max_examples=count, derandomize=True, database=None)
+    @given(SCHEMAS)
+    def collect(schema: dict[str, Any]) -> None:
+        found.append(schema)
+
+    collect()
+    return found
+
+
+def shaped(schema: dict[str, Any], number: int, picture: bytes | None) -> inference_pb2.Start:
+    fields: dict[str, Any] = {
+        "stopping": options_pb2.Stopping(max_tokens=SHAPE_TOKENS),
+        "sampling": options_pb2.Sampling(seed=number),
+        "format": options_pb2.OutputFormat(json_schema=options_pb2.JsonSchemaFormat(schema_json=json.dumps(schema))),
+    }
+    return image_chat("JSON!", [picture], **fields) if picture else chat("JSON!", **fields)
+
+
+@pytest.mark.parametrize("with_picture", [False, True])
+async def test_answers_hold_to_random_schemas(server: TestServer, with_picture: bool) -> None:
+    schemas = random_schemas(200)
+    assert len(schemas) >= 190
+    picture = encoded(disc("red")) if with_picture else None
+    stream = await answers(server, [shaped(schema, i, picture) for i, schema in enumerate(schemas)])
+    finished = 0
+    for event_id, schema in enumerate(schemas, 1):
+        if deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_STOP:
+            finished += 1
+            jsonschema.validate(
+                json.loads(stream.text(event_id)), schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+            )
+    assert finished >= 0.9 * len(schemas)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+        ({"grammar": 'start: "yes" | "no" DIGITS\nDIGITS: /[0-9]{2}/'}, "yes|no[0-9]{2}"),
+    ],
+)
+async def test_every_choice_holds_to_its_shape(server: TestServer, shape: dict[str, str], pattern: str) -> None:
+    stream = await answers(server, [ask(count=40, format=shape, n=4, sampling={"seed": 1})])
+    texts = [stream.text(1, index) for index in range(4)]
+    assert all(re.fullmatch(pattern, text) for text in texts), texts
+    assert len(set(texts)) > 1
+
+
+async def test_an_object_may_be_anything_but_is_one(server: TestServer) -> None:
+    starts = [ask(count=400, format={"json_object": {}}, sampling={"seed": seed}) for seed in range(20)]
+    stream = await answers(server, starts)
+    for event_id in range(1, 21):
+        text = stream.text(event_id)
+        assert text.startswith("{")
+        if deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_STOP:
+            assert isinstance(json.loads(text), dict)
+
+
+REFUSED = {
+    "format.json_schema.schema_json": [
+        "",
+        "[]",
+        "{",
+        '{"type": "strin"}',
+        '{"type": "array", "uniqueItems": true}',
+        '{"not": {"type": "string"}}',
+        '{"oneOf": [{"type": "integer"}, {"type": "number"}]}',
+        '{"$ref": "https://example.com/schema"}',
+        '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}',
+        '{"type": "string", "pattern": "(?=a)b"}',
+        '{"a": ' * 5000 + "1" + "}" * 5000,
+        json.dumps({"enum": ["x" * 300_000]}),
+    ],
+    "format.regex": ["(", "a(?=b)", r"(a)\1", "x" * 300_000],
+    "format.grammar": ["", 'start: "a', "begin: /a/"],
+}
+
+
+@pytest.mark.parametrize(("field", "source"), [(field, source) for field in REFUSED for source in REFUSED[field]])
+async def test_what_cannot_be_held_to_is_refused(server: TestServer, field: str, source: str) -> None:
+    name = field.split(".")[1]
+    given: dict[str, Any] = {name: {"schema_json": source} if name == "json_schema" else source}
+    shape = options_pb2.OutputFormat(**given)
+    stream = server.open_stream()
+    await stream.start(1, chat("hi", format=shape))
+    async with asyncio.timeout(5):
+        await stream.finish()
+    error = stream.finished(1).error
+    assert error.code == 3
+    assert field.encode() in error.SerializeToString()
+    assert not stream.finished(1).HasField("usage")

@@ -1,0 +1,87 @@
+"""What is done to logits before a token is chosen: penalties, biases, barred tokens, grammars."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spyglass_server.engine.types import GrammarFailed, Row, SamplingParams
+from spyglass_server.runtime.sampler import logprobs_of
+from spyglass_server.runtime.steering import steer
+
+LOGITS = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+
+
+class Allows:
+    """A grammar that always allows the same tokens."""
+
+    is_ready = True
+
+    def __init__(self, *tokens: int) -> None:
+        bits = np.isin(np.arange(40), tokens)  # more than there are logits
+        self._bits = np.packbits(bits, bitorder="little").tobytes()
+
+    def allowed(self) -> bytes:
+        return self._bits
+
+    def advance(self, token: int) -> None:
+        raise AssertionError
+
+    def fork(self) -> "Allows":
+        return self
+
+
+def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: object) -> Row:
+    asked = {name: fields.pop(name) for name in ("barred", "matcher") if name in fields}
+    sampling = SamplingParams(**fields)  # type: ignore[arg-type]
+    return Row((), 0, (), sampling, (0,), (), (), history=history, num_prompt=num_prompt, **asked)  # type: ignore[arg-type]
+
+
+def steered(*rows: Row) -> list[list[float]]:
+    found: list[list[float]] = steer(LOGITS.expand(len(rows), -1), rows).tolist()
+    return found
+
+
+def test_nothing_is_copied_where_nothing_is_asked() -> None:
+    logits = LOGITS.clone()
+    assert steer(logits, [row((0, 1, 2), 1)]) is logits
+
+
+def test_penalties_count_the_answer_only() -> None:
+    once, twice = row((1, 0, 2, 2), 1, presence_penalty=0.5), row((1, 0, 2, 2), 1, frequency_penalty=0.5)
+    assert steered(once) == [[1.5, -2.0, 0.5, 0.5]]
+    assert steered(twice) == [[1.5, -2.0, 0.0, 0.5]]
+
+
+def test_repetition_counts_the_prompt_too_and_moves_both_signs_down() -> None:
+    assert steered(row((0, 1), 1, repetition_penalty=2.0)) == [[1.0, -4.0, 1.0, 0.5]]
+    assert steered(row((0, 1, 999), 1, repetition_penalty=2.0)) == [[1.0, -4.0, 1.0, 0.5]]  # the image token
+
+
+def test_biases_and_barred_tokens() -> None:
+    assert steered(row(logit_bias=((1, 5.0), (3, -0.5)))) == [[2.0, 3.0, 1.0, 0.0]]
+    assert steered(row(barred=frozenset({0}), logit_bias=((0, 100.0),))) == [[-torch.inf, -2.0, 1.0, 0.5]]
+
+
+def test_a_grammar_has_the_last_word() -> None:
+    assert steered(row(matcher=Allows(1, 3, 39), logit_bias=((0, 100.0),))) == [[-torch.inf, -2.0, -torch.inf, 0.5]]
+    with pytest.raises(GrammarFailed):
+        steered(row(matcher=Allows(39)))
+
+
+def test_rows_are_steered_alone() -> None:
+    rows = [row(), row((0,), 0, presence_penalty=2.0), row(barred=(2,)), row(matcher=Allows(0))]
+    assert steered(*rows) == [steered(one)[0] for one in rows]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=5, max_size=30), st.integers(0, 5))
+def test_told_probabilities_are_those_of_the_logits(values: list[float], count: int) -> None:
+    logits = torch.tensor(values)
+    [first, last] = logprobs_of(logits, [0, len(values) - 1], count)
+    expected = torch.tensor(values, dtype=torch.float64).log_softmax(-1)
+    assert first.chosen == pytest.approx(float(expected[0]), abs=1e-4)
+    assert last.chosen == pytest.approx(float(expected[-1]), abs=1e-4)
+    assert len(first.top_tokens) == len(first.top) == count
+    assert list(first.top) == sorted(first.top, reverse=True)
+    assert sum(np.exp(first.top)) <= 1 + 1e-6
