@@ -7,7 +7,7 @@ the runner, and the runner's interface. Knows neither gRPC nor torch.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class FinishReason(Enum):
@@ -229,7 +229,7 @@ Message = Ready | LoadFailed | StepEvents
 # --- between scheduler and runner --------------------------------------------------------------
 
 
-GRAMMAR_LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "max_grammar_size": 200_000}
+GRAMMAR_LIMITS: dict[str, Any] = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "max_grammar_size": 200_000}
 """What a grammar may cost to begin with, and in a step, in the compiler's units: some tenths of a second, and some
 milliseconds."""
 
