@@ -229,7 +229,11 @@ Message = Ready | LoadFailed | StepEvents
 # --- between scheduler and runner --------------------------------------------------------------
 
 
-GRAMMAR_LIMITS: dict[str, Any] = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "max_grammar_size": 200_000}
+GRAMMAR_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 100_000,
+    "max_grammar_size": 200_000,
+}
 """What a grammar may cost to begin with, and in a step, in the compiler's units: some tenths of a second, and some
 milliseconds."""
 
