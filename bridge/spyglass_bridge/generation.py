@@ -20,11 +20,13 @@ class ChoiceDelta:
     text: str
     finish_reason: pb.FinishReason.ValueType
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
 
     def merge(self, later: pb.Delta) -> None:
         self.text += later.text
         self.finish_reason = later.finish_reason
         self.logprobs += later.logprobs
+        self.tool_calls += later.tool_calls
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class Generation:
                 pending.merge(delta)
             else:
                 self._deltas[delta.index] = ChoiceDelta(
-                    delta.index, delta.text, delta.finish_reason, list(delta.logprobs)
+                    delta.index, delta.text, delta.finish_reason, list(delta.logprobs), list(delta.tool_calls)
                 )
         elif kind == "finished":
             self._finished = event.finished

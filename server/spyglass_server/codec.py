@@ -5,6 +5,7 @@ honoured yet is refused by name. Knows nothing of how a generation runs.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from spyglass_server.engine.types import FinishReason, Logprobs, SamplingParams
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
 from spyglass_server.prompt.grammar import Kind, Shape
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot, Input, TextInput, TokensInput
-from spyglass_server.prompt.template import Message, ToolCall
+from spyglass_server.prompt.template import Message, Tool, ToolCall
+from spyglass_server.prompt.tool_calls import CallPiece
 
 Number = TypeVar("Number", int, float)
 Many = TypeVar("Many", bound=Sequence[Any])
@@ -33,6 +35,9 @@ _MAX_REQUEST_ID_CHARACTERS = 128
 _MAX_MESSAGES = 4096
 _MAX_PARTS = 4096
 _MAX_JSON_DEPTH = 64
+_NO_PARAMETERS = '{"type": "object", "properties": {}}'
+_MAX_TOOLS = 128
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_BIASES = 1024
 _MAX_BIAS = 100.0
 _MAX_TOP_LOGPROBS = 20
@@ -46,10 +51,10 @@ _ROLES = {
 _FINISH_REASONS = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: inference_pb2.FINISH_REASON_TOOL_CALLS,
 }
 _NOT_HONOURED = {
     "": ("idempotency_key", "traceparent", "cache_salt"),
-    "chat": ("tools", "tool_choice"),
     "output": ("prompt_logprobs", "echo"),
 }
 
@@ -60,6 +65,19 @@ class ImageLimits:
 
     max_images: int
     max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Tools that may be called, whether one must be, and whether several may be in one answer where one must."""
+
+    tools: tuple[Tool, ...]
+    must_call: bool
+    several: bool
+
+    @property
+    def needs_grammar(self) -> bool:
+        return self.must_call or any(tool.is_strict for tool in self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,7 @@ class Spec:
     min_tokens: int
     top_logprobs: int | None
     shape: Shape | None
+    tool_use: ToolUse | None
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     ignore_eos: bool
@@ -91,7 +110,8 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         InvalidRequest: a field is wrong, missing, or not honoured yet; the error names it.
     """
     _refuse_unsupported(start)
-    given, images = _decode_input(start, limits)
+    tool_use = _decode_tools(start.chat)
+    given, images = _decode_input(start, tool_use, limits)
     max_tokens = _optional_int(start.stopping, "max_tokens")
     return Spec(
         request_id=_request_id(start.request_id),
@@ -103,7 +123,8 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         max_tokens=max_tokens,
         min_tokens=_in_range("stopping.min_tokens", start.stopping.min_tokens, 0, max_tokens or MAX_TOKENS),
         top_logprobs=_decode_logprobs(start.output),
-        shape=_decode_shape(start),
+        shape=_decode_shape(start, tool_use),
+        tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
         stop_token_ids=frozenset(_at_most("stopping.token_ids", start.stopping.token_ids, _MAX_STOPS)),
         ignore_eos=start.stopping.ignore_eos,
@@ -124,10 +145,12 @@ def _refuse_unsupported(start: inference_pb2.Start) -> None:
                 raise Unsupported(f"{group}.{name}" if group else name)
 
 
-def _decode_input(start: inference_pb2.Start, limits: ImageLimits) -> tuple[Input, tuple[bytes | None, ...]]:
+def _decode_input(
+    start: inference_pb2.Start, tool_use: ToolUse | None, limits: ImageLimits
+) -> tuple[Input, tuple[bytes | None, ...]]:
     match start.WhichOneof("input"):
         case "chat":
-            return _decode_chat(start.chat, limits)
+            return _decode_chat(start.chat, tool_use.tools if tool_use else (), limits)
         case "text":
             return TextInput(start.text), ()
         case "tokens":
@@ -136,7 +159,41 @@ def _decode_input(start: inference_pb2.Start, limits: ImageLimits) -> tuple[Inpu
             raise InvalidRequest("one of chat, text and tokens is needed", field="chat")
 
 
-def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, tuple[bytes | None, ...]]:
+def _decode_tools(chat: chat_pb2.Chat) -> ToolUse | None:
+    """None where no tool may be called."""
+    tools = tuple(_decode_tool(tool, f"chat.tools[{i}]") for i, tool in enumerate(chat.tools))
+    _at_most("chat.tools", tools, _MAX_TOOLS)
+    names = [tool.name for tool in tools]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InvalidRequest(f"there are two tools named {name}", field=f"chat.tools[{i}].name")
+    choice = chat.tool_choice
+    if choice.mode not in chat_pb2.ToolChoiceMode.values():
+        raise InvalidRequest("there is no such mode", field="chat.tool_choice.mode")
+    if choice.mode == chat_pb2.TOOL_CHOICE_MODE_NONE or not (tools or choice.HasField("name")):
+        if choice.mode == chat_pb2.TOOL_CHOICE_MODE_REQUIRED:
+            raise InvalidRequest("a tool must be called, but there is none", field="chat.tool_choice.mode")
+        return None
+    must_call = choice.mode == chat_pb2.TOOL_CHOICE_MODE_REQUIRED
+    if choice.HasField("name"):
+        if choice.name not in names:
+            raise InvalidRequest("there is no tool of this name", field="chat.tool_choice.name")
+        return ToolUse((tools[names.index(choice.name)],), must_call=True, several=False)
+    return ToolUse(tools, must_call, chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls"))
+
+
+def _decode_tool(tool: chat_pb2.Tool, path: str) -> Tool:
+    if not _TOOL_NAME.fullmatch(tool.name):
+        raise InvalidRequest(
+            "a tool's name has 1 to 64 letters, digits, underscores, dots and hyphens", field=f"{path}.name"
+        )
+    parameters = _json_object(tool.parameters_json or _NO_PARAMETERS, f"{path}.parameters_json", "a tool's parameters")
+    return Tool(tool.name, tool.description, parameters, tool.strict)
+
+
+def _decode_chat(
+    chat: chat_pb2.Chat, tools: tuple[Tool, ...], limits: ImageLimits
+) -> tuple[ChatInput, tuple[bytes | None, ...]]:
     if not chat.messages:
         raise InvalidRequest("at least one message is needed", field="chat.messages")
     _at_most("chat.messages", chat.messages, _MAX_MESSAGES)
@@ -162,7 +219,7 @@ def _decode_chat(chat: chat_pb2.Chat, limits: ImageLimits) -> tuple[ChatInput, t
             f"the conversation holds {len(images)} images; {limits.max_images} are allowed",
             field=slots[limits.max_images].field,
         )
-    return ChatInput(tuple(messages), tuple(slots)), tuple(images)
+    return ChatInput(tuple(messages), tuple(slots), tools), tuple(images)
 
 
 def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], path: str) -> Message:
@@ -173,9 +230,10 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
         raise InvalidRequest("only the assistant calls tools", field=f"{path}.tool_calls")
     if message.tool_call_id and role != "tool":
         raise InvalidRequest("only a tool's message answers a call", field=f"{path}.tool_call_id")
+    fields = (f"{path}.tool_calls[{i}].arguments_json" for i in range(len(message.tool_calls)))
     calls = tuple(
-        ToolCall(call.id, call.name, _json_object(call.arguments_json, f"{path}.tool_calls[{i}].arguments_json"))
-        for i, call in enumerate(message.tool_calls)
+        ToolCall(call.id, call.name, _json_object(call.arguments_json, field, "a tool call's arguments"))
+        for call, field in zip(message.tool_calls, fields, strict=True)
     )
     return Message(role, parts, calls, message.tool_call_id)
 
@@ -230,8 +288,9 @@ def _decode_logprobs(output: options_pb2.Output) -> int | None:
     return top if output.logprobs else None
 
 
-def _decode_shape(start: inference_pb2.Start) -> Shape | None:
+def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> Shape | None:
     given = start.format
+    shape: Shape | None = None
     match given.WhichOneof("kind"):
         case "json_object":
             shape = Shape(Kind.JSON_OBJECT)
@@ -241,12 +300,12 @@ def _decode_shape(start: inference_pb2.Start) -> Shape | None:
             shape = Shape(Kind.REGEX, given.regex)
         case "grammar":
             shape = Shape(Kind.LARK, given.grammar)
-        case _:
-            return None
+    if shape is not None and tool_use:
+        raise InvalidRequest("format and tools do not go together, unless none may be called", field="format")
     for name in ("ignore_eos", "min_tokens"):
-        if getattr(start.stopping, name):
+        if getattr(start.stopping, name) and (shape is not None or (tool_use and tool_use.needs_grammar)):
             raise InvalidRequest(
-                f"stopping.{name} goes with plain text only: a format says when an answer ends",
+                f"stopping.{name} goes with free text only: a format says when an answer ends",
                 field=f"stopping.{name}",
             )
     return shape
@@ -285,7 +344,7 @@ def _request_id(given: str) -> str:
     return given or "gen-" + secrets.token_hex(12)
 
 
-def _json_object(text: str, field: str) -> dict[str, Any]:
+def _json_object(text: str, field: str, what: str) -> dict[str, Any]:
     """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
     try:
         found = json.loads(text)
@@ -293,7 +352,7 @@ def _json_object(text: str, field: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or _is_deeper(found, _MAX_JSON_DEPTH):
-        raise InvalidRequest(f"a tool call's arguments are a JSON object, at most {_MAX_JSON_DEPTH} deep", field=field)
+        raise InvalidRequest(f"{what} are a JSON object, at most {_MAX_JSON_DEPTH} deep", field=field)
     return found
 
 
@@ -339,6 +398,7 @@ def delta(
     token_ids: Iterable[int],
     finish: FinishReason | None,
     stop_string: str | None,
+    calls: Iterable[CallPiece] = (),
     logprobs: inference_pb2.TokenLogprobs | None = None,
 ) -> inference_pb2.Event:
     """More of one choice. There is one for every token: set field by field, it takes half the time."""
@@ -351,6 +411,8 @@ def delta(
         more.finish_reason = _FINISH_REASONS[finish]
     if stop_string is not None:
         more.stop_string = stop_string
+    for piece in calls:
+        more.tool_calls.add(index=piece.call, id=piece.id, name=piece.name, arguments_json=piece.arguments)
     if logprobs is not None:
         more.logprobs.append(logprobs)
     return event

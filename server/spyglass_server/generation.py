@@ -184,8 +184,11 @@ class Generation:
     async def _generate(self, spec: codec.Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
-        self._choices = choices = Choices([self._services.prompts.detokenizer(spec.stop) for _ in range(spec.n)])
-        bytes_of = self._services.prompts.tokenizer.token_bytes
+        prompts = self._services.prompts
+        detokenizers = [prompts.detokenizer(spec.stop) for _ in range(spec.n)]
+        tool_names = {tool.name for tool in spec.tool_use.tools} if spec.tool_use else ()
+        self._choices = choices = Choices(detokenizers, tool_names, prompts.tool_tag_id)
+        bytes_of = prompts.tokenizer.token_bytes
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[int] = loop.create_future()
         done: asyncio.Future[None] = loop.create_future()
@@ -207,7 +210,7 @@ class Generation:
             if (delta := choices.push(event)) is None:
                 return
             logprobs = event.logprobs and codec.token_logprobs(event.token, event.logprobs, bytes_of)
-            self._emit(codec.delta(self._id, event.choice, *delta, logprobs))
+            self._emit(codec.delta(self._id, event.choice, *delta, logprobs=logprobs))
             if choices.is_done:
                 settle(None)  # and the engine is told to stop, whatever it still computes
             elif event.finish is None and delta.finish is not None:

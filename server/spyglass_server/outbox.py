@@ -79,6 +79,7 @@ def _join(earlier: inference_pb2.Delta, later: inference_pb2.Delta) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
     earlier.logprobs.extend(later.logprobs)
+    earlier.tool_calls.extend(later.tool_calls)
     earlier.finish_reason = later.finish_reason
     if later.HasField("stop_string"):
         earlier.stop_string = later.stop_string

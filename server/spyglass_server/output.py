@@ -1,14 +1,15 @@
-"""What a generation has given so far: text and counts of its choices.
+"""What a generation has given so far: text, calls of tools and counts of its choices.
 
 Owns the rule of what counts: a choice's tokens up to the one that completed its stop. What the engine
 made beyond that is neither sent nor billed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from spyglass_server.engine.types import FinishReason, TokenOutput
 from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.tool_calls import CallPiece, ToolParser
 
 
 class DeltaParts(NamedTuple):
@@ -18,13 +19,19 @@ class DeltaParts(NamedTuple):
     token_ids: tuple[int, ...]
     finish: FinishReason | None
     stop_string: str | None
+    calls: Sequence[CallPiece]
 
 
 class Choices:
     """The choices of one generation."""
 
-    def __init__(self, detokenizers: Sequence[Detokenizer]) -> None:
+    def __init__(
+        self, detokenizers: Sequence[Detokenizer], tool_names: Collection[str] = (), tool_tag_id: int | None = None
+    ) -> None:
+        """`tool_tag_id` is the token after which tools are called, besides at the beginning."""
         self._detokenizers = detokenizers
+        self._parsers = [ToolParser(tool_names) for _ in detokenizers] if tool_names else []
+        self._tool_tag_id = tool_tag_id
         self._running = set(range(len(detokenizers)))
         self.num_tokens = 0
         """Generated tokens of all choices that count."""
@@ -47,6 +54,22 @@ class Choices:
             text += detokenizer.flush()
         if detokenizer.stopped_by is not None:
             finish = FinishReason.STOP
+        calls: Sequence[CallPiece] = ()
+        if self._parsers:
+            text, calls, finish = self._parse(self._parsers[output.choice], output.token, text, finish)
         if finish is not None:
             self._running.discard(output.choice)
-        return DeltaParts(text, (output.token,), finish, detokenizer.stopped_by)
+        return DeltaParts(text, (output.token,), finish, detokenizer.stopped_by, calls)
+
+    def _parse(
+        self, parser: ToolParser, token: int, text: str, finish: FinishReason | None
+    ) -> tuple[str, Sequence[CallPiece], FinishReason | None]:
+        """What is text and what calls tools."""
+        if token == self._tool_tag_id:
+            parser.see_tag()
+        text, calls = parser.push(text)
+        if finish is not None:
+            text += parser.finish()
+            if finish is FinishReason.STOP and parser.has_called:
+                finish = FinishReason.TOOL_CALLS
+        return text, calls, finish

@@ -19,7 +19,7 @@ from spyglass_server.engine.types import ImageKey
 from spyglass_server.errors import ModelNotFound, Unavailable
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
-from spyglass_server.prompt.grammar import to_grammar
+from spyglass_server.prompt.grammar import calls_grammar, to_grammar
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,11 @@ class Services:
         """Makes the prompt, and the grammar of the answer if it must have a shape, in a worker thread."""
 
         def work() -> tuple[Prompt, str]:
-            grammar = to_grammar(spec.shape) if spec.shape else ""
+            grammar = ""
+            if spec.shape:
+                grammar = to_grammar(spec.shape)
+            elif spec.tool_use and spec.tool_use.needs_grammar:
+                grammar = calls_grammar(spec.tool_use.tools, spec.tool_use.must_call, spec.tool_use.several)
             return self.prompts.prepare(spec.input, images, self.engine.info.max_tokens), grammar
 
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)

@@ -83,6 +83,16 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
             "response_format.json_schema.schema",
         ),
         ({"response_format": {"type": "regex"}}, "response_format.regex"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": 1}, "tool_choice"),
+        ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
         ({"messages": []}, "messages"),
         ({"messages": {}}, "messages"),
         ({"messages": [1]}, "messages[0]"),
@@ -111,8 +121,6 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
         ({"echo": True}, "echo"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fakes import Stream, TestServer, chat, image_chat, run_test_server
 from pictures import disc, encoded
-from spyglass.v1 import inference_pb2, options_pb2
+from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 
 SHAPE_TOKENS = 600
 
@@ -273,3 +273,99 @@ async def test_what_cannot_be_held_to_is_refused(server: TestServer, field: str,
     assert error.code == 3
     assert field.encode() in error.SerializeToString()
     assert not stream.finished(1).HasField("usage")
+
+
+# --- tools -------------------------------------------------------------------------------------
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"$ref": "#/$defs/city"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 7},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"city": {"type": "string", "minLength": 1, "maxLength": 10}},
+}
+UNIQUE = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+
+
+def tool(name: str, schema: dict[str, Any] | None = None, strict: bool = False) -> chat_pb2.Tool:
+    return chat_pb2.Tool(name=name, parameters_json=json.dumps(schema) if schema else "", strict=strict)
+
+
+def asking(
+    *tools: chat_pb2.Tool, picture: bytes | None = None, parallel: bool | None = None, **choice: Any
+) -> inference_pb2.Start:
+    start = image_chat("call!", [picture] if picture else [], stopping=options_pb2.Stopping(max_tokens=800))
+    start.chat.messages.insert(0, chat_pb2.Message(role=chat_pb2.ROLE_SYSTEM, parts=[chat_pb2.Part(text="Be brief.")]))
+    start.chat.tools.extend(tools)
+    if parallel is not None:
+        start.chat.parallel_tool_calls = parallel
+    if choice:
+        start.chat.tool_choice.CopyFrom(chat_pb2.ToolChoice(**choice))
+    return start
+
+
+def calls(stream: Stream, event_id: int) -> list[tuple[str, Any]]:
+    found: list[tuple[str, list[str]]] = []
+    for delta in deltas(stream, event_id):
+        for call in delta.tool_calls:
+            if call.id:
+                found.append((call.name, []))
+            found[call.index][1].append(call.arguments_json)
+    return [(name, json.loads("".join(arguments))) for name, arguments in found]
+
+
+@pytest.mark.parametrize("with_picture", [False, True])
+async def test_tools_that_must_be_called_are_called_as_their_schemas_say(
+    server: TestServer, with_picture: bool
+) -> None:
+    picture = encoded(disc("red")) if with_picture else None
+    required = chat_pb2.TOOL_CHOICE_MODE_REQUIRED
+    offered = (tool("weather", WEATHER), tool("stop"), tool("odd", UNIQUE))
+    starts = [
+        *(asking(*offered, picture=picture, mode=required) for _ in range(10)),
+        *(asking(*offered, picture=picture, mode=required, parallel=False) for _ in range(10)),
+        *(asking(*offered, picture=picture, name="weather") for _ in range(10)),
+    ]
+    stream = await answers(server, starts)
+    finished = 0
+    for event_id in range(1, 31):
+        if deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_LENGTH:
+            continue
+        finished += 1
+        assert deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_TOOL_CALLS
+        assert stream.text(event_id) == ""
+        found = calls(stream, event_id)
+        assert 1 <= len(found) <= (16 if event_id <= 10 else 1)
+        for name, arguments in found:
+            assert name in (["weather"] if event_id > 20 else ["weather", "stop", "odd"])
+            jsonschema.validate(arguments, WEATHER if name == "weather" else {"type": "object"})
+    assert finished >= 15
+
+
+async def test_a_strict_tool_need_not_be_called_but_only_as_its_schema_says(server: TestServer) -> None:
+    braces = {"temperature": 1.0, "logit_bias": {90: 8.0}}  # {
+    starts = [asking(tool("weather", WEATHER, strict=True)) for _ in range(20)]
+    for start in starts[10:]:
+        start.sampling.CopyFrom(options_pb2.Sampling(**braces))  # type: ignore[arg-type]
+    stream = await answers(server, starts)
+    assert any(stream.text(event_id) for event_id in range(1, 11))
+    found = [call for event_id in range(11, 21) for call in calls_if_finished(stream, event_id)]
+    assert found
+    for name, arguments in found:
+        assert name == "weather"
+        jsonschema.validate(arguments, WEATHER)
+
+
+def calls_if_finished(stream: Stream, event_id: int) -> list[tuple[str, Any]]:
+    ended = deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_TOOL_CALLS
+    return calls(stream, event_id) if ended else []
+
+
+async def test_a_strict_schema_that_cannot_be_held_to_is_refused(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, asking(tool("stop"), tool("odd", UNIQUE, strict=True)))
+    await stream.finish()
+    assert b"chat.tools[1].parameters_json" in stream.finished(1).error.SerializeToString()

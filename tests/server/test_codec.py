@@ -12,6 +12,7 @@ from fakes import chat, image_chat
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.codec import ImageLimits, Spec, decode_start
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
+from spyglass_server.prompt.prepare import ChatInput
 
 LIMITS = ImageLimits(max_images=2, max_bytes=100)
 
@@ -36,8 +37,6 @@ UNSUPPORTED = {
     "idempotency_key": chat("hi", idempotency_key="x"),
     "traceparent": chat("hi", traceparent="x"),
     "cache_salt": chat("hi", cache_salt="x"),
-    "chat.tools": inference_pb2.Start(chat=chat_pb2.Chat(tools=[chat_pb2.Tool(name="f")])),
-    "chat.tool_choice": inference_pb2.Start(chat=chat_pb2.Chat(tool_choice=chat_pb2.ToolChoice(name="f"))),
     "output.prompt_logprobs": chat("hi", output=options_pb2.Output(prompt_logprobs=True)),
     "output.echo": chat("hi", output=options_pb2.Output(echo=True)),
 }
@@ -55,7 +54,22 @@ def calling(arguments: str) -> inference_pb2.Start:
     return message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall(arguments_json=arguments)])
 
 
+def tools(*names: str, parameters: str = "", **choice: Any) -> inference_pb2.Start:
+    chat = message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(text="x")]).chat
+    chat.tools.extend(chat_pb2.Tool(name=name, parameters_json=parameters) for name in names)
+    if choice:
+        chat.tool_choice.CopyFrom(chat_pb2.ToolChoice(**choice))
+    return inference_pb2.Start(chat=chat)
+
+
 WRONG = {
+    "chat.tools": tools(*(f"f{i}" for i in range(129))),
+    "chat.tools[0].name": tools("two words"),
+    "chat.tools[1].name": tools("f", "f"),
+    "chat.tools[0].parameters_json": tools("f", parameters="[]"),
+    "chat.tool_choice.name": tools("f", name="g"),
+    "chat.tool_choice.mode": tools(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED),
+    "format": inference_pb2.Start(chat=tools("f").chat, format=options_pb2.OutputFormat(regex="a")),
     "chat": inference_pb2.Start(),
     "chat.messages": inference_pb2.Start(chat=chat_pb2.Chat()),
     "chat.messages[0].role": message(parts=[chat_pb2.Part(text="x")]),
@@ -161,3 +175,18 @@ def test_images_stand_only_in_user_messages() -> None:
     part = chat_pb2.Part(image=chat_pb2.Image(data=b"x"))
     with pytest.raises(InvalidImage, match="messages of the user"):
         decode(message(role=chat_pb2.ROLE_SYSTEM, parts=[part]))
+
+
+def test_tools_that_must_not_be_called_are_not_told() -> None:
+    spec = decode(tools("f", mode=chat_pb2.TOOL_CHOICE_MODE_NONE))
+    assert spec.tool_use is None
+    assert isinstance(spec.input, ChatInput)
+    assert spec.input.tools == ()
+
+
+def test_the_tool_that_must_be_called_is_the_only_one() -> None:
+    spec = decode(tools("f", "g", name="g"))
+    assert spec.tool_use is not None
+    assert [tool.name for tool in spec.tool_use.tools] == ["g"]
+    assert spec.tool_use.must_call
+    assert not spec.tool_use.several

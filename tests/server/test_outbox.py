@@ -42,7 +42,7 @@ async def test_probabilities_merge_too_and_stay_within_a_frame() -> None:
     rivals = [inference_pb2.TokenLogprob(token_id=i, logprob=-0.1, bytes=b"x" * 40) for i in range(20)]
     for token in range(8000):
         told = inference_pb2.TokenLogprobs(logprob=-token, top=rivals)
-        outbox.push(codec.delta(1, 0, "a", [token], None, None, told))
+        outbox.push(codec.delta(1, 0, "a", [token], None, None, logprobs=told))
     taken = await frames(outbox)
     assert max(frame.ByteSize() for frame in taken) < 2 << 20
     deltas = [event.delta for frame in taken for event in frame.events]

@@ -13,7 +13,7 @@ from pictures import encoded, noise
 from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot, TextInput, TokensInput
-from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, ToolCall
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, Tool, ToolCall
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
 
@@ -181,3 +181,73 @@ def test_a_tool_may_show_an_image(prompts: PromptMaker) -> None:
     turns = (Message("user", ("look",)), Message("tool", ("seen: ", None), tool_call_id="1"))
     prompt = prompts.prepare(ChatInput(turns, (ImageSlot("a"),)), [encoded(noise((20, 20)))])
     assert len(prompt.images) == len(prompt.image_positions) == 1
+
+
+WEATHER = Tool("weather", "Tells the weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
+TAKES_TOOLS = """\
+{%- if tools -%}
+    {{- 'tools:' -}}
+    {%- for tool in tools -%}{{- tool | tojson -}}{%- endfor -%}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.tool_calls and message.tool_calls | length > 1 -%}
+        {{- raise_exception('only one call at once') -}}
+    {%- endif -%}
+    {{- '<|eot_id|>' + message.role + ':' -}}
+    {{- message.tool_calls[0].function.name if message.tool_calls else message.content | string -}}
+{%- endfor -%}
+"""
+
+
+def rendered(source: str, messages: list[Message], *tools: Tool) -> str:
+    text, restore = ChatTemplate(source, {}, CONTROL).render(messages, tools)
+    return restore(text)
+
+
+def test_a_template_that_takes_tools_gets_them() -> None:
+    text = rendered(TAKES_TOOLS, [Message("user", ("hi",))], WEATHER)
+    assert text.startswith("tools:" + json.dumps(WEATHER.definition))
+    assert "user:hi" in text
+
+
+@pytest.mark.parametrize("source", [TAKES_TOOLS, LLAMA3_TEMPLATE])
+def test_tools_are_told_beside_an_image_and_a_system_message(source: str) -> None:
+    messages = [Message("system", ("Be brief.",)), Message("user", (None, "hi")), Message("user", ("more",))]
+    text = rendered(source, messages, WEATHER)
+    assert "tools:" not in text
+    assert text.count('"name": "weather"') == 1
+    assert "Be brief." in text
+    assert text.index("Be brief.") < text.index('"name": "weather"') < text.index("hi")
+    if source == LLAMA3_TEMPLATE:
+        assert text.index("<|image|>") < text.index("Given the following functions") < text.index("hi")
+
+
+def test_several_calls_of_a_turn_become_turns_where_a_template_takes_one() -> None:
+    called = (ToolCall("1", "f", {}), ToolCall("2", "g", {}))
+    messages = [
+        Message("user", ("hi",)),
+        Message("assistant", (), called),
+        Message("tool", ("second",), tool_call_id="2"),
+        Message("tool", ("first",), tool_call_id="1"),
+        Message("user", ("and?",)),
+    ]
+    text = rendered(TAKES_TOOLS, messages)
+    assert text.split("<|eot_id|>")[1:] == [
+        "user:hi",
+        "assistant:f",
+        "tool:first",
+        "assistant:g",
+        "tool:second",
+        "user:and?",
+    ]
+
+
+@given(writing, writing)
+def test_what_stands_in_a_tool_is_never_a_control_token(a: str, b: str) -> None:
+    tool = Tool("f", a, {"type": "object", "properties": {b: {"description": b}}})
+    for source in (TAKES_TOOLS, LLAMA3_TEMPLATE):
+        template = ChatTemplate(source, {"bos_token": ""}, CONTROL)
+        plain = Tool("f", "x", {"type": "object", "properties": {"x": {"description": "x"}}})
+        (text, _), (expected, _) = (template.render([Message("user", ("hi",))], [one]) for one in (tool, plain))
+        for token in CONTROL:
+            assert text.count(token) == expected.count(token)

@@ -49,23 +49,49 @@ class AnswerHead:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
+@dataclass(slots=True)
+class _Whole:
+    """All that has come of one choice."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: ChoiceDelta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs += map(_token_object, delta.logprobs)
+        for call in delta.tool_calls:
+            if call.id:
+                self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": []}})
+            self.calls[call.index]["function"]["arguments"].append(call.arguments_json)
+        if delta.finish_reason:
+            self.finish_reason = _FINISH_REASONS[delta.finish_reason]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        content = "".join(self.texts)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.calls:
+            for call in self.calls:
+                call["function"]["arguments"] = "".join(call["function"]["arguments"])
+            message |= {"content": content or None, "tool_calls": self.calls}
+        return message
+
+
 class CompletionBuilder:
     """Gathers the deltas of a generation into one chat.completion."""
 
     def __init__(self, head: AnswerHead, n: int) -> None:
         self._head = head
-        self._texts: list[list[str]] = [[] for _ in range(n)]
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(n)]
-        self._finish_reasons: list[str | None] = [None] * n
+        self._choices = [_Whole() for _ in range(n)]
 
     def add(self, deltas: Iterable[ChoiceDelta]) -> None:
         for delta in deltas:
-            self._texts[delta.index].append(delta.text)
-            self._logprobs[delta.index] += map(_token_object, delta.logprobs)
-            if delta.finish_reason:
-                self._finish_reasons[delta.index] = _FINISH_REASONS[delta.finish_reason]
+            self._choices[delta.index].add(delta)
 
     def build(self, usage: pb.Usage) -> dict[str, Any]:
+        """The answer; once, at its end."""
         return {
             "id": self._head.id,
             "object": "chat.completion",
@@ -74,13 +100,11 @@ class CompletionBuilder:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                    "finish_reason": finish_reason,
-                    "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+                    "message": choice.message,
+                    "finish_reason": choice.finish_reason,
+                    "logprobs": {"content": choice.logprobs, "refusal": None} if choice.logprobs else None,
                 }
-                for index, (texts, finish_reason, logprobs) in enumerate(
-                    zip(self._texts, self._finish_reasons, self._logprobs, strict=True)
-                )
+                for index, choice in enumerate(self._choices)
             ],
             "usage": usage_object(usage),
         }
@@ -111,9 +135,8 @@ class ChunkEncoder:
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
-            if delta.logprobs:
-                logprobs = {"content": [_token_object(token) for token in delta.logprobs], "refusal": None}
-                chunks.append(self._chunk(_choice(delta.index, {"content": delta.text}, None, logprobs)))
+            if delta.logprobs or delta.tool_calls:
+                chunks.append(self._chunk(_full_choice(delta)))
             elif delta.text:
                 chunks.append(self._before_text[delta.index] + json.dumps(delta.text) + self._after_text)
             if delta.finish_reason:
@@ -184,6 +207,23 @@ def _choice(
     index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+
+
+def _full_choice(delta: ChoiceDelta) -> dict[str, Any]:
+    """A choice of a chunk that holds more than text."""
+    logprobs = {"content": [_token_object(token) for token in delta.logprobs], "refusal": None}
+    said: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
+    if delta.tool_calls:
+        said["tool_calls"] = [_call_object(call) for call in delta.tool_calls]
+    return _choice(delta.index, said, None, logprobs if delta.logprobs else None)
+
+
+def _call_object(call: pb.ToolCallDelta) -> dict[str, Any]:
+    """More of a call; the first piece says which function it is of."""
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments_json}}
+    function = {"name": call.name, "arguments": call.arguments_json}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def _token_object(token: pb.TokenLogprobs) -> dict[str, Any]:

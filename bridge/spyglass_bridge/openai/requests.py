@@ -21,13 +21,10 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -212,6 +209,39 @@ _Format = Annotated[
         custom_error_message="The format must be an object whose type is text, json_object, json_schema or regex",
     ),
 ]
+
+
+class FunctionDefinition(_Object):
+    """`parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Object):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(_Object):
+    name: str
+
+
+class NamedTool(_Object):
+    type: Literal["function"]
+    function: FunctionName
+
+
+_ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[NamedTool, Tag("<object>")],
+    Discriminator(
+        lambda value: "<string>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None,
+        custom_error_type="unknown_tool_choice",
+        custom_error_message="The choice must be none, auto, required or an object that names a function",
+    ),
+]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
 """Of a token; JSON's objects have them as strings."""
@@ -239,6 +269,9 @@ class ChatRequest(_Object):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: _Format | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: _ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None

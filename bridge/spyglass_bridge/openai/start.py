@@ -6,6 +6,7 @@ Owns the names that OpenAI's parameters have in the protocol. Knows nothing of J
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_bridge.errors import ApiError, invalid
@@ -13,10 +14,12 @@ from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, 
 from spyglass_bridge.openai.requests import (
     AssistantMessage,
     ChatRequest,
+    FunctionDefinition,
     ImagePart,
     JsonObjectFormat,
     JsonSchemaFormat,
     Message,
+    NamedTool,
     RegexFormat,
     TextFormat,
     TextPart,
@@ -32,6 +35,11 @@ _ROLES = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
+}
+_TOOL_CHOICES = {
+    "none": chat_pb2.TOOL_CHOICE_MODE_NONE,
+    "auto": chat_pb2.TOOL_CHOICE_MODE_AUTO,
+    "required": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
 }
 _DETAILS = {
     None: chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
@@ -85,7 +93,10 @@ def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
         request_id=context.request_id,
         model=request.model,
         chat=chat_pb2.Chat(
-            messages=[_message(message, f"messages[{i}]", images) for i, message in enumerate(request.messages)]
+            messages=[_message(message, f"messages[{i}]", images) for i, message in enumerate(request.messages)],
+            tools=[_tool(tool.function) for tool in request.tools or ()],
+            tool_choice=_tool_choice(request.tool_choice),
+            parallel_tool_calls=request.parallel_tool_calls,
         ),
         format=_format(request.response_format),
         sampling=_sampling(request),
@@ -102,6 +113,22 @@ def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
             400, "The messages are far longer than any context.", code="context_length_exceeded", param="messages"
         )
     return ChatStart(start, tuple(images.announced))
+
+
+def _tool(function: FunctionDefinition) -> chat_pb2.Tool:
+    parameters = "" if function.parameters is None else _json(function.parameters)
+    return chat_pb2.Tool(
+        name=function.name,
+        description=function.description or "",
+        parameters_json=parameters,
+        strict=bool(function.strict),
+    )
+
+
+def _tool_choice(given: str | NamedTool | None) -> chat_pb2.ToolChoice | None:
+    if isinstance(given, NamedTool):
+        return chat_pb2.ToolChoice(name=given.function.name)
+    return None if given is None else chat_pb2.ToolChoice(mode=_TOOL_CHOICES[given])
 
 
 def _message(message: Message, path: str, images: _Images) -> chat_pb2.Message:
@@ -156,7 +183,7 @@ def _format(given: TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexForma
         case JsonObjectFormat():
             return options_pb2.OutputFormat(json_object=options_pb2.JsonObjectFormat())
         case JsonSchemaFormat(json_schema=schema):
-            text = json.dumps(schema.schema_, separators=(",", ":"), ensure_ascii=False)
+            text = _json(schema.schema_)
             found = options_pb2.JsonSchemaFormat(name=schema.name, schema_json=text, strict=bool(schema.strict))
             return options_pb2.OutputFormat(json_schema=found)
         case RegexFormat(regex=regex):
@@ -172,3 +199,7 @@ def _stopping(request: ChatRequest) -> options_pb2.Stopping:
     strings = [request.stop] if isinstance(request.stop, str) else request.stop
     most = limits.pop() if limits else None
     return options_pb2.Stopping(max_tokens=most, min_tokens=request.min_tokens, strings=strings)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

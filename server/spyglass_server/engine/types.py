@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 
 class FinishReason(Enum):
-    """Why a choice ended."""
+    """Why a choice ended. The engine knows nothing of tools: who reads the text tells TOOL_CALLS from STOP."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)

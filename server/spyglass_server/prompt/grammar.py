@@ -5,6 +5,7 @@ vocabulary where answers are made.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from spyglass_server.engine.types import GRAMMAR_LIMITS
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.template import Tool
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -30,6 +32,8 @@ _JSON_FORM: "JsonCompileOptions" = {
 """JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
 holds, whatever it says of that itself."""
 _MAX_REASON_CHARACTERS = 300
+_MOST_CALLS = 16
+"""In one answer that must call tools."""
 
 
 class Kind(Enum):
@@ -71,6 +75,40 @@ def to_grammar(shape: Shape) -> str:
     return grammar
 
 
+def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
+    """The grammar of answers that call one of `tools`, or several times some of them.
+
+    Where they need not, it says only how calls look if there are any: that they hold to the schemas of strict tools.
+
+    Raises:
+        InvalidRequest: the schema of a strict tool asks for something that could not be held to.
+    """
+    rules = ["start: calls" if must_call else "start: calls | free\nfree: /([^{\\[<](.|\\n)*)?/"]
+    rules.append(f'calls: call ("; " call){{0,{_MOST_CALLS - 1}}}' if several else "calls: call")
+    rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
+    for i, tool in enumerate(tools):
+        before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "parameters": ')
+        rules.append(f'call_{i}: {before} {_arguments(tool, i, must_call)} "}}"')
+    grammar = LLMatcher.grammar_from_lark("\n".join(rules))
+    if reason := LLMatcher.validate_grammar(grammar, limits=_LIMITS):
+        raise _refuse(reason, "chat.tools")
+    return grammar
+
+
+def _arguments(tool: Tool, number: int, must_call: bool) -> str:
+    """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
+    for schema in (tool.parameters, {"type": "object"}):
+        if schema is tool.parameters and not (tool.is_strict or must_call):
+            continue
+        written = "%json " + json.dumps({**schema, "x-guidance": _JSON_FORM})
+        reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
+        if not reason:
+            return written
+        if tool.is_strict:
+            raise _refuse(reason, f"chat.tools[{number}].parameters_json")
+    raise AssertionError("any object can be held to")
+
+
 def _of_schema(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_FORM)
 
@@ -86,8 +124,12 @@ def _read_schema(shape: Shape) -> dict[str, Any]:
 
 
 def _refusal(shape: Shape, reason: str) -> InvalidRequest:
+    return _refuse(reason, shape.kind.value)
+
+
+def _refuse(reason: str, field: str) -> InvalidRequest:
     return InvalidRequest(
         f"answers cannot be held to this shape: {' '.join(reason.split())[:_MAX_REASON_CHARACTERS]}",
-        field=shape.kind.value,
+        field=field,
         reason="invalid_format",
     )

@@ -13,7 +13,7 @@ from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import ImageTiles, decode_image, tile_image
-from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, Tool
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 _CHARACTERS_A_TOKEN = 8
@@ -30,11 +30,12 @@ class ImageSlot:
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation, and its images in reading order."""
+    """A conversation, its images in reading order, and the tools that the model may call."""
 
     field: ClassVar[str] = "chat.messages"
     messages: tuple[Message, ...]
     images: tuple[ImageSlot, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class PromptMaker:
         self.tokenizer = TextTokenizer(files.tokenizer_path)
         self.stop_token_ids = files.stop_token_ids
         self.vocab_size = files.vocab_size
+        self.tool_tag_id = self.tokenizer.special_tokens.get("<|python_tag|>")
+        """The control token after which the model calls tools, where it has one."""
         self._image_token_id = files.image_token_id
         self._image_spec = files.image_spec
         self._max_image_pixels = max_image_pixels
@@ -96,8 +99,8 @@ class PromptMaker:
             ContextTooLong: it is far longer than `max_tokens`; one that is a little longer is returned.
         """
         match given:
-            case ChatInput(messages, slots):
-                tokens = self._render(messages, max_tokens)
+            case ChatInput(messages, slots, tools):
+                tokens = self._render(messages, tools, max_tokens)
                 tiles = [self._tile(data, slot) for data, slot in zip(images, slots, strict=True)]
             case TextInput(text):
                 self._check_length(text, max_tokens, given.field)
@@ -116,8 +119,8 @@ class PromptMaker:
         spec = replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
         return tile_image(decode_image(data, self._max_image_pixels, slot.field), spec)
 
-    def _render(self, messages: Sequence[Message], max_tokens: int) -> list[int]:
-        text, restore = self._template.render(messages)
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], max_tokens: int) -> list[int]:
+        text, restore = self._template.render(messages, tools)
         self._check_length(text, max_tokens, ChatInput.field)
         tokens: list[int] = []
         for piece, control in self.tokenizer.split_control(text):
