@@ -55,7 +55,6 @@ _FINISH_REASONS = {
 }
 _NOT_HONOURED = {
     "": ("idempotency_key", "traceparent", "cache_salt"),
-    "output": ("prompt_logprobs", "echo"),
 }
 
 
@@ -93,6 +92,8 @@ class Spec:
     max_tokens: int | None
     min_tokens: int
     top_logprobs: int | None
+    tells_prompt: bool
+    echo: bool
     shape: Shape | None
     tool_use: ToolUse | None
     stop: tuple[str, ...]
@@ -123,6 +124,8 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         max_tokens=max_tokens,
         min_tokens=_in_range("stopping.min_tokens", start.stopping.min_tokens, 0, max_tokens or MAX_TOKENS),
         top_logprobs=_decode_logprobs(start.output),
+        tells_prompt=start.output.prompt_logprobs,
+        echo=start.output.echo,
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
@@ -285,6 +288,8 @@ def _decode_logprobs(output: options_pb2.Output) -> int | None:
     top = _in_range("output.top_logprobs", output.top_logprobs, 0, _MAX_TOP_LOGPROBS)
     if top and not output.logprobs:
         raise InvalidRequest("output.top_logprobs is only for logprobs", field="output.top_logprobs")
+    if output.prompt_logprobs and not output.logprobs:
+        raise InvalidRequest("output.prompt_logprobs is only for logprobs", field="output.prompt_logprobs")
     return top if output.logprobs else None
 
 
@@ -388,6 +393,15 @@ def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_
     """The engine has begun it."""
     return inference_pb2.Event(
         id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
+    )
+
+
+def prompt_echo(
+    event_id: int, token_ids: Iterable[int] = (), text: str = "", logprobs: Iterable[inference_pb2.TokenLogprobs] = ()
+) -> inference_pb2.Event:
+    """The prompt, or probabilities of more of its tokens."""
+    return inference_pb2.Event(
+        id=event_id, prompt=inference_pb2.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs)
     )
 
 

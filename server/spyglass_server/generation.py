@@ -7,7 +7,7 @@ events go to a callback.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from spyglass.v1 import inference_pb2
 from spyglass_server import codec
@@ -15,7 +15,16 @@ from spyglass_server.auth import Identity, Scope
 from spyglass_server.cancellation import to_the_end
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.supervisor import EngineDied
-from spyglass_server.engine.types import EngineRequest, Event, ImagesTaken, RequestBegun, RequestFailed, TokenOutput
+from spyglass_server.engine.types import (
+    EngineRequest,
+    Event,
+    ImagesTaken,
+    Logprobs,
+    PromptTold,
+    RequestBegun,
+    RequestFailed,
+    TokenOutput,
+)
 from spyglass_server.errors import (
     Cancelled,
     ContextTooLong,
@@ -33,6 +42,9 @@ from spyglass_server.services import Services
 from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
+
+_MOST_TOLD = 512
+"""So many tokens of a prompt are told of in one event; each takes up to a kilobyte."""
 
 
 class Generation:
@@ -132,6 +144,7 @@ class Generation:
                 n=spec.n,
                 top_logprobs=spec.top_logprobs,
                 grammar=grammar,
+                tells_prompt=spec.tells_prompt,
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
                 tenant=payer.key_id,
@@ -141,13 +154,30 @@ class Generation:
         finally:
             tiles.release()
 
-    async def _begin(self, request: EngineRequest, cached_tokens: int, model: str) -> None:
+    async def _begin(self, spec: codec.Spec, request: EngineRequest, cached_tokens: int, model: str) -> None:
         """From here on the generation is metered."""
         self._prompt_tokens, self._cached_tokens = len(request.tokens), cached_tokens
         self._record = await self._services.ledger.open(
             request.tenant, self._start.request_id, model, self._prompt_tokens, cached_tokens
         )
         self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens))
+        if spec.echo or spec.tells_prompt:
+            self._echo(spec, request.tokens)
+
+    def _echo(self, spec: codec.Spec, tokens: Sequence[int]) -> None:
+        """Tells the prompt, and of its first token that nothing comes before it."""
+        written = self._services.prompts.tokenizer.written
+        text = b"".join(map(written, tokens)).decode("utf-8", "replace") if spec.echo else ""
+        first = [codec.token_logprobs(tokens[0], Logprobs(0.0, (), ()), written)] if spec.tells_prompt else []
+        self._emit(codec.prompt_echo(self._id, tokens, text, first))
+
+    def _tell(self, tokens: Sequence[int], found: Sequence[Logprobs]) -> None:
+        """Tells probabilities of more of the prompt's tokens."""
+        written = self._services.prompts.tokenizer.written
+        for begin in range(0, len(found), _MOST_TOLD):
+            pairs = zip(tokens, found[begin : begin + _MOST_TOLD], strict=False)
+            self._emit(codec.prompt_echo(self._id, logprobs=[codec.token_logprobs(*pair, written) for pair in pairs]))
+            tokens = tokens[_MOST_TOLD:]
 
     def _payer(self, spec: codec.Spec) -> Identity:
         """Whose key is billed: the caller's, or on a gateway's stream that of the end user."""
@@ -192,8 +222,9 @@ class Generation:
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[int] = loop.create_future()
         done: asyncio.Future[None] = loop.create_future()
-        early: list[TokenOutput] = []  # tokens that come before the record is open
+        early: list[TokenOutput | PromptTold] = []  # what comes before the record is open
         is_open = False
+        num_told = 1
 
         def settle(error: SpyglassError | None) -> None:
             if done.done():
@@ -216,10 +247,20 @@ class Generation:
             elif event.finish is None and delta.finish is not None:
                 engine.cancel_choice(request.id, event.choice)
 
+        def on_told(event: PromptTold) -> None:
+            nonlocal num_told
+            if not is_open:
+                early.append(event)
+                return
+            self._tell(request.tokens[num_told:], event.logprobs)
+            num_told += len(event.logprobs)
+
         def on_event(event: Event | EngineDied) -> None:
             match event:
                 case TokenOutput():
                     on_token(event)
+                case PromptTold():
+                    on_told(event)
                 case ImagesTaken():
                     tiles.release()
                 case RequestBegun(cached_tokens=cached_tokens):
@@ -234,10 +275,10 @@ class Generation:
             engine.submit(request, on_event)
             await asyncio.wait((begun, done), return_when=asyncio.FIRST_COMPLETED)
             if begun.done():
-                await to_the_end(self._begin(request, begun.result(), model))
+                await to_the_end(self._begin(spec, request, begun.result(), model))
                 is_open = True
                 for event in early:
-                    on_token(event)
+                    on_event(event)
             await done
         finally:
             engine.cancel(request.id)

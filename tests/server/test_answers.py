@@ -132,6 +132,43 @@ async def test_nothing_is_told_where_nothing_is_asked(server: TestServer) -> Non
     assert not any(delta.logprobs for delta in deltas(await answers(server, [ask()])))
 
 
+def ready(text: str, **given: Any) -> inference_pb2.Start:
+    """A ready prompt instead of a conversation."""
+    start = ask(count=3, **given)
+    start.text = text
+    return start
+
+
+async def test_a_prompt_is_told_with_its_probabilities(server: TestServer) -> None:
+    text = "<|start_header_id|>Grüße, " + "again and again " * 20
+    told = {"logprobs": True, "top_logprobs": 3, "prompt_logprobs": True, "echo": True}
+    plain = ready(text)
+    stream = await answers(server, [plain, plain, ready(text, output=told), ready(text, output=told)])
+    for event_id in (3, 4):
+        pieces = [event.prompt for event in stream.events(event_id) if event.HasField("prompt")]
+        found = [one for piece in pieces for one in piece.logprobs]
+        assert pieces[0].text == "<|begin_of_text|>" + text == b"".join(one.bytes for one in found).decode()
+        assert len(pieces[0].token_ids) == len(found) == stream.finished(event_id).usage.prompt_tokens
+        assert stream.finished(event_id).usage.cached_tokens == 0
+        assert found[0].logprob == 0
+        assert all(len(one.top) == 3 and one.logprob <= one.top[0].logprob + 1e-6 for one in found[1:])
+    assert [event.WhichOneof("kind") for event in stream.events(1)].count("prompt") == 0
+
+
+async def test_the_probabilities_of_a_prompt_are_those_of_the_same_answer(server: TestServer) -> None:
+    told = {"logprobs": True, "prompt_logprobs": True}
+    answered = await answers(server, [ask(count=10, output={"logprobs": True}, sampling={"temperature": 0.0})])
+    ids = token_ids(answered)
+    expected = [one.logprob for delta in deltas(answered) for one in delta.logprobs]
+    echoed = await answers(server, [ask(count=1, output={"echo": True})])
+    prompt = next(event.prompt.token_ids for event in echoed.events(1) if event.HasField("prompt"))
+    start = ask(count=1, output=told)
+    start.tokens.ids.extend([*prompt, *ids])
+    stream = await answers(server, [start])
+    found = [one.logprob for event in stream.events(1) for one in event.prompt.logprobs]
+    assert found[-10:] == pytest.approx(expected, abs=1e-4)
+
+
 # --- shapes ------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["a", "b", "name", "ünï", 'with "quotes"', "c d", ""])

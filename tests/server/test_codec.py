@@ -37,8 +37,6 @@ UNSUPPORTED = {
     "idempotency_key": chat("hi", idempotency_key="x"),
     "traceparent": chat("hi", traceparent="x"),
     "cache_salt": chat("hi", cache_salt="x"),
-    "output.prompt_logprobs": chat("hi", output=options_pb2.Output(prompt_logprobs=True)),
-    "output.echo": chat("hi", output=options_pb2.Output(echo=True)),
 }
 
 
@@ -83,6 +81,7 @@ WRONG = {
     "sampling.frequency_penalty": sampling(frequency_penalty=math.nan),
     "sampling.repetition_penalty": sampling(repetition_penalty=0.0),
     "sampling.logit_bias": sampling(logit_bias={1: 101.0}),
+    "output.prompt_logprobs": chat("hi", output=options_pb2.Output(prompt_logprobs=True)),
     "output.top_logprobs": chat("hi", output=options_pb2.Output(top_logprobs=1)),
     "stopping.min_tokens": stopping(min_tokens=3, max_tokens=2),
     "stopping.ignore_eos": chat(

@@ -199,9 +199,11 @@ class Output(_message.Message):
     top_logprobs: _builtins.int
     """With logprobs: those of that many of the most probable tokens too, up to 20; none when absent."""
     prompt_logprobs: _builtins.bool
-    """The probabilities of the prompt's tokens too. Not honoured yet."""
+    """The probabilities of the prompt's tokens too, which come as PromptEcho; with logprobs only. The prompt is then
+    computed whole, whatever a cache holds.
+    """
     echo: _builtins.bool
-    """The prompt before the answer. Not honoured yet."""
+    """The prompt before the answer, as PromptEcho."""
     def __init__(
         self,
         *,

@@ -26,6 +26,7 @@ from spyglass_server.engine.types import (
     GrammarFailed,
     ImageKey,
     Matcher,
+    PromptTold,
     RequestBegun,
     RequestFailed,
     Row,
@@ -48,6 +49,8 @@ class Sequence:
     has_begun: bool = False
     is_running: bool = False
     matcher: Matcher | None = None
+    num_told: int = 0
+    """So many of the prompt's tokens have told the probability of the next one."""
 
     @property
     def remaining(self) -> int:
@@ -148,6 +151,9 @@ class Scheduler:
             sequence.num_computed = row.end
             self._waiting.charge(_tenant(sequence), len(row.tokens))
             self._label_pages(sequence, row.start)
+            if output.told:
+                sequence.num_told = row.start + row.told_from + len(output.told)
+                events.append(PromptTold(sequence.request.id, output.told))
             if row.choices:
                 events += self._append(sequence, row.choices, output)
         return events
@@ -171,6 +177,7 @@ class Scheduler:
     def _row(self, sequence: Sequence, count: int) -> Row:
         start, end = sequence.num_computed, sequence.num_computed + count
         request = sequence.request
+        told_from = max(start, sequence.num_told)
         may_stop = len(sequence.tokens) - len(request.tokens) >= request.min_tokens
         return Row(
             tokens=sequence.tokens[start:end],
@@ -185,6 +192,8 @@ class Scheduler:
             barred=() if may_stop else request.stop_token_ids,
             matcher=sequence.matcher,
             top_logprobs=request.top_logprobs,
+            told_from=told_from - start,
+            told=request.tokens[told_from + 1 : end + 1] if request.tells_prompt else (),
         )
 
     # --- admission and preemption -------------------------------------------------------------
@@ -233,6 +242,8 @@ class Scheduler:
 
     def _find_pages(self, sequence: Sequence) -> list[int]:
         """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
+        if sequence.request.tells_prompt:
+            return []  # pages hold no probabilities
         keys = self._keys(sequence)
         return self._pages.find(keys[: (len(sequence.tokens) - 1) // self._pages.page_size])
 

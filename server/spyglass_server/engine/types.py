@@ -80,7 +80,8 @@ class EngineRequest:
     `stop_token_ids` end a choice and are its last token. Only requests of one `tenant` share work, and among
     them the one with the greater `priority` begins sooner. Before a choice has `min_tokens` it cannot end by a stop
     token. With `top_logprobs` each token comes with its probability and those of so many of the most probable ones.
-    An answer is a text of `grammar`, in the compiler's own notation, where there is one.
+    An answer is a text of `grammar`, in the compiler's own notation, where there is one. With `tells_prompt` the tokens
+    of the prompt come with their probabilities, too.
     """
 
     id: int
@@ -92,6 +93,7 @@ class EngineRequest:
     n: int = 1
     top_logprobs: int | None = None
     grammar: str = ""
+    tells_prompt: bool = False
     images: tuple[ImageInput, ...] = ()
     image_positions: tuple[int, ...] = ()
     tenant: str = ""
@@ -188,6 +190,14 @@ class TokenOutput(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTold:
+    """Probabilities of the prompt's next tokens, in order; the first piece begins with the second token."""
+
+    id: int
+    logprobs: tuple[Logprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFailed:
     """A request that cannot go on. `detail` is for the log, not for callers."""
 
@@ -195,7 +205,7 @@ class RequestFailed:
     detail: str
 
 
-Event = ImagesTaken | RequestBegun | TokenOutput | RequestFailed
+Event = ImagesTaken | RequestBegun | PromptTold | TokenOutput | RequestFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +298,8 @@ class Row:
     stand, in order, and `image_positions` where their tokens do. When `choices` is not empty, the logits of the
     last token are sampled once for each of these choices. `history` is all of the sequence up to the row's end, of
     which the first `num_prompt` are the prompt; it may be left out where there are no penalties. Tokens in `barred`
-    are not chosen, nor any that `matcher` does not allow.
+    are not chosen, nor any that `matcher` does not allow. The probabilities of `told` are wanted, the tokens that
+    follow those from `told_from` on, counted in the row.
     """
 
     tokens: Sequence[int]
@@ -303,6 +314,8 @@ class Row:
     barred: Collection[int] = ()
     matcher: Matcher | None = None
     top_logprobs: int | None = None
+    told_from: int = 0
+    told: Sequence[int] = ()
 
     @property
     def end(self) -> int:
@@ -315,6 +328,7 @@ class RowOutput:
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
+    told: tuple[Logprobs, ...] = ()
     error: str | None = None
 
 

@@ -29,6 +29,7 @@ class TextTokenizer:
         self._plain.encode_special_tokens = True
         added: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._written = {token_id: content.encode() for content, token_id in self._special.items()}
         self._pattern = _any_of(self._special)
         self._bytes = _token_bytes(self._tokenizer, added)
 
@@ -57,6 +58,10 @@ class TextTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for in an answer; none for a control token or an unknown id."""
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+    def written(self, token_id: int) -> bytes:
+        """The bytes that a token of a prompt stands for; a control token is written out."""
+        return self._written.get(token_id) or self.token_bytes(token_id)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

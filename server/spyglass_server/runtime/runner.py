@@ -11,7 +11,7 @@ from multiprocessing.shared_memory import SharedMemory
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Row, RowOutput, SamplingParams
+from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Logprobs, Row, RowOutput, SamplingParams
 from spyglass_server.runtime.attention import BatchMemory, BatchViews, SlotCache
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.graphs import DecodeGraphs, Record, record_cuda
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _SLICE_TOKENS = 512
 """Of an image, how many tokens are computed in a layer before others may go on."""
+_TOLD_AT_ONCE = 64
+"""Of so many tokens of a prompt the logits are computed at once, where they are told."""
 _RECORDERS: dict[str, Callable[[], Record] | None] = {"cpu": None, "cuda": record_cuda}
 """How a device records decode steps, if it does."""
 _SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
@@ -157,14 +159,20 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         sampled = [i for i, row in enumerate(rows) if row.choices]
+        outputs = [RowOutput()] * len(rows)
         hidden = self._graphs.hidden(rows) if self._graphs else None
         if hidden is not None:
             hidden = hidden[sampled]
         else:
             plan = self._planner.batch(rows)
-            hidden = self._hidden(plan)[plan.last[sampled]]
+            states = self._hidden(plan)
+            hidden = states[plan.last[sampled]]
+            for i, row in enumerate(rows):
+                if row.told:
+                    begin = int(plan.last[i]) + 1 - len(row.tokens)
+                    outputs[i] = RowOutput(told=self._told(row, states[begin + row.told_from :]))
         if not sampled:
-            return [RowOutput()] * len(rows)
+            return outputs
         logits = self._model.text.logits(hidden)
         finite = logits.sum(dim=-1).isfinite().tolist()
         logits = logits if all(finite) else logits.nan_to_num()
@@ -174,15 +182,25 @@ class ModelRunner:
             for choice in rows[i].choices
         ]
         tokens = iter(sample(steer(logits, [rows[i] for i in sampled]), draws))
-        outputs = [RowOutput()] * len(rows)
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
             if not finite[at]:
                 outputs[i] = RowOutput(error="the logits are not finite")
                 continue
             top = rows[i].top_logprobs
-            outputs[i] = RowOutput(chosen, () if top is None else tuple(logprobs_of(logits[at], chosen, top)))
+            logprobs = () if top is None else tuple(logprobs_of(logits[at], chosen, top))
+            outputs[i] = RowOutput(chosen, logprobs, outputs[i].told)
         return outputs
+
+    def _told(self, row: Row, states: Tensor) -> tuple[Logprobs, ...]:
+        """Probabilities of the tokens that follow the first of `states`, a few at once: logits are large."""
+        found: list[Logprobs] = []
+        for begin in range(0, len(row.told), _TOLD_AT_ONCE):
+            tokens = row.told[begin : begin + _TOLD_AT_ONCE]
+            logits = self._model.text.logits(states[begin : begin + len(tokens)])
+            for one, token in zip(logits, tokens, strict=True):
+                found += logprobs_of(one, [token], row.top_logprobs or 0)
+        return tuple(found)
 
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:
