@@ -4,7 +4,7 @@ from aiohttp import web
 
 from spyglass_bridge.body import hold_continue
 from spyglass_bridge.middleware import admit_caller, answer_errors, finish_headers, name_request
-from spyglass_bridge.routes import chat, health, models
+from spyglass_bridge.routes import chat, completions, health, models
 from spyglass_bridge.services import SERVICES, Services
 
 # DeepInfra's prefix and OpenAI's.
@@ -20,6 +20,7 @@ def make_app(services: Services) -> web.Application:
     app.router.add_get("/ready", health.ready)
     for prefix in _PREFIXES:
         app.router.add_post(f"{prefix}/chat/completions", chat.create_chat_completion, expect_handler=hold_continue)
+        app.router.add_post(f"{prefix}/completions", completions.create_completion, expect_handler=hold_continue)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{model:.+}}", models.get_model)
     return app

@@ -22,7 +22,7 @@ class ChoiceDelta:
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
     tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
 
-    def merge(self, later: pb.Delta) -> None:
+    def merge(self, later: "ChoiceDelta | pb.Delta") -> None:
         self.text += later.text
         self.finish_reason = later.finish_reason
         self.logprobs += later.logprobs
@@ -40,7 +40,8 @@ class Update:
 class Generation:
     """One generation as its reader sees it: `wait_accepted`, `wait_started`, then `next` until it is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, n: int = 1) -> None:
+        self._n = n
         self.accepted = False
         self.started: pb.Started | None = None
         self._deltas: dict[int, ChoiceDelta] = {}
@@ -63,6 +64,10 @@ class Generation:
                 self._deltas[delta.index] = ChoiceDelta(
                     delta.index, delta.text, delta.finish_reason, list(delta.logprobs), list(delta.tool_calls)
                 )
+        elif kind == "prompt":  # every choice begins with it
+            for index in range(self._n):
+                echo = ChoiceDelta(index, event.prompt.text, pb.FINISH_REASON_UNSPECIFIED, list(event.prompt.logprobs))
+                self._deltas.setdefault(index, ChoiceDelta(index, "", pb.FINISH_REASON_UNSPECIFIED)).merge(echo)
         elif kind == "finished":
             self._finished = event.finished
         elif kind == "started":

@@ -73,7 +73,7 @@ class Stream:
         """Begins a generation under the next id. The stream must be open to starts."""
         assert self.open_to_starts
         self._last_id += 1
-        generation = Generation()
+        generation = Generation(start.n or 1)
         self._generations[self._last_id] = generation
         self._write_soon(pb.GenerateRequest(id=self._last_id, start=start))
         return self._last_id, generation

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openai.requests import parse_chat
-from spyglass_bridge.openai.start import CallContext, to_start
+from spyglass_bridge.openai.requests import ChatRequest, parse
+from spyglass_bridge.openai.start import CallContext, draft_chat
 
 CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)
 
 
 def refusal_of(**fields: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        to_start(parse_chat(json.dumps(ask(**fields)).encode()), CONTEXT)
+        draft_chat(parse(json.dumps(ask(**fields)).encode(), ChatRequest), CONTEXT)
     assert caught.value.http_status == 400
     return caught.value
 
@@ -153,7 +153,7 @@ def test_an_answer_may_be_sent_back_as_a_message() -> None:
     beside: dict[str, Any] = {"refusal": None, "tool_calls": None, "annotations": []}
     plain = {"role": "assistant", "content": "Hi"}
     starts = [
-        to_start(parse_chat(json.dumps(ask(messages=[message])).encode()), CONTEXT)
+        draft_chat(parse(json.dumps(ask(messages=[message])).encode(), ChatRequest), CONTEXT)
         for message in (plain, plain | beside)
     ]
     assert starts[0] == starts[1]
@@ -185,7 +185,7 @@ async def test_hostile_bodies_are_400(bridge: BridgeUnderTest, body: bytes) -> N
 
 def test_of_duplicate_keys_the_last_one_counts() -> None:
     body = b'{"model":"a","model":"b","messages":[{"role":"user","content":"x"}]}'
-    assert parse_chat(body).model == "b"
+    assert parse(body, ChatRequest).model == "b"
 
 
 def test_messages_far_over_any_context_are_refused_before_they_are_sent() -> None:
@@ -194,7 +194,7 @@ def test_messages_far_over_any_context_are_refused_before_they_are_sent() -> Non
 
 @given(seed=st.integers(-(2**63), 2**64 - 1))
 def test_seeds_keep_their_bits(seed: int) -> None:
-    start = to_start(parse_chat(json.dumps(ask(seed=seed)).encode()), CONTEXT).start
+    start = draft_chat(parse(json.dumps(ask(seed=seed)).encode(), ChatRequest), CONTEXT).start
     assert (start.sampling.seed - seed) % 2**64 == 0
 
 
@@ -211,7 +211,7 @@ json_values = st.recursive(
 )
 def test_any_value_is_taken_or_refused_with_400(key: str, value: Any) -> None:
     with suppress_refusal() as refusals:
-        to_start(parse_chat(json.dumps(ask(**{key: value})).encode()), CONTEXT)
+        draft_chat(parse(json.dumps(ask(**{key: value})).encode(), ChatRequest), CONTEXT)
     for refusal in refusals:
         assert refusal.http_status == 400
         assert refusal.param is None or refusal.param.startswith(key)

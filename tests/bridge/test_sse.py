@@ -10,6 +10,7 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
 from spyglass_bridge.generation import ChoiceDelta
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
+from spyglass_bridge.openai.forms import ChatForm
 
 STOP = pb.FINISH_REASON_STOP
 RUNNING = pb.FINISH_REASON_UNSPECIFIED
@@ -22,7 +23,7 @@ RUNNING = pb.FINISH_REASON_UNSPECIFIED
     usage_form=st.sampled_from(UsageForm),
 )
 def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_form: UsageForm) -> None:
-    encoder = ChunkEncoder(AnswerHead(model), n, usage_form)
+    encoder = ChunkEncoder(AnswerHead.new(model, "x"), n, ChatForm(n), usage_form)
     data = sse.frame(*encoder.begin())
     for text in texts:
         data += sse.frame(*encoder.deltas([ChoiceDelta(i, text, RUNNING) for i in range(n)]))
@@ -55,8 +56,8 @@ def test_probabilities_are_told_with_bytes_whether_or_not_there_is_text() -> Non
         ChoiceDelta(0, "", RUNNING, [told(half, -0.5, (half, -0.5), (b"x", -1.0))]),
         ChoiceDelta(0, "é", STOP, [told(rest, -math.inf), told(b"", 0.0)]),
     ]
-    encoder = ChunkEncoder(AnswerHead("m"), 1, UsageForm.NONE)
-    builder = CompletionBuilder(AnswerHead("m"), 1)
+    encoder = ChunkEncoder(AnswerHead.new("m", "x"), 1, ChatForm(1), UsageForm.NONE)
+    builder = CompletionBuilder(AnswerHead.new("m", "x"), 1, ChatForm(1))
     builder.add(deltas)
     chunks = [json.loads(chunk) for delta in deltas for chunk in encoder.deltas([delta])]
     [whole] = builder.build(pb.Usage())["choices"]

@@ -1,29 +1,25 @@
-"""OpenAI's answers: chat.completion and chat.completion.chunk objects.
+"""OpenAI's answers, whole and in chunks, for any form that their choices have.
 
-Owns their JSON. A chunk is put together from constant text around the one string that changes, since
-one is made for each token. Knows nothing of HTTP or SSE.
+Owns what chat completions and completions have in common. A chunk is put together from constant text around the one
+string that changes, since one is made for each token. Knows nothing of HTTP or SSE.
 """
 
 import json
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.generation import ChoiceDelta
 
-_FINISH_REASONS: dict[int, str] = {
+FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_STOP: "stop",
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
-
-
-_LEAST_LOGPROB = -9999.0
-"""What OpenAI's documentation has for a token that is very unlikely."""
 
 
 class UsageForm(Enum):
@@ -45,67 +41,66 @@ class AnswerHead:
     """What every object of one answer repeats."""
 
     model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    id: str
+    created: int
+
+    @classmethod
+    def new(cls, model: str, prefix: str) -> "AnswerHead":
+        return cls(model, f"{prefix}-{uuid.uuid4().hex}", int(time.time()))
 
 
-@dataclass(slots=True)
-class _Whole:
-    """All that has come of one choice."""
+class Form(Protocol):
+    """What the choices of an answer look like. One is made for each answer; deltas come to it in order."""
 
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    finish_reason: str | None = None
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """A choice of a stream before anything is said, where the form has one."""
+        ...
+
+    def around_text(self, index: int) -> tuple[str, str]:
+        """What stands before and after the JSON string of its text in a chunk that has nothing else."""
+        ...
+
+    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """A choice of a chunk that has more than text."""
+        ...
+
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """A choice at its end."""
+        ...
 
     def add(self, delta: ChoiceDelta) -> None:
-        self.texts.append(delta.text)
-        self.logprobs += map(_token_object, delta.logprobs)
-        for call in delta.tool_calls:
-            if call.id:
-                self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": []}})
-            self.calls[call.index]["function"]["arguments"].append(call.arguments_json)
-        if delta.finish_reason:
-            self.finish_reason = _FINISH_REASONS[delta.finish_reason]
+        """Keeps more of a choice that is told as a whole."""
 
-    @property
-    def message(self) -> dict[str, Any]:
-        content = "".join(self.texts)
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if self.calls:
-            for call in self.calls:
-                call["function"]["arguments"] = "".join(call["function"]["arguments"])
-            message |= {"content": content or None, "tool_calls": self.calls}
-        return message
+    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+        """A choice as a whole; once, at its end."""
+        ...
 
 
 class CompletionBuilder:
-    """Gathers the deltas of a generation into one chat.completion."""
+    """Gathers the deltas of a generation into one object."""
 
-    def __init__(self, head: AnswerHead, n: int) -> None:
+    def __init__(self, head: AnswerHead, n: int, form: Form) -> None:
         self._head = head
-        self._choices = [_Whole() for _ in range(n)]
+        self._form = form
+        self._finish_reasons: list[str | None] = [None] * n
 
     def add(self, deltas: Iterable[ChoiceDelta]) -> None:
         for delta in deltas:
-            self._choices[delta.index].add(delta)
+            self._form.add(delta)
+            if delta.finish_reason:
+                self._finish_reasons[delta.index] = FINISH_REASONS[delta.finish_reason]
 
     def build(self, usage: pb.Usage) -> dict[str, Any]:
         """The answer; once, at its end."""
         return {
             "id": self._head.id,
-            "object": "chat.completion",
+            "object": self._form.whole_object,
             "created": self._head.created,
             "model": self._head.model,
-            "choices": [
-                {
-                    "index": index,
-                    "message": choice.message,
-                    "finish_reason": choice.finish_reason,
-                    "logprobs": {"content": choice.logprobs, "refusal": None} if choice.logprobs else None,
-                }
-                for index, choice in enumerate(self._choices)
-            ],
+            "choices": [self._form.whole(index, reason) for index, reason in enumerate(self._finish_reasons)],
             "usage": usage_object(usage),
         }
 
@@ -117,31 +112,34 @@ class ChunkEncoder:
     last choice is held until `end`, because the usage may have to go with it.
     """
 
-    def __init__(self, head: AnswerHead, n: int, usage_form: UsageForm) -> None:
+    def __init__(self, head: AnswerHead, n: int, form: Form, usage_form: UsageForm) -> None:
         self._n = n
         self._running = n
+        self._form = form
         self._usage_form = usage_form
-        top = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
+        top = {"id": head.id, "object": form.chunk_object, "created": head.created, "model": head.model}
         self._before_choices = compact_json(top)[:-1] + ',"choices":['
         self._after_choices = '],"usage":null}' if usage_form is UsageForm.EXTRA_CHUNK else "]}"
-        self._before_text = [f'{self._before_choices}{{"index":{i},"delta":{{"content":' for i in range(n)]
-        self._after_text = '},"finish_reason":null,"logprobs":null}' + self._after_choices
+        around = [form.around_text(i) for i in range(n)]
+        self._around_text = [(self._before_choices + before, after + self._after_choices) for before, after in around]
         self._last_choice: dict[str, Any] | None = None
 
     def begin(self) -> list[str]:
-        """The chunks that tell the role, one for each choice."""
-        return [self._chunk(_choice(i, {"role": "assistant", "content": ""}, None)) for i in range(self._n)]
+        """What comes before anything is said."""
+        first = (self._form.first(i) for i in range(self._n))
+        return [self._chunk(choice) for choice in first if choice is not None]
 
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
             if delta.logprobs or delta.tool_calls:
-                chunks.append(self._chunk(_full_choice(delta)))
+                chunks.append(self._chunk(self._form.more(delta)))
             elif delta.text:
-                chunks.append(self._before_text[delta.index] + json.dumps(delta.text) + self._after_text)
+                before, after = self._around_text[delta.index]
+                chunks.append(before + json.dumps(delta.text) + after)
             if delta.finish_reason:
                 self._running -= 1
-                choice = _choice(delta.index, {}, _FINISH_REASONS[delta.finish_reason])
+                choice = self._form.last(delta.index, FINISH_REASONS[delta.finish_reason])
                 if self._running:
                     chunks.append(self._chunk(choice))
                 else:
@@ -201,37 +199,3 @@ def model_object(model: pb.Model) -> dict[str, Any]:
 def compact_json(value: Any) -> str:
     """JSON on one line without spaces."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _choice(
-    index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
-
-
-def _full_choice(delta: ChoiceDelta) -> dict[str, Any]:
-    """A choice of a chunk that holds more than text."""
-    logprobs = {"content": [_token_object(token) for token in delta.logprobs], "refusal": None}
-    said: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
-    if delta.tool_calls:
-        said["tool_calls"] = [_call_object(call) for call in delta.tool_calls]
-    return _choice(delta.index, said, None, logprobs if delta.logprobs else None)
-
-
-def _call_object(call: pb.ToolCallDelta) -> dict[str, Any]:
-    """More of a call; the first piece says which function it is of."""
-    if not call.id:
-        return {"index": call.index, "function": {"arguments": call.arguments_json}}
-    function = {"name": call.name, "arguments": call.arguments_json}
-    return {"index": call.index, "id": call.id, "type": "function", "function": function}
-
-
-def _token_object(token: pb.TokenLogprobs) -> dict[str, Any]:
-    """A token with its probability, and those of its rivals."""
-    rivals = [_logprob_object(rival.bytes, rival.logprob) for rival in token.top]
-    return {**_logprob_object(token.bytes, token.logprob), "top_logprobs": rivals}
-
-
-def _logprob_object(token: bytes, logprob: float) -> dict[str, Any]:
-    """Bytes that are no whole characters are found in `bytes` only. Minus infinity is no JSON."""
-    return {"token": token.decode("utf-8", "replace"), "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(token)}

@@ -1,14 +1,14 @@
-"""The requests of the chat completions API, as far as they are honoured.
+"""The requests of the completions APIs, as far as they are honoured.
 
 Owns types, ranges and the wording of refusals. A parameter is honoured by a field here; one that
 OpenAI's API has and this server does not honour yet stands in a table, and is refused by its name
 unless its value changes nothing. Knows nothing of the protocol behind.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import from_json
 
 from spyglass_bridge.errors import ApiError, invalid, unsupported
@@ -16,7 +16,7 @@ from spyglass_bridge.errors import ApiError, invalid, unsupported
 # Parameters not honoured yet, each with the values that ask for nothing.
 _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
-    "best_of": (None,),
+    "best_of": (None, 1),
     "echo": (None, False),
     "function_call": (None, "none"),
     "functions": (None, []),
@@ -25,6 +25,7 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "reasoning_effort": (None, "none"),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
+    "suffix": (None, ""),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -52,6 +53,7 @@ _MAX_VALUES = 200_000
 """JSON values in a body, at most: more than any context has room for, and few enough to read quickly."""
 _MAX_TOKENS = 16384
 _MAX_BIASES = 1024
+_MAX_PROMPTS = 32
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -247,11 +249,10 @@ _TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
 """Of a token; JSON's objects have them as strings."""
 
 
-class ChatRequest(_Object):
-    """A chat completion that is asked for. None means the default."""
+class _Request(_Object):
+    """What chat completions and completions have in common. None means the default."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=4)] | None = None
@@ -266,19 +267,84 @@ class ChatRequest(_Object):
     logit_bias: (
         Annotated[dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
     ) = None
+    response_format: _Format | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    stop: _Stop | None = None
+
+    @property
+    def include_usage(self) -> bool | None:
+        return self.stream_options.include_usage if self.stream_options else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def top_probabilities(self) -> int | None:
+        """How many of the most probable tokens are told beside each; None where nothing is told."""
+        return None
+
+
+class ChatRequest(_Request):
+    """A chat completion that is asked for."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: _Format | None = None
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
-    stop: _Stop | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def top_probabilities(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise invalid("max_tokens and max_completion_tokens differ.", "max_completion_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("top_logprobs is only for logprobs.", "top_logprobs")
+        return self
 
 
-def parse_chat(body: bytes) -> ChatRequest:
+_Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, fail_fast=True)]
+_Prompt = (
+    str
+    | _Tokens
+    | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
+    | Annotated[list[_Tokens], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
+)
+
+
+class CompletionRequest(_Request):
+    """A completion that is asked for, of one ready prompt or of several."""
+
+    prompt: _Prompt
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+    @property
+    def top_probabilities(self) -> int | None:
+        return self.logprobs
+
+
+_Given = TypeVar("_Given", bound=_Request)
+
+
+def parse(body: bytes, kind: type[_Given]) -> _Given:
     """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
     if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
         raise invalid("The body holds too many values.")
@@ -289,14 +355,15 @@ def parse_chat(body: bytes) -> ChatRequest:
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.")
     try:
-        return ChatRequest.model_validate(_without_neutral(value))
+        return kind.model_validate(_without_neutral(value, kind.model_fields))
     except ValidationError as error:
         raise _refusal(error) from None
 
 
-def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
+def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[str, Any]:
     """Leaves out what changes nothing, in the request and in its messages and stream options."""
-    result = {key: value for key, value in _checked(body, _NEUTRAL_VALUES, "").items() if key not in _LABELS}
+    neutral_values = {key: values for key, values in _NEUTRAL_VALUES.items() if key not in honoured}
+    result = {key: value for key, value in _checked(body, neutral_values, "").items() if key not in _LABELS}
     if isinstance(messages := result.get("messages"), list):
         if len(messages) > _MAX_MESSAGES:
             raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")

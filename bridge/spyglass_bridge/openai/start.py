@@ -1,4 +1,4 @@
-"""From a chat request to the Start of a generation.
+"""From a request to the Starts of its generations.
 
 Owns the names that OpenAI's parameters have in the protocol. Knows nothing of JSON or HTTP.
 """
@@ -14,6 +14,7 @@ from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, 
 from spyglass_bridge.openai.requests import (
     AssistantMessage,
     ChatRequest,
+    CompletionRequest,
     FunctionDefinition,
     ImagePart,
     JsonObjectFormat,
@@ -60,11 +61,11 @@ class CallContext:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatStart:
+class Draft:
     """A Start with the images that follow it."""
 
     start: inference_pb2.Start
-    images: tuple[AnnouncedImage, ...]
+    images: tuple[AnnouncedImage, ...] = ()
 
 
 @dataclass(slots=True)
@@ -86,33 +87,61 @@ class _Images:
         return chat_pb2.Image(announced=chat_pb2.Announced())
 
 
-def to_start(request: ChatRequest, context: CallContext) -> ChatStart:
+def draft_chat(request: ChatRequest, context: CallContext) -> Draft:
     """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
     images = _Images(context.max_image_bytes)
-    start = inference_pb2.Start(
-        request_id=context.request_id,
-        model=request.model,
-        chat=chat_pb2.Chat(
+    start = _start(request, context)
+    start.chat.CopyFrom(
+        chat_pb2.Chat(
             messages=[_message(message, f"messages[{i}]", images) for i, message in enumerate(request.messages)],
             tools=[_tool(tool.function) for tool in request.tools or ()],
             tool_choice=_tool_choice(request.tool_choice),
             parallel_tool_calls=request.parallel_tool_calls,
-        ),
+        )
+    )
+    _check_size(start, "messages")
+    return Draft(start, tuple(images.announced))
+
+
+def draft_completions(request: CompletionRequest, context: CallContext) -> list[Draft]:
+    """Turns a request into a Start for each of its prompts. Raises ApiError 400."""
+    drafts = []
+    for prompt in request.prompts:
+        start = _start(request, context)
+        if isinstance(prompt, str):
+            start.text = prompt
+        else:
+            start.tokens.ids.extend(prompt)
+        start.output.echo = bool(request.echo)
+        start.output.prompt_logprobs = bool(request.echo) and request.logprobs is not None
+        _check_size(start, "prompt")
+        drafts.append(Draft(start))
+    return drafts
+
+
+def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> inference_pb2.Start:
+    """All but the prompt."""
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options is only for a stream.", "stream_options")
+    told = request.top_probabilities
+    start = inference_pb2.Start(
+        request_id=context.request_id,
+        model=request.model,
         format=_format(request.response_format),
         sampling=_sampling(request),
         stopping=_stopping(request),
-        output=options_pb2.Output(logprobs=request.logprobs, top_logprobs=request.top_logprobs),
+        output=options_pb2.Output(logprobs=told is not None, top_logprobs=told),
         n=request.n,
         caller=inference_pb2.Caller(bearer_key=context.caller_key),
     )
     start.timeout.FromNanoseconds(int(context.timeout_s * 1e9))
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options is only for a stream.", "stream_options")
+    return start
+
+
+def _check_size(start: inference_pb2.Start, param: str) -> None:
     if start.ByteSize() > _MAX_START_BYTES:
-        raise ApiError(
-            400, "The messages are far longer than any context.", code="context_length_exceeded", param="messages"
-        )
-    return ChatStart(start, tuple(images.announced))
+        message = f"The {param} cannot be so long: no context has room for it."
+        raise ApiError(400, message, code="context_length_exceeded", param=param)
 
 
 def _tool(function: FunctionDefinition) -> chat_pb2.Tool:
@@ -162,7 +191,7 @@ def _parts(
         yield chat_pb2.Part(image=image)
 
 
-def _sampling(request: ChatRequest) -> options_pb2.Sampling:
+def _sampling(request: ChatRequest | CompletionRequest) -> options_pb2.Sampling:
     # A negative seed keeps its bits: 2's complement in 64 of them.
     seed = None if request.seed is None else request.seed % 2**64
     return options_pb2.Sampling(
@@ -192,13 +221,9 @@ def _format(given: TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexForma
             return options_pb2.OutputFormat(text=options_pb2.TextFormat())
 
 
-def _stopping(request: ChatRequest) -> options_pb2.Stopping:
-    limits = {request.max_tokens, request.max_completion_tokens} - {None}
-    if len(limits) > 1:
-        raise invalid("max_tokens and max_completion_tokens differ.", "max_completion_tokens")
+def _stopping(request: ChatRequest | CompletionRequest) -> options_pb2.Stopping:
     strings = [request.stop] if isinstance(request.stop, str) else request.stop
-    most = limits.pop() if limits else None
-    return options_pb2.Stopping(max_tokens=most, min_tokens=request.min_tokens, strings=strings)
+    return options_pb2.Stopping(max_tokens=request.most_tokens, min_tokens=request.min_tokens, strings=strings)
 
 
 def _json(value: dict[str, Any]) -> str:

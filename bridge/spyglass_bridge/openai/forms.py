@@ -1,0 +1,179 @@
+"""What the choices of chat completions and of completions look like.
+
+Owns their JSON. Knows nothing of what stands around choices.
+"""
+
+import codecs
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge.generation import ChoiceDelta
+
+_LEAST_LOGPROB = -9999.0
+"""What OpenAI's documentation has for a token that is very unlikely. Minus infinity is no JSON."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """All that has come of one choice."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
+    calls: list[tuple[pb.ToolCallDelta, list[str]]] = field(default_factory=list)
+
+    def add(self, delta: ChoiceDelta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs += delta.logprobs
+        for call in delta.tool_calls:
+            if call.id:
+                self.calls.append((call, []))
+            self.calls[call.index][1].append(call.arguments_json)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class ChatForm:
+    """Choices of chat.completion and chat.completion.chunk."""
+
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+
+    def __init__(self, n: int) -> None:
+        self._kept = [_Kept() for _ in range(n)]
+
+    def first(self, index: int) -> dict[str, Any]:
+        """The choice that tells the role."""
+        return self._choice(index, {"role": "assistant", "content": ""})
+
+    def around_text(self, index: int) -> tuple[str, str]:
+        return f'{{"index":{index},"delta":{{"content":', '},"finish_reason":null,"logprobs":null}'
+
+    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
+        said: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
+        if delta.tool_calls:
+            said["tool_calls"] = [_call_piece(call) for call in delta.tool_calls]
+        return self._choice(delta.index, said, logprobs=_chat_logprobs(delta.logprobs))
+
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return self._choice(index, {}, finish_reason)
+
+    def add(self, delta: ChoiceDelta) -> None:
+        self._kept[delta.index].add(delta)
+
+    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+        kept = self._kept[index]
+        message: dict[str, Any] = {"role": "assistant", "content": kept.text, "refusal": None}
+        if kept.calls:
+            message["content"] = kept.text or None
+            message["tool_calls"] = [_call(call.id, call.name, "".join(arguments)) for call, arguments in kept.calls]
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": finish_reason,
+            "logprobs": _chat_logprobs(kept.logprobs),
+        }
+
+    def _choice(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+
+
+class TextForm:
+    """Choices of text_completion."""
+
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+
+    def __init__(self, n: int, begins_with_prompt: bool) -> None:
+        """`begins_with_prompt`: nothing tells the probability of a choice's first token."""
+        self._kept = [_Kept() for _ in range(n)]
+        self._tokens = [_TextTokens(begins_with_prompt) for _ in range(n)]
+
+    def first(self, index: int) -> None:
+        return None
+
+    def around_text(self, index: int) -> tuple[str, str]:
+        return f'{{"index":{index},"text":', ',"finish_reason":null,"logprobs":null}'
+
+    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
+        return self._choice(delta.index, delta.text, None, delta.logprobs)
+
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return self._choice(index, "", finish_reason, [])
+
+    def add(self, delta: ChoiceDelta) -> None:
+        self._kept[delta.index].add(delta)
+
+    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+        kept = self._kept[index]
+        return self._choice(index, kept.text, finish_reason, kept.logprobs)
+
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None, logprobs: list[pb.TokenLogprobs]
+    ) -> dict[str, Any]:
+        told = self._tokens[index].told(logprobs) if logprobs else None
+        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": told}
+
+
+class _TextTokens:
+    """The probabilities of one choice of a text_completion, and where its tokens stand in the text."""
+
+    def __init__(self, begins_with_prompt: bool) -> None:
+        self._nothing_before = begins_with_prompt
+        self._offset = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def told(self, tokens: list[pb.TokenLogprobs]) -> dict[str, Any]:
+        told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token in tokens:
+            told["tokens"].append(_text(token.bytes))
+            told["token_logprobs"].append(None if self._nothing_before else _logprob(token.logprob))
+            told["top_logprobs"].append(
+                {_text(rival.bytes): _logprob(rival.logprob) for rival in token.top} if token.top else None
+            )
+            told["text_offset"].append(self._offset)
+            self._offset += len(self._decode(token.bytes))
+            self._nothing_before = False
+        return told
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_piece(call: pb.ToolCallDelta) -> dict[str, Any]:
+    """More of a call; its first piece says which function it is of."""
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments_json}}
+    return {"index": call.index, **_call(call.id, call.name, call.arguments_json)}
+
+
+def _chat_logprobs(tokens: list[pb.TokenLogprobs]) -> dict[str, Any] | None:
+    return {"content": [_chat_token(token) for token in tokens], "refusal": None} if tokens else None
+
+
+def _chat_token(token: pb.TokenLogprobs) -> dict[str, Any]:
+    """A token with its probability, and those of its rivals."""
+    rivals = [_probability(rival.bytes, rival.logprob) for rival in token.top]
+    return {**_probability(token.bytes, token.logprob), "top_logprobs": rivals}
+
+
+def _probability(token: bytes, logprob: float) -> dict[str, Any]:
+    """Bytes that are no whole characters are found in `bytes` only."""
+    return {"token": _text(token), "logprob": _logprob(logprob), "bytes": list(token)}
+
+
+def _text(token: bytes) -> str:
+    return token.decode("utf-8", "replace")
+
+
+def _logprob(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)

@@ -1,0 +1,209 @@
+"""The life of a request that generations answer: start them, send images, answer at once or as a stream.
+
+An answer's headers are not sent before all of its generations have started, so that a refusal gets its own status.
+Knows nothing of what is asked, nor of what an answer looks like.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol, TypeVar
+
+from aiohttp import web
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge import sse
+from spyglass_bridge.body import read_json_body
+from spyglass_bridge.errors import ApiError, from_status, internal_error
+from spyglass_bridge.generation import ChoiceDelta, Update
+from spyglass_bridge.images import send_images
+from spyglass_bridge.joined import Joined
+from spyglass_bridge.link import LinkedGeneration
+from spyglass_bridge.openai.answers import compact_json
+from spyglass_bridge.openai.start import CallContext, Draft
+from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES, Services
+
+# The server ends a generation at its deadline; the bridge only when the server did not.
+_GRACE_S = 0.5
+# How long an error event may take to reach a client that reads slowly.
+_LAST_WORDS_S = 1.0
+
+_LARGE_BODY_BYTES = 64 << 10
+
+_SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """Makes the JSON texts of a stream's events."""
+
+    def begin(self) -> list[str]:
+        """What comes first."""
+        ...
+
+    def deltas(self, deltas: Sequence[ChoiceDelta]) -> list[str]:
+        """What there is to say of more of the choices."""
+        ...
+
+    def end(self, usage: pb.Usage) -> list[str]:
+        """What comes last, when all has ended well."""
+        ...
+
+
+class Builder(Protocol):
+    """Gathers an answer that is given as a whole."""
+
+    def add(self, deltas: Sequence[ChoiceDelta]) -> None:
+        """Takes more of the choices."""
+
+    def build(self, usage: pb.Usage) -> dict[str, object]:
+        """The answer; once, when all has ended well."""
+        ...
+
+
+class Source(Protocol):
+    """Where an answer comes from."""
+
+    async def next(self) -> Update:
+        """Waits for something new; the last update has `finished`."""
+        ...
+
+
+async def read_request(request: web.Request, read: Callable[[bytes, CallContext], T]) -> T:
+    """Reads the body, and what it asks for."""
+    config = request.app[SERVICES].config
+    body = await read_json_body(request, config.max_body_bytes)
+    context = CallContext(
+        request_id=request[REQUEST_ID],
+        caller_key=request[CALLER_KEY],
+        timeout_s=config.request_timeout_s,
+        max_image_bytes=config.max_image_bytes,
+    )
+    large = len(body) > _LARGE_BODY_BYTES  # reading it would hold up the streams of others
+    return await asyncio.to_thread(read, body, context) if large else read(body, context)
+
+
+async def answer_at_once(request: web.Request, drafts: Sequence[Draft], n: int, builder: Builder) -> web.Response:
+    """Answers with one object. There are `n` choices of each draft."""
+    services = request.app[SERVICES]
+    async with _started(services, drafts, n, _deadline(services)) as (source, within):
+        return await within(_gather(source, builder))
+
+
+async def answer_as_stream(
+    request: web.Request, drafts: Sequence[Draft], n: int, encoder: Encoder
+) -> web.StreamResponse:
+    """Answers with events. There are `n` choices of each draft."""
+    services = request.app[SERVICES]
+    deadline = _deadline(services)
+    async with _started(services, drafts, n, deadline) as (source, _):
+        return await _stream(request, source, encoder, deadline)
+
+
+def _deadline(services: Services) -> float:
+    return asyncio.get_running_loop().time() + services.config.request_timeout_s + _GRACE_S
+
+
+@asynccontextmanager
+async def _started(
+    services: Services, drafts: Sequence[Draft], n: int, deadline: float
+) -> AsyncIterator[tuple[Source, Callable[[Awaitable[T]], Awaitable[T]]]]:
+    """The generations of all drafts, which have started; and a way to wait no longer than the deadline."""
+
+    async def within(work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await work
+        except TimeoutError:
+            raise _timed_out() from None
+
+    async with AsyncExitStack() as stack:
+        generations = [await stack.enter_async_context(services.link.generate(draft.start)) for draft in drafts]
+        await within(_start_all(services, generations, drafts))
+        if len(generations) == 1:
+            yield generations[0], within
+        else:
+            yield await stack.enter_async_context(Joined.of(generations, n)), within
+
+
+async def _start_all(services: Services, generations: Sequence[LinkedGeneration], drafts: Sequence[Draft]) -> None:
+    for generation, draft in zip(generations, drafts, strict=True):
+        if not await send_images(generation, draft.images, services.fetcher):
+            _check(await generation.next())
+
+
+async def _gather(source: Source, builder: Builder) -> web.Response:
+    while True:
+        update = await source.next()
+        _check(update)
+        builder.add(update.deltas)
+        if update.finished is not None:
+            answer = compact_json(builder.build(update.finished.usage))
+            return web.Response(text=answer, content_type="application/json")
+
+
+async def _stream(request: web.Request, source: Source, encoder: Encoder, deadline: float) -> web.StreamResponse:
+    response = web.StreamResponse(headers=_SSE_HEADERS)
+    try:
+        await response.prepare(request)
+        async with asyncio.timeout_at(deadline):
+            await _write_events(response, source, encoder)
+    except ConnectionResetError:
+        _log.info("%s: the client left", request[REQUEST_ID])
+    except TimeoutError:
+        await _write_last_words(request, response, _timed_out())
+    except ApiError as error:
+        await _write_last_words(request, response, error)
+    except Exception:
+        _log.exception("%s failed in its stream", request[REQUEST_ID])
+        await _write_last_words(request, response, internal_error())
+    return response
+
+
+async def _write_events(response: web.StreamResponse, source: Source, encoder: Encoder) -> None:
+    """Writes once for each update: what a frame brought leaves together."""
+    if first := encoder.begin():
+        await response.write(sse.frame(*first))
+    while True:
+        update = await source.next()
+        events = encoder.deltas(update.deltas)
+        if update.finished is None:
+            if events:
+                await response.write(sse.frame(*events))
+            continue
+        if update.finished.HasField("error"):
+            if events:
+                await response.write(sse.frame(*events))
+            raise from_status(update.finished.error)
+        await response.write(sse.frame(*events, *encoder.end(update.finished.usage)) + sse.DONE)
+        return
+
+
+async def _write_last_words(request: web.Request, response: web.StreamResponse, error: ApiError) -> None:
+    """Ends a stream with an error event and without [DONE]; cuts off a client that does not read."""
+    request[OUTCOME] = f"200, then {error.http_status}"
+    try:
+        async with asyncio.timeout(_LAST_WORDS_S):
+            await response.write(sse.frame(compact_json(error.body)))
+            await response.write_eof()
+    except (TimeoutError, ConnectionResetError):
+        if request.transport is not None:
+            request.transport.abort()
+
+
+def _check(update: Update) -> None:
+    """Raises the ApiError of a generation that did not end well."""
+    if update.finished is not None and update.finished.HasField("error"):
+        raise from_status(update.finished.error)
+
+
+def _timed_out() -> ApiError:
+    return ApiError(504, "The generation took too long.", code="timeout")
