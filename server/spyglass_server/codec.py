@@ -17,7 +17,7 @@ from google.rpc import status_pb2
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.types import FinishReason, Logprobs, SamplingParams
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
-from spyglass_server.prompt.grammar import Kind, Shape
+from spyglass_server.prompt.grammar import MAX_JSON_DEPTH, Kind, Shape, is_deeper
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot, Input, TextInput, TokensInput
 from spyglass_server.prompt.template import Message, Tool, ToolCall
 from spyglass_server.prompt.tool_calls import CallPiece
@@ -34,7 +34,6 @@ _MAX_STOP_CHARACTERS = 256
 _MAX_REQUEST_ID_CHARACTERS = 128
 _MAX_MESSAGES = 4096
 _MAX_PARTS = 4096
-_MAX_JSON_DEPTH = 64
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
 _MAX_TOOLS = 128
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -356,17 +355,9 @@ def _json_object(text: str, field: str, what: str) -> dict[str, Any]:
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or _is_deeper(found, _MAX_JSON_DEPTH):
-        raise InvalidRequest(f"{what} are a JSON object, at most {_MAX_JSON_DEPTH} deep", field=field)
+    if not isinstance(found, dict) or is_deeper(found, MAX_JSON_DEPTH):
+        raise InvalidRequest(f"{what} are a JSON object, at most {MAX_JSON_DEPTH} deep", field=field)
     return found
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    return depth == 0 or any(
-        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
-    )
 
 
 def _in_range(field: str, value: Number, low: Number, high: Number) -> Number:

@@ -125,7 +125,7 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
     ],
 )
 def test_what_is_not_honoured_yet_is_refused_by_name(fields: dict[str, Any], param: str) -> None:

@@ -253,6 +253,26 @@ async def test_answers_hold_to_random_schemas(server: TestServer, with_picture: 
     assert finished >= 0.9 * len(schemas)
 
 
+async def test_objects_have_no_properties_that_a_schema_does_not_name(server: TestServer) -> None:
+    nothing = {"type": "object", "properties": {}}
+    open_schema = {
+        "properties": {"a": {"$ref": "#/$defs/b"}, "c": {"items": nothing, "type": "array", "maxItems": 2}},
+        "required": ["a", "c"],
+        "$defs": {"b": {"type": "object", "properties": {"x": {"type": "null"}}}},
+    }
+    stream = await answers(server, [shaped({"type": "object"} | open_schema, i, None) for i in range(5)])
+    for event_id in range(1, 6):
+        found = json.loads(stream.text(event_id))
+        assert set(found) == {"a", "c"}
+        assert set(found["a"]) <= {"x"}
+
+
+async def test_schemas_that_are_combined_stay_open(server: TestServer) -> None:
+    one, other = ({"type": "object", "properties": {name: {"type": "null"}}, "required": [name]} for name in "ab")
+    stream = await answers(server, [shaped({"allOf": [one, other]}, 1, None)])
+    assert stream.text(1).startswith('{"a": null, "b": null')
+
+
 @pytest.mark.parametrize(
     ("shape", "pattern"),
     [

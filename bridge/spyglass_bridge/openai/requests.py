@@ -32,13 +32,14 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 # Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
 # they have no effect on an answer there either, and none here.
 _LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+# A participant's name: chat templates have no place for it.
+_MESSAGE_LABELS = frozenset({"name"})
 
 # What an answer of this API holds beside role, content and tool calls when it is sent back as a message.
 _NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
-    "name": (None,),
     "reasoning_content": (None,),
     "refusal": (None,),
 }
@@ -367,12 +368,17 @@ def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[st
     if isinstance(messages := result.get("messages"), list):
         if len(messages) > _MAX_MESSAGES:
             raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")
-        result["messages"] = [
-            _checked(message, _NEUTRAL_MESSAGE_VALUES, f"messages[{index}].") for index, message in enumerate(messages)
-        ]
+        result["messages"] = [_message(message, f"messages[{index}].") for index, message in enumerate(messages)]
     if "stream_options" in result:
         result["stream_options"] = _checked(result["stream_options"], _NEUTRAL_STREAM_OPTIONS, "stream_options.")
     return result
+
+
+def _message(value: Any, prefix: str) -> Any:
+    found = _checked(value, _NEUTRAL_MESSAGE_VALUES, prefix)
+    return (
+        {key: item for key, item in found.items() if key not in _MESSAGE_LABELS} if isinstance(found, dict) else found
+    )
 
 
 def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:

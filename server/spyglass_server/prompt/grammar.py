@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 _LIMITS = LLParserLimits(**GRAMMAR_LIMITS)
+MAX_JSON_DEPTH = 64
 _MAX_CHARACTERS = 256 << 10
 _JSON_FORM: "JsonCompileOptions" = {
     "whitespace_flexible": False,
@@ -100,7 +101,7 @@ def _arguments(tool: Tool, number: int, must_call: bool) -> str:
     for schema in (tool.parameters, {"type": "object"}):
         if schema is tool.parameters and not (tool.is_strict or must_call):
             continue
-        written = "%json " + json.dumps({**schema, "x-guidance": _JSON_FORM})
+        written = "%json " + json.dumps({**_closed(schema), "x-guidance": _JSON_FORM})
         reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
         if not reason:
             return written
@@ -109,8 +110,48 @@ def _arguments(tool: Tool, number: int, must_call: bool) -> str:
     raise AssertionError("any object can be held to")
 
 
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists stand in each other more than `depth` times."""
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
+
+
 def _of_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_FORM)
+    return LLMatcher.grammar_from_json_schema(_closed(schema), overrides=_JSON_FORM)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have the properties that it names and no others, where it leaves that open.
+
+    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. Schemas
+    that are combined by allOf stay as they are: together they could allow nothing.
+    """
+    if _contains(schema, "allOf"):
+        return schema
+    result = {key: _closed_in(key, value) for key, value in schema.items()}
+    if "properties" in schema and not schema.keys() & {"additionalProperties", "patternProperties", "$ref"}:
+        result["additionalProperties"] = False
+    return result
+
+
+def _closed_in(key: str, value: Any) -> Any:
+    """What stands under a keyword, with the schemas in it closed."""
+    if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
+        return {name: _closed(one) if isinstance(one, dict) else one for name, one in value.items()}
+    if key in ("items", "additionalProperties") and isinstance(value, dict):
+        return _closed(value)
+    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+        return [_closed(one) if isinstance(one, dict) else one for one in value]
+    return value
+
+
+def _contains(value: Any, key: str) -> bool:
+    if isinstance(value, dict):
+        return key in value or any(_contains(one, key) for one in value.values())
+    return isinstance(value, list) and any(_contains(one, key) for one in value)
 
 
 def _read_schema(shape: Shape) -> dict[str, Any]:
@@ -120,6 +161,8 @@ def _read_schema(shape: Shape) -> dict[str, Any]:
         raise _refusal(shape, "it is not JSON") from None
     if not isinstance(schema, dict):
         raise _refusal(shape, "it is not a JSON object")
+    if is_deeper(schema, MAX_JSON_DEPTH):
+        raise _refusal(shape, f"it is more than {MAX_JSON_DEPTH} deep")
     return schema
 
 
