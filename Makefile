@@ -17,7 +17,7 @@ help:  ## lists the commands
 run: $(VENV)/run  ## installs what is missing and serves the embedded model (settings: SPYGLASS_… variables)
 	@exec $(BIN)/python scripts/run.py
 
-test: $(VENV)/dev  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
+test: $(VENV)/dev $(VENV)/clients  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
@@ -72,4 +72,12 @@ $(VENV)/dev: $(VENV)/run
 	@echo "installing what the tests need"
 	@$(PIP) --editable '.[dev]'
 	@$(PIP) --no-deps --upgrade --target .cache/llama-models llama-models==0.3.0
+	@touch $@
+
+# Clients that people use depend on much, so they are kept out of the environment too.
+$(VENV)/clients: $(VENV)/python tests/e2e/clients/requirements.txt
+	@echo "installing other people's clients"
+	@$(PYTHON) -m venv .cache/clients
+	@.cache/clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/e2e/clients/requirements.txt
+	@if command -v npm > /dev/null; then npm install --silent --no-fund --no-audit --prefix .cache/node openai@6.49.0; fi
 	@touch $@

@@ -1,0 +1,20 @@
+"""litellm: completion, stream, tools."""
+
+import json
+import os
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the internet
+
+import litellm
+from common import ADD, KEY, MODEL, URL
+
+ask = {"model": f"openai/{MODEL}", "api_base": URL, "api_key": KEY, "temperature": 0, "max_tokens": 40}
+hello = [{"role": "user", "content": "Hello!"}]
+plain = litellm.completion(**ask, messages=hello)
+assert plain.choices[0].message.content
+stream = litellm.completion(**ask, messages=hello, stream=True)
+assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == plain.choices[0].message.content
+question = [{"role": "user", "content": "What is 1 + 2?"}]
+called = litellm.completion(**ask, messages=question, tools=[ADD], tool_choice="required").choices[0].message
+call = called.tool_calls[0]
+assert set(json.loads(call.function.arguments)) == {"a", "b"}
