@@ -160,6 +160,9 @@ class FakeServer(inference_pb2_grpc.InferenceServiceServicer):
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:  # noqa: N802
         return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")  # type: ignore[no-any-return]
 
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:  # noqa: N802
+        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")  # type: ignore[no-any-return]
+
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:  # noqa: N802
         return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")  # type: ignore[no-any-return]
 

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from spyglass_bridge.body import hold_continue
 from spyglass_bridge.middleware import admit_caller, answer_errors, finish_headers, name_request
-from spyglass_bridge.routes import chat, completions, health, models
+from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens
 from spyglass_bridge.services import SERVICES, Services
 
 # DeepInfra's prefix and OpenAI's.
@@ -18,6 +18,12 @@ def make_app(services: Services) -> web.Application:
     app.on_response_prepare.append(finish_headers)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)
+    app.router.add_get("/openapi.json", reference.get_openapi)
+    app.router.add_get("/docs", reference.get_reference)
+    app.router.add_get("/models/{model:.+}/schema/{variant}", reference.get_schema)
+    app.router.add_post("/tokenize", tokens.tokenize, expect_handler=hold_continue)
+    app.router.add_post("/detokenize", tokens.detokenize, expect_handler=hold_continue)
+    app.router.add_post("/v1/inference/{model:.+}", native.infer, expect_handler=hold_continue)
     for prefix in _PREFIXES:
         app.router.add_post(f"{prefix}/chat/completions", chat.create_chat_completion, expect_handler=hold_continue)
         app.router.add_post(f"{prefix}/completions", completions.create_completion, expect_handler=hold_continue)

@@ -14,19 +14,25 @@ from spyglass.v1 import inference_pb2 as pb
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """More of one choice. `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended."""
+    """More of one choice. `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended.
+
+    `token_ids` are there where `logprobs` are, one for each.
+    """
 
     index: int
     text: str
     finish_reason: pb.FinishReason.ValueType
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
     tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
 
     def merge(self, later: "ChoiceDelta | pb.Delta") -> None:
         self.text += later.text
         self.finish_reason = later.finish_reason
         self.logprobs += later.logprobs
         self.tool_calls += later.tool_calls
+        if later.logprobs:
+            self.token_ids += later.token_ids
 
 
 @dataclass(slots=True)
@@ -62,7 +68,12 @@ class Generation:
                 pending.merge(delta)
             else:
                 self._deltas[delta.index] = ChoiceDelta(
-                    delta.index, delta.text, delta.finish_reason, list(delta.logprobs), list(delta.tool_calls)
+                    delta.index,
+                    delta.text,
+                    delta.finish_reason,
+                    list(delta.logprobs),
+                    list(delta.tool_calls),
+                    list(delta.token_ids) if delta.logprobs else [],
                 )
         elif kind == "prompt":  # every choice begins with it
             for index in range(self._n):

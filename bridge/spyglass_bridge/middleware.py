@@ -14,7 +14,9 @@ from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.answers import compact_json
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+PROBES = frozenset({"/health", "/ready"})
+OPEN_PATHS = PROBES | {"/openapi.json", "/docs"}
+"""What needs no key."""
 
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -35,7 +37,7 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
         outcome = request.get(OUTCOME, str(response.status))
         return response
     finally:
-        if request.path not in OPEN_PATHS:
+        if request.path not in PROBES:
             took_ms = (time.monotonic() - began_s) * 1e3
             _log.info("%s %s %r %s %.0f ms", request_id, request.method, request.path, outcome, took_ms)
 

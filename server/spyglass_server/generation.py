@@ -166,9 +166,9 @@ class Generation:
 
     def _echo(self, spec: codec.Spec, tokens: Sequence[int]) -> None:
         """Tells the prompt, and of its first token that nothing comes before it."""
-        written = self._services.prompts.tokenizer.written
-        text = b"".join(map(written, tokens)).decode("utf-8", "replace") if spec.echo else ""
-        first = [codec.token_logprobs(tokens[0], Logprobs(0.0, (), ()), written)] if spec.tells_prompt else []
+        tokenizer = self._services.prompts.tokenizer
+        text = tokenizer.written_text(tokens) if spec.echo else ""
+        first = [codec.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written)] if spec.tells_prompt else []
         self._emit(codec.prompt_echo(self._id, tokens, text, first))
 
     def _tell(self, tokens: Sequence[int], found: Sequence[Logprobs]) -> None:

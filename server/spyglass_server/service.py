@@ -20,6 +20,7 @@ from spyglass_server.ledger import Record
 from spyglass_server.services import Services
 from spyglass_server.session import Session
 
+_MAX_TOKEN_IDS = 1_000_000
 _MAX_RECORDS = 1000
 
 if TYPE_CHECKING:  # generic only in the stubs
@@ -71,7 +72,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
         with self._services.admission.admit():
             prompt, _ = await self._services.prepare(spec, images)
-        return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens))
+        token_ids = prompt.tokens if request.with_tokens else ()
+        return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
+
+    async def Detokenize(  # noqa: N802
+        self, request: inference_pb2.DetokenizeRequest, context: "Context"
+    ) -> inference_pb2.DetokenizeResponse:
+        self._services.resolve_model(request.model)
+        if len(request.token_ids) > _MAX_TOKEN_IDS:
+            raise InvalidRequest(f"at most {_MAX_TOKEN_IDS} tokens can be told", field="token_ids")
+        return inference_pb2.DetokenizeResponse(text=self._services.prompts.tokenizer.written_text(request.token_ids))
 
     async def CheckAccess(  # noqa: N802
         self, request: inference_pb2.CheckAccessRequest, context: "Context"

@@ -122,6 +122,17 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
     ("fields", "param"),
     [
         ({"echo": True}, "echo"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"best_of": 2}, "best_of"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"prediction": {}}, "prediction"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"suffix": "x"}, "suffix"),
+        ({"verbosity": "high"}, "verbosity"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
@@ -156,6 +167,14 @@ def test_an_answer_may_be_sent_back_as_a_message() -> None:
         draft_chat(parse(json.dumps(ask(messages=[message])).encode(), ChatRequest), CONTEXT)
         for message in (plain, plain | beside)
     ]
+    assert starts[0] == starts[1]
+
+
+def test_labels_have_no_effect() -> None:
+    labels = dict.fromkeys(("user", "metadata", "prompt_cache_key", "safety_identifier"), "x")
+    named = ask(messages=[{"role": "user", "content": "Hi", "name": "bob"}], **labels)
+    plain = ask(messages=[{"role": "user", "content": "Hi"}])
+    starts = [draft_chat(parse(json.dumps(body).encode(), ChatRequest), CONTEXT).start for body in (named, plain)]
     assert starts[0] == starts[1]
 
 

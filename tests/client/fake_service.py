@@ -188,6 +188,10 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         parts = [part for message in request.start.chat.messages for part in message.parts]
         return pb.CountTokensResponse(prompt_tokens=len(parts) or len(request.start.tokens.ids))
 
+    async def Detokenize(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        await self._enter(context)
+        return pb.DetokenizeResponse(text="scripted")
+
     async def CheckAccess(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
         await self._enter(context)
         return pb.CheckAccessResponse(key_id="key-1")

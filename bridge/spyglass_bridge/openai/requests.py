@@ -55,6 +55,7 @@ _MAX_VALUES = 200_000
 _MAX_TOKENS = 16384
 _MAX_BIASES = 1024
 _MAX_PROMPTS = 32
+_MAX_TOKEN_IDS = 100_000
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -68,21 +69,23 @@ def _string_or_list(value: Any) -> str | None:
     return "<list>" if isinstance(value, list) else None
 
 
-class _Object(BaseModel):
+class Object(BaseModel):
+    """What a request may hold: types are strict, and there is nothing else."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TextPart(_Object):
+class TextPart(Object):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Object):
+class ImageUrl(Object):
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Object):
+class ImagePart(Object):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -110,28 +113,28 @@ _TextContent = Annotated[Annotated[str, Tag("<string>")] | Annotated[_TextParts,
 _Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<list>")], _STRING_OR_PARTS]
 
 
-class SystemMessage(_Object):
+class SystemMessage(Object):
     role: Literal["system", "developer"]
     content: _TextContent
 
 
-class UserMessage(_Object):
+class UserMessage(Object):
     role: Literal["user"]
     content: _Content
 
 
-class FunctionCall(_Object):
+class FunctionCall(Object):
     name: str
     arguments: str
 
 
-class ToolCall(_Object):
+class ToolCall(Object):
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class AssistantMessage(_Object):
+class AssistantMessage(Object):
     """`content` may be missing only beside tool calls."""
 
     role: Literal["assistant"]
@@ -139,7 +142,7 @@ class AssistantMessage(_Object):
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
 
 
-class ToolMessage(_Object):
+class ToolMessage(Object):
     role: Literal["tool"]
     content: _Content
     tool_call_id: str
@@ -170,19 +173,19 @@ _Stop = Annotated[
 ]
 
 
-class StreamOptions(_Object):
+class StreamOptions(Object):
     include_usage: bool | None = None
 
 
-class TextFormat(_Object):
+class TextFormat(Object):
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Object):
+class JsonObjectFormat(Object):
     type: Literal["json_object"]
 
 
-class JsonSchema(_Object):
+class JsonSchema(Object):
     """`strict` changes nothing: a schema holds in every detail, or is refused."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
@@ -191,12 +194,12 @@ class JsonSchema(_Object):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Object):
+class JsonSchemaFormat(Object):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
-class RegexFormat(_Object):
+class RegexFormat(Object):
     type: Literal["regex"]
     regex: str
 
@@ -214,7 +217,7 @@ _Format = Annotated[
 ]
 
 
-class FunctionDefinition(_Object):
+class FunctionDefinition(Object):
     """`parameters` is a JSON schema of an object."""
 
     name: str
@@ -223,16 +226,16 @@ class FunctionDefinition(_Object):
     strict: bool | None = None
 
 
-class Tool(_Object):
+class Tool(Object):
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionName(_Object):
+class FunctionName(Object):
     name: str
 
 
-class NamedTool(_Object):
+class NamedTool(Object):
     type: Literal["function"]
     function: FunctionName
 
@@ -250,7 +253,7 @@ _TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
 """Of a token; JSON's objects have them as strings."""
 
 
-class _Request(_Object):
+class _Request(Object):
     """What chat completions and completions have in common. None means the default."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -342,7 +345,69 @@ class CompletionRequest(_Request):
         return self.logprobs
 
 
-_Given = TypeVar("_Given", bound=_Request)
+class NativeRequest(Object):
+    """A ready prompt to continue, in DeepInfra's own form."""
+
+    input: str
+    stream: bool | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=999)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=5)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    stop: Annotated[list[_StopString], Field(max_length=16, fail_fast=True)] | None = None
+    num_responses: Annotated[int, Field(ge=1, le=4)] | None = None
+    response_format: _Format | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+
+    def as_completion(self, model: str) -> CompletionRequest:
+        """The same in OpenAI's form; probabilities are always told."""
+        same = {name: value for name, value in self if name in CompletionRequest.model_fields}
+        return CompletionRequest.model_construct(
+            **same,
+            model=model,
+            prompt=self.input,
+            max_tokens=self.max_new_tokens,
+            n=self.num_responses,
+            logprobs=0,
+            stream_options=None,
+        )
+
+
+class TokenizeRequest(Object):
+    """What to tell the tokens of: a ready prompt, or a conversation with its tools."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise invalid("One of prompt and messages is needed.", "prompt")
+        if self.tools and self.messages is None:
+            raise invalid("tools go with messages.", "tools")
+        return self
+
+    def as_completion(self) -> ChatRequest | CompletionRequest:
+        """The request whose prompt is to be told."""
+        if self.messages is None:
+            return CompletionRequest.model_validate({"model": self.model, "prompt": self.prompt})
+        return ChatRequest.model_construct(model=self.model, messages=self.messages, tools=self.tools)
+
+
+class DetokenizeRequest(Object):
+    """Which tokens to tell the text of."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(max_length=_MAX_TOKEN_IDS, fail_fast=True)]
+
+
+_Given = TypeVar("_Given", bound=Object)
 
 
 def parse(body: bytes, kind: type[_Given]) -> _Given:

@@ -57,6 +57,11 @@ class InferenceServiceStub:
                 request_serializer=spyglass_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=spyglass_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/spyglass.v1.InferenceService/Detokenize',
+                request_serializer=spyglass_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=spyglass_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.CheckAccess = channel.unary_unary(
                 '/spyglass.v1.InferenceService/CheckAccess',
                 request_serializer=spyglass_dot_v1_dot_inference__pb2.CheckAccessRequest.SerializeToString,
@@ -109,6 +114,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """Tells what tokens say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckAccess(self, request, context):
         """Tells whether a key may call, so that a gateway can refuse a stranger before it reads a body.
         """
@@ -145,6 +157,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=spyglass_dot_v1_dot_inference__pb2.CountTokensRequest.FromString,
                     response_serializer=spyglass_dot_v1_dot_inference__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=spyglass_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=spyglass_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
             ),
             'CheckAccess': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckAccess,
@@ -268,6 +285,33 @@ class InferenceService:
             '/spyglass.v1.InferenceService/CountTokens',
             spyglass_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
             spyglass_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spyglass.v1.InferenceService/Detokenize',
+            spyglass_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            spyglass_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class InferenceServiceStub:
     """Describes one model."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
     """Tells how many prompt tokens a Start would use, without running it."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]
+    """Tells what tokens say."""
     CheckAccess: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CheckAccessRequest, _inference_pb2.CheckAccessResponse]
     """Tells whether a key may call, so that a gateway can refuse a stranger before it reads a body."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]
@@ -79,6 +81,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Describes one model."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Tells how many prompt tokens a Start would use, without running it."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Tells what tokens say."""
     CheckAccess: _aio.UnaryUnaryMultiCallable[_inference_pb2.CheckAccessRequest, _inference_pb2.CheckAccessResponse]  # type: ignore[assignment]
     """Tells whether a key may call, so that a gateway can refuse a stranger before it reads a body."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]  # type: ignore[assignment]
@@ -128,6 +132,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
         """Tells how many prompt tokens a Start would use, without running it."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _inference_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.DetokenizeResponse, _abc.Awaitable[_inference_pb2.DetokenizeResponse]]:
+        """Tells what tokens say."""
 
     @_abc_1.abstractmethod
     def CheckAccess(

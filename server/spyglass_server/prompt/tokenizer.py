@@ -4,6 +4,7 @@ Owns the line between control tokens and plain text. Knows nothing of templates 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders
@@ -62,6 +63,10 @@ class TextTokenizer:
     def written(self, token_id: int) -> bytes:
         """The bytes that a token of a prompt stands for; a control token is written out."""
         return self._written.get(token_id) or self.token_bytes(token_id)
+
+    def written_text(self, token_ids: Iterable[int]) -> str:
+        """What tokens of a prompt say; bytes that are no whole characters become replacement characters."""
+        return b"".join(map(self.written, token_ids)).decode("utf-8", "replace")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,0 +1,154 @@
+"""The description of the HTTP API, made from the types that validate its requests.
+
+Owns the list of operations. Knows nothing of how they are served.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from spyglass_bridge.openai import objects
+from spyglass_bridge.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    NativeRequest,
+    TokenizeRequest,
+)
+
+_REFERENCE = "#/components/schemas/{model}"
+_REFUSALS = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A route. `event` is what the events of its stream hold, where it has one; `paths` are its names."""
+
+    method: str
+    paths: tuple[str, ...]
+    summary: str
+    answer: type[BaseModel]
+    body: type[BaseModel] | None = None
+    event: type[BaseModel] | None = None
+    is_open: bool = False
+    statuses: tuple[int, ...] = (200,)
+
+
+def _twice(path: str) -> tuple[str, ...]:
+    """OpenAI's name and DeepInfra's."""
+    return f"/v1{path}", f"/v1/openai{path}"
+
+
+CHAT = Operation(
+    "post",
+    _twice("/chat/completions"),
+    "Answers a conversation with text and images.",
+    objects.ChatCompletion,
+    ChatRequest,
+    objects.ChatCompletionChunk,
+)
+OPERATIONS = (
+    CHAT,
+    Operation(
+        "post",
+        _twice("/completions"),
+        "Continues ready prompts.",
+        objects.Completion,
+        CompletionRequest,
+        objects.Completion,
+    ),
+    Operation(
+        "post",
+        ("/v1/inference/{model}",),
+        "Continues a ready prompt, in DeepInfra's own form.",
+        objects.Inference,
+        NativeRequest,
+        objects.InferenceEvent,
+    ),
+    Operation("get", _twice("/models"), "Lists the models.", objects.ModelList),
+    Operation("get", _twice("/models/{model}"), "Describes one model.", objects.ModelObject),
+    Operation("post", ("/tokenize",), "Tells the tokens of a prompt.", objects.Tokens, TokenizeRequest),
+    Operation("post", ("/detokenize",), "Tells what tokens say.", objects.TokenizedText, DetokenizeRequest),
+    Operation("get", ("/health",), "Whether the bridge is alive.", objects.Status, is_open=True),
+    Operation(
+        "get", ("/ready",), "Whether generations can be served.", objects.Status, is_open=True, statuses=(200, 503)
+    ),
+)
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    models = {model for one in OPERATIONS for model in (one.answer, one.body, one.event) if model is not None} | {
+        objects.ErrorAnswer
+    }
+    inputs = {one.body for one in OPERATIONS}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema(
+        [(model, "validation" if model in inputs else "serialization") for model in ordered], ref_template=_REFERENCE
+    )
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        for path in operation.paths:
+            paths.setdefault(path, {})[operation.method] = _described(operation, path)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Spyglass",
+            "version": "1",
+            "description": "OpenAI-compatible HTTP API of a server for Llama 3.2 Vision models.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}],
+    }
+
+
+@cache
+def schema_of(variant: str) -> dict[str, Any] | None:
+    """The JSON schema of chat completions: of their `input`, `output` or `streaming` form."""
+    models = {"input": CHAT.body, "output": CHAT.answer, "streaming": CHAT.event}
+    model = models.get(variant)
+    if model is None:
+        return None
+    return model.model_json_schema(mode="validation" if variant == "input" else "serialization")
+
+
+def _described(operation: Operation, path: str) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": f"{operation.method}{path}".replace("/", "_").replace("{", "").replace("}", ""),
+        "responses": {str(status): _answer(operation) for status in operation.statuses},
+    }
+    if operation.is_open:
+        result["security"] = []
+    else:
+        refusal = {"description": "Refused or failed.", "content": _json(objects.ErrorAnswer)}
+        result["responses"] |= {str(status): refusal for status in _REFUSALS}
+    if "{model}" in path:
+        parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        result["parameters"] = [parameter]
+    if operation.body is not None:
+        result["requestBody"] = {"required": True, "content": _json(operation.body)}
+    return result
+
+
+def _answer(operation: Operation) -> dict[str, Any]:
+    content = _json(operation.answer)
+    if operation.event is not None:
+        reference = _REFERENCE.format(model=operation.event.__name__)
+        # The data of an event is one such object, or an error in its place, or at the end [DONE].
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": reference}}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
+    return {"description": "OK", "content": content}
+
+
+def _json(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}}

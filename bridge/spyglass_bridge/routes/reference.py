@@ -1,0 +1,116 @@
+"""GET /openapi.json, /docs and /models/{model}/schema/{variant}: the API's description, for programs and people."""
+
+import html
+import json
+from functools import cache
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge.errors import ApiError, from_rpc_error
+from spyglass_bridge.openapi import OPERATIONS, Operation, openapi, schema_of
+from spyglass_bridge.services import SERVICES
+
+_RPC_TIMEOUT_S = 10.0
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d8dee4; padding-top: 1.5rem; }
+code, pre { font: 14px/1.45 ui-monospace, monospace; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .35rem .6rem; vertical-align: top;
+border-bottom: 1px solid #d8dee4; } .method { color: #0550ae; font-weight: 600; } nav a { margin-right: 1rem; }
+@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } pre { background: #161b22; }
+.method, a { color: #79c0ff; } h2, td, th { border-color: #30363d; } }
+"""
+
+
+async def get_openapi(request: web.Request) -> web.Response:
+    """The OpenAPI document."""
+    return web.json_response(openapi())
+
+
+async def get_reference(request: web.Request) -> web.Response:
+    """The reference as a page."""
+    return web.Response(text=_page(), content_type="text/html")
+
+
+async def get_schema(request: web.Request) -> web.Response:
+    """The JSON schema of a model's input, output or stream."""
+    services = request.app[SERVICES]
+    try:
+        await services.stub.GetModel(
+            pb.GetModelRequest(model=request.match_info["model"]), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
+        )
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    schema = schema_of(request.match_info["variant"])
+    if schema is None:
+        raise ApiError(404, "A schema is of the input, the output or the streaming form.", code="not_found")
+    return web.json_response(schema)
+
+
+@cache
+def _page() -> str:
+    schemas = openapi()["components"]["schemas"]
+    links = "".join(f'<a href="#{_anchor(one)}">{html.escape(one.paths[0])}</a>' for one in OPERATIONS)
+    sections = "".join(_section(one, schemas) for one in OPERATIONS)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Spyglass API</title><style>{_STYLE}</style><h1>Spyglass API</h1>"
+        "<p>Send your key with every call: <code>Authorization: Bearer KEY</code>. "
+        "For programs: <a href=/openapi.json>openapi.json</a>.</p>"
+        f"<nav>{links}</nav>{sections}</html>"
+    )
+
+
+def _anchor(operation: Operation) -> str:
+    return operation.method + operation.paths[0].replace("/", "-").replace("{", "").replace("}", "")
+
+
+def _section(operation: Operation, schemas: dict[str, Any]) -> str:
+    names = ", ".join(f"<code>{html.escape(path)}</code>" for path in operation.paths)
+    parts = [
+        f'<h2 id="{_anchor(operation)}"><span class=method>{operation.method.upper()}</span> '
+        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)} Also known as: {names}.</p>"
+        if len(operation.paths) > 1
+        else f'<h2 id="{_anchor(operation)}"><span class=method>{operation.method.upper()}</span> '
+        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)}</p>"
+    ]
+    if operation.body is not None:
+        parts.append("<h3>Request</h3>" + _table(schemas[operation.body.__name__]))
+    parts.append("<h3>Answer</h3>" + _table(schemas[operation.answer.__name__]))
+    if operation.event is not None and operation.event is not operation.answer:
+        parts.append("<h3>Each event of a stream</h3>" + _table(schemas[operation.event.__name__]))
+    return "".join(parts)
+
+
+def _table(schema: dict[str, Any]) -> str:
+    required = schema.get("required", ())
+    rows = "".join(
+        f"<tr><td><code>{html.escape(name)}</code>{' *' if name in required else ''}</td>"
+        f"<td><code>{html.escape(_kind(field))}</code></td></tr>"
+        for name, field in schema.get("properties", {}).items()
+    )
+    told = f"<p>{html.escape(schema['description'])}</p>" if "description" in schema else ""
+    return f"{told}<table><tr><th>field (* required)</th><th>type</th></tr>{rows}</table>"
+
+
+def _kind(field: dict[str, Any]) -> str:
+    """A field's type in a few words."""
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    for key in ("anyOf", "oneOf"):
+        if key in field:
+            return " | ".join(dict.fromkeys(_kind(one) for one in field[key]))
+    if "const" in field or "enum" in field:
+        return " | ".join(json.dumps(value) for value in field.get("enum", [field.get("const")]))
+    kind = str(field.get("type", "any"))
+    if kind == "array":
+        return f"list of {_kind(field.get('items', {}))}"
+    limits = [
+        f"{sign} {field[key]}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in field
+    ]
+    return " ".join([kind, *limits])

@@ -1,0 +1,59 @@
+"""POST /tokenize and /detokenize: what tokens a prompt has, and what tokens say."""
+
+import grpc
+from aiohttp import web
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge.errors import from_rpc_error, invalid
+from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest, parse
+from spyglass_bridge.openai.start import CallContext, Draft, draft_chat, draft_completions
+from spyglass_bridge.routes.answer import read_request
+from spyglass_bridge.services import SERVICES
+
+_RPC_TIMEOUT_S = 30.0
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """The tokens of a prompt or a conversation; an image is one of them."""
+    services = request.app[SERVICES]
+    draft = await read_request(request, _read)
+    model = pb.GetModelRequest(model=draft.start.model)
+    try:
+        found = await services.stub.CountTokens(
+            pb.CountTokensRequest(start=draft.start, with_tokens=True),
+            metadata=services.metadata,
+            timeout=_RPC_TIMEOUT_S,
+        )
+        described = await services.stub.GetModel(model, metadata=services.metadata, timeout=_RPC_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    return web.json_response(
+        {
+            "count": found.prompt_tokens,
+            "max_model_len": described.model.context_length,
+            "tokens": list(found.token_ids),
+        }
+    )
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """What tokens say."""
+    services = request.app[SERVICES]
+    ask = await read_request(request, lambda body, context: parse(body, DetokenizeRequest))
+    try:
+        found = await services.stub.Detokenize(
+            pb.DetokenizeRequest(model=ask.model, token_ids=ask.tokens),
+            metadata=services.metadata,
+            timeout=_RPC_TIMEOUT_S,
+        )
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    return web.json_response({"prompt": found.text})
+
+
+def _read(body: bytes, context: CallContext) -> Draft:
+    ask = parse(body, TokenizeRequest).as_completion()
+    draft = draft_chat(ask, context) if isinstance(ask, ChatRequest) else draft_completions(ask, context)[0]
+    if draft.images:
+        raise invalid("Images must be data URIs of at most 1 MiB in all to be counted.", "messages")
+    return draft
