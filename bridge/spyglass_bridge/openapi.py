@@ -143,8 +143,10 @@ def _answer(operation: Operation) -> dict[str, Any]:
     content = _json(operation.answer)
     if operation.event is not None:
         reference = _REFERENCE.format(model=operation.event.__name__)
-        # The data of an event is one such object, or an error in its place, or at the end [DONE].
-        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": reference}}
+        # The data of an event is one such object, or an error in its place; at the end it is [DONE].
+        either = {"anyOf": [{"$ref": reference}, {"$ref": _REFERENCE.format(model=objects.ErrorAnswer.__name__)}]}
+        written = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
+        data = {"anyOf": [{"const": "[DONE]"}, written]}
         event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
         content["text/event-stream"] = {"schema": event}
     return {"description": "OK", "content": content}
