@@ -1,0 +1,107 @@
+"""What a client joins from a stream is what it would have got at once, wherever the stream is cut.
+
+The way of an answer from its tokens on, through the server's and the bridge's parts: stop strings, emoji, combining
+characters and calls of tools, in frames that end anywhere.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_bridge.generation import Generation
+from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
+from spyglass_bridge.openai.forms import ChatForm
+from spyglass_server import codec
+from spyglass_server.engine.types import FinishReason, TokenOutput
+from spyglass_server.output import Choices
+from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.tokenizer import TextTokenizer
+
+STOPS = ("STOP", "ST👩🏽‍🚀", "\n\n##")
+PIECES = st.sampled_from(
+    [
+        *"STOP#\n{}[]<>\"',:;\\",
+        "👩🏽‍🚀",
+        "e\u0301",
+        "é",
+        "한국",
+        '{"name": "f", "parameters": {"a": "👩🏽‍🚀 \\" }"}}',
+        "[f(a='é'), g()]",
+        "<function=f>{}</function>",
+        "<tool_call>",
+        '"name": "f"',
+        " words ",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> TextTokenizer:
+    return TextTokenizer(tiny_checkpoint / "tokenizer.json")
+
+
+def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> list[pb.Event]:
+    """The server's events of an answer, a byte a token."""
+    choices = Choices([Detokenizer(tokenizer, STOPS)], tools)
+    tokens = tokenizer.encode_text(text)
+    events = []
+    for number, token in enumerate(tokens):
+        finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
+        if (delta := choices.push(TokenOutput(1, 0, token, finish))) is not None:
+            events.append(codec.delta(1, 0, *delta))
+    return events
+
+
+async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The message at once and the message joined from chunks, when frames end before these events."""
+    head = AnswerHead.new("m", "x")
+    encoder, builder = ChunkEncoder(head, 1, ChatForm(1), UsageForm.NONE), CompletionBuilder(head, 1, ChatForm(1))
+    generation = Generation()
+    chunks = encoder.begin()
+    for number, event in enumerate(events, 1):
+        generation.push(event)
+        if number in cuts or number == len(events):
+            update = await generation.next()
+            builder.add(update.deltas)
+            chunks += encoder.deltas(update.deltas)
+    chunks += encoder.end(pb.Usage())
+    return builder.build(pb.Usage())["choices"][0], joined([json.loads(chunk)["choices"][0] for chunk in chunks])
+
+
+def joined(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a client makes of chunks."""
+    content = "".join(choice["delta"].get("content", "") for choice in choices)
+    calls: list[dict[str, Any]] = []
+    for piece in (piece for choice in choices for piece in choice["delta"].get("tool_calls", ())):
+        if "id" in piece:
+            assert piece["index"] == len(calls)
+            calls.append({"id": piece["id"], "type": "function", "function": dict(piece["function"], arguments="")})
+        calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message |= {"content": content or None, "tool_calls": calls}
+    return {"index": 0, "message": message, "finish_reason": choices[-1]["finish_reason"], "logprobs": None}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.lists(PIECES, min_size=1, max_size=8).map("".join), tools=st.sampled_from([(), ("f", "g")]))
+def test_deltas_join_to_the_answer_wherever_they_are_cut(
+    tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]
+) -> None:
+    events = events_of(tokenizer, text, tools)
+    whole = None
+    for cut in range(len(events) + 1):
+        at_once, from_chunks = asyncio.run(read_in_frames(events, [cut]))
+        assert from_chunks == at_once
+        assert whole is None or at_once == whole
+        whole = at_once
+    assert whole is not None
+    for stop in STOPS:
+        assert stop not in (whole["message"]["content"] or "")
+    assert "\ufffd" not in json.dumps(whole, ensure_ascii=False)
