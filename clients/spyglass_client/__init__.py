@@ -25,10 +25,11 @@ from spyglass_client.errors import (
     UnavailableError,
 )
 from spyglass_client.generation import AsyncGeneration
-from spyglass_client.messages import ImagePart, ImageSource, Message, assistant, image, system, user
+from spyglass_client.messages import ImagePart, ImageSource, Message, assistant, image, system, tool, user
 from spyglass_client.request import Options
 from spyglass_client.sync import Client, Generation
 from spyglass_client.target import Tls
+from spyglass_client.tools import Tool, ToolCall, ToolCallPiece
 
 __all__ = [
     "Answer",
@@ -58,6 +59,9 @@ __all__ = [
     "Tls",
     "TokenLogprobs",
     "TokenProbability",
+    "Tool",
+    "ToolCall",
+    "ToolCallPiece",
     "UnavailableError",
     "Usage",
     "UsageRecord",
@@ -65,5 +69,6 @@ __all__ = [
     "assistant",
     "image",
     "system",
+    "tool",
     "user",
 ]

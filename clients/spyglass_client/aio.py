@@ -19,10 +19,12 @@ from spyglass_client.account import ModelInfo, UsageSummary
 from spyglass_client.answer import Answer
 from spyglass_client.errors import ClientClosedError, SpyglassError, UnavailableError, from_rpc_error, lost_status
 from spyglass_client.generation import AsyncGeneration
+from spyglass_client.helpers import P, read_into, run_tools
 from spyglass_client.messages import ImageSource, Message
 from spyglass_client.request import Draft, Options, draft_chat, draft_question
 from spyglass_client.stream import SharedStream
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
+from spyglass_client.tools import Tool
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -103,6 +105,24 @@ class AsyncClient:
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AsyncGeneration:
         """Continues a conversation, and gives the answer piece by piece."""
         return self._generation(draft_chat(messages, options))
+
+    async def parse(self, kind: type[P], messages: Sequence[Message], **options: Unpack[Options]) -> P:
+        """Continues a conversation with a value of a type, such as a pydantic model, which the answer is held to.
+
+        Raises ValueError when the answer was cut short.
+        """
+        options["json_schema"] = kind.model_json_schema()
+        return read_into(kind, await self.chat(messages, **options))
+
+    async def run_tools(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool], max_rounds: int = 8, **options: Unpack[Options]
+    ) -> tuple[Answer, list[Message]]:
+        """Continues a conversation, and runs the tools that the model calls, until it answers in words.
+
+        Returns that answer and the whole conversation. Raises RuntimeError when `max_rounds` answers call tools.
+        """
+        options["tools"] = tools
+        return await run_tools(lambda turns: self.chat(turns, **options), messages, tools, max_rounds)
 
     async def count_tokens(
         self,

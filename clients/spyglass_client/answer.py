@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spyglass.v1 import inference_pb2 as pb
+from spyglass_client.tools import ToolCall, ToolCallPiece
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -50,7 +51,7 @@ class TextChunk:
 
     `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
     empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
-    these were asked for. `finish_reason` is set in a choice's last chunk.
+    these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
     """
 
     index: int
@@ -58,12 +59,14 @@ class TextChunk:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCallPiece, ...] = ()
 
     @classmethod
     def from_proto(cls, delta: pb.Delta) -> "TextChunk":
         ids = tuple(delta.token_ids)
         logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
-        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs)
+        calls = tuple(ToolCallPiece(one.index, one.id, one.name, one.arguments_json) for one in delta.tool_calls)
+        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls)
 
     def joined_with(self, later: "TextChunk") -> "TextChunk":
         """Both as one."""
@@ -73,6 +76,7 @@ class TextChunk:
             self.token_ids + later.token_ids,
             later.finish_reason,
             self.logprobs + later.logprobs,
+            self.tool_calls + later.tool_calls,
         )
 
 
@@ -98,7 +102,7 @@ class Usage:
 class Choice:
     """One finished answer. `stop_string` is the stop string that ended it, if one did.
 
-    `logprobs` has the probabilities of its tokens where these were asked for.
+    `logprobs` has the probabilities of its tokens where these were asked for, `tool_calls` the tools that it calls.
     """
 
     index: int
@@ -107,6 +111,7 @@ class Choice:
     finish_reason: FinishReason
     stop_string: str | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,11 @@ class Answer:
     def text(self) -> str:
         """The text of the first choice."""
         return self.choices[0].text
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of the first choice."""
+        return self.choices[0].tool_calls
 
     @property
     def token_ids(self) -> tuple[int, ...]:

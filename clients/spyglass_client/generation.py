@@ -13,6 +13,7 @@ from typing import Self
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, Usage
 from spyglass_client.errors import CancelledByServerError, SpyglassError, from_status
+from spyglass_client.tools import ToolCall, ToolCallPiece
 
 Begin = Callable[["AsyncGeneration"], Awaitable[Callable[[], None]]]
 """Sends the Start for a generation and returns what cancels it."""
@@ -149,11 +150,16 @@ class _Collected:
     finish_reason: FinishReason = "cancelled"  # stays so only when the end came before the choice's last delta
     stop_string: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    calls: list[tuple[ToolCallPiece, list[str]]] = field(default_factory=list)
 
     def add(self, chunk: TextChunk, stop_string: str | None) -> None:
         self.texts.append(chunk.text)
         self.token_ids += chunk.token_ids
         self.logprobs += chunk.logprobs
+        for piece in chunk.tool_calls:
+            if piece.id:
+                self.calls.append((piece, []))
+            self.calls[piece.index][1].append(piece.arguments)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.stop_string = stop_string if stop_string is not None else self.stop_string
 
@@ -165,4 +171,5 @@ class _Collected:
             self.finish_reason,
             self.stop_string,
             tuple(self.logprobs),
+            tuple(ToolCall(first.id, first.name, "".join(arguments)) for first, arguments in self.calls),
         )

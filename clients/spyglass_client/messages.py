@@ -1,13 +1,16 @@
-"""Conversations as plain values: `system("…"), user("…", image("cat.png")), assistant("…")`.
+"""Conversations as plain values: `system("…"), user("…", image("cat.png")), assistant("…"), tool(call, "…")`.
 
 Owns the words for turns and pictures. Knows nothing of protobuf, and reads no file.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Role = Literal["system", "user", "assistant"]
+from spyglass_client.tools import ToolCall
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Readable(Protocol):
@@ -29,10 +32,15 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: text and pictures in the order in which the model reads them."""
+    """One turn: text and pictures in the order in which the model reads them.
+
+    `tool_calls` are those that the assistant made in it; `tool_call_id` is the one that a tool's turn answers.
+    """
 
     role: Role
     parts: tuple[str | ImagePart, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 def image(source: ImageSource) -> ImagePart:
@@ -50,6 +58,11 @@ def user(*parts: str | ImagePart) -> Message:
     return Message("user", parts)
 
 
-def assistant(text: str) -> Message:
-    """A turn of the model. As the last message it is continued."""
-    return Message("assistant", (text,))
+def assistant(text: str = "", calls: Iterable[ToolCall] = ()) -> Message:
+    """A turn of the model: what it said, and the tools that it called. As the last message without calls it goes on."""
+    return Message("assistant", (text,) if text else (), tuple(calls))
+
+
+def tool(call: ToolCall | str, *parts: str | ImagePart) -> Message:
+    """The result of a call, which is named by itself or by its id."""
+    return Message("tool", parts, tool_call_id=call if isinstance(call, str) else call.id)

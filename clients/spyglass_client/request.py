@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.messages import ImagePart, ImageSource, Message, Role
+from spyglass_client.tools import Tool
 
 INLINE_BYTES = 1 << 20
 """Pictures travel inside the Start up to this size, all together."""
@@ -30,7 +31,8 @@ class Options(TypedDict, total=False):
     it in the server's log and ledger; the client makes one up when there is none. `stop` is a string or
     several; `n` is how many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and
     choices have the probabilities of their tokens, and of so many others. An answer is held to at most one of
-    `json_schema` (a schema, or True for any object), `regex` and `grammar` (in Lark's notation).
+    `json_schema` (a schema, or True for any object), `regex` and `grammar` (in Lark's notation). `tools` may be called
+    in a conversation; `tool_choice` is "auto", "none", "required", or the name of the one that must be called.
     """
 
     model: str | None
@@ -49,6 +51,9 @@ class Options(TypedDict, total=False):
     json_schema: Mapping[str, Any] | bool | None
     regex: str | None
     grammar: str | None
+    tools: Sequence[Tool] | None
+    tool_choice: str | None
+    parallel_tool_calls: bool | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
@@ -122,8 +127,8 @@ def draft_question(
     if question is not None:
         turns = [Message("user", (*pictures, question))]
         return draft_chat([Message("system", (system,)), *turns] if system is not None else turns, options)
-    if pictures or system is not None:
-        raise ValueError("images= and system= belong to a question; a ready prompt takes neither")
+    if pictures or system is not None or options.get("tools"):
+        raise ValueError("images=, system= and tools= belong to a question; a ready prompt takes none of them")
     start = _start(options)
     if text is not None:
         start.text = text
@@ -140,20 +145,42 @@ def draft_chat(messages: Sequence[Message], options: Options) -> Draft:
     start = _start(options)
     pictures = []
     for message in messages:
-        turn = start.chat.messages.add(role=_ROLES[message.role])
+        turn = start.chat.messages.add(role=_ROLES[message.role], tool_call_id=message.tool_call_id)
+        for call in message.tool_calls:
+            turn.tool_calls.add(id=call.id, name=call.name, arguments_json=call.arguments or "{}")
         for part in message.parts:
             if isinstance(part, ImagePart):
                 turn.parts.add().image.SetInParent()
                 pictures.append(part)
             else:
                 turn.parts.add(text=part)
+    _add_tools(start.chat, options)
     return Draft(start, tuple(pictures))
+
+
+def _add_tools(chat: chat_pb2.Chat, options: Options) -> None:
+    for tool in options.get("tools") or ():
+        parameters = json.dumps(tool.parameters)
+        chat.tools.add(name=tool.name, description=tool.description, parameters_json=parameters, strict=tool.strict)
+    if (choice := options.get("tool_choice")) is not None:
+        if choice in _TOOL_CHOICES:
+            chat.tool_choice.mode = _TOOL_CHOICES[choice]
+        else:
+            chat.tool_choice.name = choice
+    if (parallel := options.get("parallel_tool_calls")) is not None:
+        chat.parallel_tool_calls = parallel
 
 
 _ROLES: dict[Role, chat_pb2.Role.ValueType] = {
     "system": chat_pb2.ROLE_SYSTEM,
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
+}
+_TOOL_CHOICES = {
+    "auto": chat_pb2.TOOL_CHOICE_MODE_AUTO,
+    "none": chat_pb2.TOOL_CHOICE_MODE_NONE,
+    "required": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
 }
 _SAMPLING = (
     "temperature",

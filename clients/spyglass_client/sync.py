@@ -12,9 +12,11 @@ from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer, TextChunk
 from spyglass_client.background import BackgroundLoop
 from spyglass_client.generation import AsyncGeneration
+from spyglass_client.helpers import P
 from spyglass_client.messages import ImageSource, Message
 from spyglass_client.request import Options
 from spyglass_client.target import Tls
+from spyglass_client.tools import Tool
 
 
 class Generation:
@@ -129,6 +131,16 @@ class Client:
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
         """Continues a conversation, and gives the answer piece by piece."""
         return Generation(self._client.stream_chat(messages, **options), self._loop)
+
+    def parse(self, kind: type[P], messages: Sequence[Message], **options: Unpack[Options]) -> P:
+        """Continues a conversation with a value of a type, such as a pydantic model, which the answer is held to."""
+        return self._loop.run(self._client.parse(kind, messages, **options))
+
+    def run_tools(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool], max_rounds: int = 8, **options: Unpack[Options]
+    ) -> tuple[Answer, list[Message]]:
+        """Continues a conversation, and runs the tools that the model calls, until it answers in words."""
+        return self._loop.run(self._client.run_tools(messages, tools=tools, max_rounds=max_rounds, **options))
 
     def count_tokens(
         self,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.fake_service import FakeService, Turn, until_cancelled
-from spyglass.v1 import chat_pb2
+from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client import AsyncClient, TextChunk, Usage, assistant, system, user
 from spyglass_client.generation import AsyncGeneration
@@ -39,6 +39,13 @@ async def test_every_option_reaches_the_server(client: AsyncClient, service: Fak
         top_k=9,
         min_p=0.25,
         seed=2**64 - 1,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={7: -100},
+        min_tokens=2,
+        top_logprobs=3,
+        regex="a+",
         stop=["a", "b"],
         stop_token_ids=[3],
         ignore_eos=True,
@@ -53,6 +60,11 @@ async def test_every_option_reaches_the_server(client: AsyncClient, service: Fak
     assert sampling.HasField("temperature")
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 9, 0.25)
     assert sampling.seed == 2**64 - 1
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.5, 1.5)
+    assert dict(sampling.logit_bias) == {7: -100}
+    assert start.output == options_pb2.Output(logprobs=True, top_logprobs=3)
+    assert start.format.regex == "a+"
+    assert start.stopping.min_tokens == 2
     stopping = start.stopping
     assert (stopping.max_tokens, list(stopping.strings), list(stopping.token_ids)) == (5, ["a", "b"], [3])
     assert stopping.ignore_eos

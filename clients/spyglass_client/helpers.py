@@ -1,0 +1,73 @@
+"""What people do with answers again and again: read them into a type, and let tools answer.
+
+Knows the client's questions and answers, and nothing of how they travel.
+"""
+
+import asyncio
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeVar
+
+from spyglass_client.answer import Answer
+from spyglass_client.messages import Message, assistant, tool
+from spyglass_client.tools import Tool, ToolCall
+
+
+class Parsed(Protocol):
+    """A type that an answer can be read into, such as a pydantic model."""
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]: ...
+
+    @classmethod
+    def model_validate_json(cls, json_data: str) -> Self: ...
+
+
+P = TypeVar("P", bound=Parsed)
+
+
+def read_into(kind: type[P], answer: Answer) -> P:
+    """The first choice as a value. Raises ValueError when it was cut short."""
+    if answer.finish_reason != "stop":
+        raise ValueError(f"the answer is not whole ({answer.finish_reason}): max_tokens may be too small")
+    return kind.model_validate_json(answer.text)
+
+
+async def run_tools(
+    ask: Callable[[Sequence[Message]], Awaitable[Answer]],
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    max_rounds: int,
+) -> tuple[Answer, list[Message]]:
+    """Asks, runs the tools that are called, and asks again with their results, until an answer calls none.
+
+    Returns it, and the conversation up to and with it. A tool that fails tells the model so.
+
+    Raises:
+        RuntimeError: `max_rounds` answers have called tools.
+    """
+    functions = {one.name: one.run for one in tools}
+    turns = list(messages)
+    for _ in range(max_rounds):
+        answer = await ask(turns)
+        turns.append(assistant(answer.text, answer.tool_calls))
+        if not answer.tool_calls:
+            return answer, turns
+        turns += [tool(call, await _result(call, functions)) for call in answer.tool_calls]
+    raise RuntimeError(f"the model still calls tools after {max_rounds} answers")
+
+
+async def _result(call: ToolCall, functions: Mapping[str, Callable[..., Any] | None]) -> str:
+    function = functions.get(call.name)
+    if function is None:
+        return f"there is no tool {call.name}"
+    try:
+        arguments = call.parsed()
+        if inspect.iscoroutinefunction(function):
+            found = await function(**arguments)
+        else:
+            found = await asyncio.to_thread(function, **arguments)
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    except Exception as error:  # a tool can raise anything, and the model may know what to do about it
+        return f"error: {error}"

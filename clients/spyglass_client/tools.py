@@ -1,0 +1,96 @@
+"""Tools that the model may call: described by hand, or taken from a Python function.
+
+Owns what the protocol calls a tool and a call. Knows nothing of how a conversation goes on.
+"""
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made; `arguments` is JSON, whole unless the answer was cut short."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self) -> dict[str, Any]:
+        """The arguments as values. Raises ValueError when they are no JSON object."""
+        found = json.loads(self.arguments or "{}")
+        if not isinstance(found, dict):
+            raise ValueError(f"the arguments of {self.name} are no object")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """More of one call of an answer: its id and name in the first piece, then its arguments bit by bit."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call.
+
+    `parameters` is the JSON schema of an object. With `strict` it is called only as that says. `run` is what
+    `run_tools` calls, with the arguments by name; it may be a coroutine function.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    strict: bool = False
+    run: Callable[..., Any] | None = None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, strict: bool = True) -> "Tool":
+        """A tool from a function: its name, its docstring, and its parameters with their types.
+
+        Parameters are str, int, float, bool, list[…], dict, Literal[…], or one of them | None. Raises TypeError for
+        others.
+        """
+        hints = typing.get_type_hints(function)
+        properties: dict[str, Any] = {}
+        required = []
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or name not in hints:
+                raise TypeError(f"{function.__name__}: parameter {name} needs a name and a type")
+            properties[name] = _schema_of(hints[name])
+            if parameter.default is parameter.empty:
+                required.append(name)
+        parameters = {
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "additionalProperties": False,
+        }
+        return cls(function.__name__, inspect.getdoc(function) or "", parameters, strict, function)
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _TYPES:
+        return {"type": _TYPES[hint]}
+    if hint is types.NoneType:
+        return {"type": "null"}
+    if origin is list:
+        return {"type": "array", "items": _schema_of(arguments[0])}
+    if origin is dict:
+        return {"type": "object"}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema_of(one) for one in arguments]}
+    raise TypeError(f"{hint} cannot be a tool's parameter")
