@@ -115,7 +115,7 @@ class AsyncClient:
         return read_into(kind, await self.chat(messages, **options))
 
     async def run_tools(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool], max_rounds: int = 8, **options: Unpack[Options]
+        self, messages: Sequence[Message], tools: Sequence[Tool], /, *, max_rounds: int = 8, **options: Unpack[Options]
     ) -> tuple[Answer, list[Message]]:
         """Continues a conversation, and runs the tools that the model calls, until it answers in words.
 

@@ -137,10 +137,10 @@ class Client:
         return self._loop.run(self._client.parse(kind, messages, **options))
 
     def run_tools(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool], max_rounds: int = 8, **options: Unpack[Options]
+        self, messages: Sequence[Message], tools: Sequence[Tool], /, *, max_rounds: int = 8, **options: Unpack[Options]
     ) -> tuple[Answer, list[Message]]:
         """Continues a conversation, and runs the tools that the model calls, until it answers in words."""
-        return self._loop.run(self._client.run_tools(messages, tools=tools, max_rounds=max_rounds, **options))
+        return self._loop.run(self._client.run_tools(messages, tools, max_rounds=max_rounds, **options))
 
     def count_tokens(
         self,

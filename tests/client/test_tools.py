@@ -96,7 +96,7 @@ async def two_rounds(turn: Turn) -> None:
 
 async def test_a_loop_runs_tools_until_the_model_answers(client: AsyncClient, service: FakeService) -> None:
     service.script = two_rounds
-    answer, turns = await client.run_tools([user("hi")], tools=[Tool.of(weather), Tool.of(later)])
+    answer, turns = await client.run_tools([user("hi")], [Tool.of(weather), Tool.of(later)])
     assert answer.text == "done"
     assert [turn.role for turn in turns] == ["user", "assistant", "tool", "tool", "tool", "assistant"]
     assert [call.arguments for call in turns[1].tool_calls] == [
@@ -120,7 +120,7 @@ async def test_a_loop_that_does_not_end_is_given_up(client: AsyncClient, service
 
     service.script = again
     with pytest.raises(RuntimeError, match="after 3 answers"):
-        await client.run_tools([user("hi")], tools=[Tool.of(later)], max_rounds=3)
+        await client.run_tools([user("hi")], [Tool.of(later)], max_rounds=3)
     assert len(service.turns) == 3
 
 
