@@ -4,7 +4,6 @@ Owns the validation of a Start, field by field, and the making of events. A fiel
 honoured yet is refused by name. Knows nothing of how a generation runs.
 """
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from google.rpc import status_pb2
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.types import FinishReason, Logprobs, SamplingParams
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
-from spyglass_server.prompt.grammar import MAX_JSON_DEPTH, Kind, Shape, is_deeper
+from spyglass_server.prompt.grammar import MAX_JSON_DEPTH, Kind, Shape, read_json_object
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot, Input, TextInput, TokensInput
 from spyglass_server.prompt.template import Message, Tool, ToolCall
 from spyglass_server.prompt.tool_calls import CallPiece
@@ -36,6 +35,7 @@ _MAX_MESSAGES = 4096
 _MAX_PARTS = 4096
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
 _MAX_TOOLS = 128
+_MAX_TOOL_CHARACTERS = 128 << 10
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_BIASES = 1024
 _MAX_BIAS = 100.0
@@ -67,7 +67,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """Tools that may be called, whether one must be, and whether several may be in one answer where one must."""
+    """Tools that may be called, whether one must be, and whether several may be in one answer."""
 
     tools: tuple[Tool, ...]
     must_call: bool
@@ -75,7 +75,7 @@ class ToolUse:
 
     @property
     def needs_grammar(self) -> bool:
-        return self.must_call or any(tool.is_strict for tool in self.tools)
+        return self.must_call or not self.several or any(tool.is_strict for tool in self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,10 @@ def _decode_input(
 
 def _decode_tools(chat: chat_pb2.Chat) -> ToolUse | None:
     """None where no tool may be called."""
+    _at_most("chat.tools", chat.tools, _MAX_TOOLS)
+    if sum(len(tool.description) + len(tool.parameters_json) for tool in chat.tools) > _MAX_TOOL_CHARACTERS:
+        raise InvalidRequest(f"tools have at most {_MAX_TOOL_CHARACTERS} characters in all", field="chat.tools")
     tools = tuple(_decode_tool(tool, f"chat.tools[{i}]") for i, tool in enumerate(chat.tools))
-    _at_most("chat.tools", tools, _MAX_TOOLS)
     names = [tool.name for tool in tools]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -349,13 +351,8 @@ def _request_id(given: str) -> str:
 
 
 def _json_object(text: str, field: str, what: str) -> dict[str, Any]:
-    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
-    try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or is_deeper(found, MAX_JSON_DEPTH):
+    found = read_json_object(text)
+    if found is None:
         raise InvalidRequest(f"{what} are a JSON object, at most {MAX_JSON_DEPTH} deep", field=field)
     return found
 

@@ -43,6 +43,8 @@ from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
 
+_MOST_CHARACTERS = 128 << 10
+"""So much of a prompt's text is told in one event."""
 _MOST_TOLD = 512
 """So many tokens of a prompt are told of in one event; each takes up to a kilobyte."""
 
@@ -169,7 +171,9 @@ class Generation:
         tokenizer = self._services.prompts.tokenizer
         text = tokenizer.written_text(tokens) if spec.echo else ""
         first = [codec.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written)] if spec.tells_prompt else []
-        self._emit(codec.prompt_echo(self._id, tokens, text, first))
+        self._emit(codec.prompt_echo(self._id, tokens, text[:_MOST_CHARACTERS], first))
+        for begin in range(_MOST_CHARACTERS, len(text), _MOST_CHARACTERS):
+            self._emit(codec.prompt_echo(self._id, text=text[begin : begin + _MOST_CHARACTERS]))
 
     def _tell(self, tokens: Sequence[int], found: Sequence[Logprobs]) -> None:
         """Tells probabilities of more of the prompt's tokens."""

@@ -20,7 +20,7 @@ from spyglass_server.ledger import Record
 from spyglass_server.services import Services
 from spyglass_server.session import Session
 
-_MAX_TOKEN_IDS = 1_000_000
+_MAX_TEXT_BYTES = 3 << 20
 _MAX_RECORDS = 1000
 
 if TYPE_CHECKING:  # generic only in the stubs
@@ -78,10 +78,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Detokenize(  # noqa: N802
         self, request: inference_pb2.DetokenizeRequest, context: "Context"
     ) -> inference_pb2.DetokenizeResponse:
-        self._services.resolve_model(request.model)
-        if len(request.token_ids) > _MAX_TOKEN_IDS:
-            raise InvalidRequest(f"at most {_MAX_TOKEN_IDS} tokens can be told", field="token_ids")
-        return inference_pb2.DetokenizeResponse(text=self._services.prompts.tokenizer.written_text(request.token_ids))
+        services = self._services
+        services.resolve_model(request.model)
+        ids = request.token_ids
+        if len(ids) > services.engine.info.max_tokens:
+            raise InvalidRequest(f"the context is {services.engine.info.max_tokens} tokens", field="token_ids")
+        if any(token > services.prompts.largest_token_id for token in ids):
+            raise InvalidRequest("the model has no such token", field="token_ids")
+        text = services.prompts.tokenizer.written_text(ids)
+        if len(text.encode()) > _MAX_TEXT_BYTES:
+            raise InvalidRequest(f"the text has more than {_MAX_TEXT_BYTES} bytes", field="token_ids")
+        return inference_pb2.DetokenizeResponse(text=text)
 
     async def CheckAccess(  # noqa: N802
         self, request: inference_pb2.CheckAccessRequest, context: "Context"

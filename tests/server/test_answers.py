@@ -308,6 +308,8 @@ REFUSED = {
         '{"oneOf": [{"type": "integer"}, {"type": "number"}]}',
         '{"$ref": "https://example.com/schema"}',
         '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}',
+        '{"const": NaN}',
+        '{"const": "\\ud800"}',
         '{"type": "string", "pattern": "(?=a)b"}',
         '{"a": ' * 5000 + "1" + "}" * 5000,
         json.dumps({"enum": ["x" * 300_000]}),
@@ -419,6 +421,22 @@ async def test_a_strict_tool_need_not_be_called_but_only_as_its_schema_says(serv
 def calls_if_finished(stream: Stream, event_id: int) -> list[tuple[str, Any]]:
     ended = deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_TOOL_CALLS
     return calls(stream, event_id) if ended else []
+
+
+async def test_one_call_is_enough_where_several_are_not_wanted(server: TestServer) -> None:
+    braces = options_pb2.Sampling(temperature=1.0, logit_bias={90: 8.0})  # {
+    starts = [asking(tool("stop", {"type": "object", "maxProperties": 0}), parallel=False) for _ in range(10)]
+    for start in starts:
+        start.sampling.CopyFrom(braces)
+    stream = await answers(server, starts)
+    assert all(len(calls_if_finished(stream, event_id)) <= 1 for event_id in range(1, 11))
+
+
+async def test_what_tools_say_is_bounded(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, asking(*(tool(f"f{i}", {"type": "object", "title": "x" * 20_000}) for i in range(7))))
+    await stream.finish()
+    assert b"chat.tools" in stream.finished(1).error.SerializeToString()
 
 
 async def test_a_strict_schema_that_cannot_be_held_to_is_refused(server: TestServer) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.types import GrammarFailed, Row, SamplingParams
+from spyglass_server.engine.types import Row, SamplingParams
 from spyglass_server.runtime.sampler import logprobs_of
 from spyglass_server.runtime.steering import steer
 
@@ -39,13 +39,15 @@ def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: object) ->
 
 
 def steered(*rows: Row) -> list[list[float]]:
-    found: list[list[float]] = steer(LOGITS.expand(len(rows), -1), rows).tolist()
+    logits, failed = steer(LOGITS.expand(len(rows), -1), rows)
+    assert not failed
+    found: list[list[float]] = logits.tolist()
     return found
 
 
 def test_nothing_is_copied_where_nothing_is_asked() -> None:
     logits = LOGITS.clone()
-    assert steer(logits, [row((0, 1, 2), 1)]) is logits
+    assert steer(logits, [row((0, 1, 2), 1)])[0] is logits
 
 
 def test_penalties_count_the_answer_only() -> None:
@@ -66,8 +68,13 @@ def test_biases_and_barred_tokens() -> None:
 
 def test_a_grammar_has_the_last_word() -> None:
     assert steered(row(matcher=Allows(1, 3, 39), logit_bias=((0, 100.0),))) == [[-torch.inf, -2.0, -torch.inf, 0.5]]
-    with pytest.raises(GrammarFailed):
-        steered(row(matcher=Allows(39)))
+
+
+def test_a_grammar_that_fails_costs_its_own_row_only() -> None:
+    rows = [row(), row(matcher=Allows(39)), row(barred=(2,))]
+    logits, failed = steer(LOGITS.expand(3, -1), rows)
+    assert list(failed) == [1]
+    assert [logits[0].tolist(), logits[2].tolist()] == [steered(rows[0])[0], steered(rows[2])[0]]
 
 
 def test_rows_are_steered_alone() -> None:
@@ -78,7 +85,7 @@ def test_rows_are_steered_alone() -> None:
 @given(st.lists(st.floats(-50, 50), min_size=5, max_size=30), st.integers(0, 5))
 def test_told_probabilities_are_those_of_the_logits(values: list[float], count: int) -> None:
     logits = torch.tensor(values)
-    [first, last] = logprobs_of(logits, [0, len(values) - 1], count)
+    [first, last] = logprobs_of(logits.expand(2, -1), [0, len(values) - 1], count)
     expected = torch.tensor(values, dtype=torch.float64).log_softmax(-1)
     assert first.chosen == pytest.approx(float(expected[0]), abs=1e-4)
     assert last.chosen == pytest.approx(float(expected[-1]), abs=1e-4)

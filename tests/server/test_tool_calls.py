@@ -85,6 +85,8 @@ TEXTS = [
     "[f(a=1), 2]",
     "[f(a={1, 2})]",
     "[f(a)b]",
+    r'[f(a="\ud800")]',
+    "[f.other(a=1)]",
     "<function=unknown>{}</function>",
     "<function=f>[]</function>",
     'brave_search.call(query="x")',

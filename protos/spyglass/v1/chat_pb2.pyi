@@ -114,14 +114,14 @@ class Chat(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     parallel_tool_calls: _builtins.bool
-    """Whether it may call several in one answer where it must call one; true when absent."""
+    """Whether it may call several in one answer; true when absent."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """At least one."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """Functions that the model may call, at most 128. Calls come as ToolCallDelta, and their choice then ends with
+        """Functions that the model may call: at most 128, with 131,072 characters of descriptions and parameters. Calls come as ToolCallDelta, and their choice then ends with
         FINISH_REASON_TOOL_CALLS. Not together with a format, unless none may be called.
         """
 

@@ -457,7 +457,7 @@ class PromptEcho(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """With output.echo: what they say, in the first piece; control tokens are written out."""
+    """With output.echo: what they say, or more of it; control tokens are written out."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's tokens, in the first piece."""
@@ -972,7 +972,7 @@ class DetokenizeRequest(_message.Message):
     """A name from ListModels. Empty means the server's first model."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of the model's vocabulary, at most 1,000,000."""
+        """Ids of the model's vocabulary, at most as many as a context holds; what they say is at most 3 MiB."""
 
     def __init__(
         self,

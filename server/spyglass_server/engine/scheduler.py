@@ -350,6 +350,7 @@ class Scheduler:
             has_begun=True,
             is_running=True,
             matcher=sequence.matcher and sequence.matcher.fork(),
+            num_told=sequence.num_told,
         )
         self._pages.share(twin.pages)
         held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])

@@ -33,6 +33,8 @@ _JSON_FORM: "JsonCompileOptions" = {
 """JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
 holds, whatever it says of that itself."""
 _MAX_REASON_CHARACTERS = 300
+_FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
+"""Text that begins in no way in which a call can begin."""
 _MOST_CALLS = 16
 """In one answer that must call tools."""
 
@@ -84,38 +86,54 @@ def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
     Raises:
         InvalidRequest: the schema of a strict tool asks for something that could not be held to.
     """
-    rules = ["start: calls" if must_call else "start: calls | free\nfree: /([^{\\[<](.|\\n)*)?/"]
+    reason = ""
+    for narrow in (must_call, False):  # schemas that nobody insists on may be too much together
+        grammar = _calls(tools, must_call, several, narrow)
+        reason = LLMatcher.validate_grammar(grammar, limits=_LIMITS)
+        if not reason:
+            return grammar
+    raise _refuse(reason, "chat.tools")
+
+
+def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) -> str:
+    """`narrow`: arguments hold to the schemas of tools that are not strict, too, where they can."""
+    rules = ["start: calls" if must_call else f"start: calls | free\nfree: {_FREE}"]
     rules.append(f'calls: call ("; " call){{0,{_MOST_CALLS - 1}}}' if several else "calls: call")
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, tool in enumerate(tools):
         before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "parameters": ')
-        rules.append(f'call_{i}: {before} {_arguments(tool, i, must_call)} "}}"')
-    grammar = LLMatcher.grammar_from_lark("\n".join(rules))
-    if reason := LLMatcher.validate_grammar(grammar, limits=_LIMITS):
-        raise _refuse(reason, "chat.tools")
-    return grammar
+        rules.append(f'call_{i}: {before} {_arguments(tool, i, narrow)} "}}"')
+    return LLMatcher.grammar_from_lark("\n".join(rules))
 
 
-def _arguments(tool: Tool, number: int, must_call: bool) -> str:
+def _arguments(tool: Tool, number: int, narrow: bool) -> str:
     """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
-    for schema in (tool.parameters, {"type": "object"}):
-        if schema is tool.parameters and not (tool.is_strict or must_call):
-            continue
-        written = "%json " + json.dumps({**_closed(schema), "x-guidance": _JSON_FORM})
+    if tool.is_strict or narrow:
+        written = "%json " + json.dumps({**_closed(tool.parameters), "x-guidance": _JSON_FORM})
         reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
         if not reason:
             return written
         if tool.is_strict:
             raise _refuse(reason, f"chat.tools[{number}].parameters_json")
-    raise AssertionError("any object can be held to")
+    return "%json " + json.dumps({"type": "object", "x-guidance": _JSON_FORM})
 
 
-def is_deeper(value: Any, depth: int) -> bool:
+def read_json_object(text: str) -> dict[str, Any] | None:
+    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and not _is_deeper(found, MAX_JSON_DEPTH) else None
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
     """Whether objects and lists stand in each other more than `depth` times."""
     if not isinstance(value, dict | list):
         return False
     return depth == 0 or any(
-        is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
+        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
     )
 
 
@@ -126,43 +144,45 @@ def _of_schema(schema: dict[str, Any]) -> str:
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema whose objects have the properties that it names and no others, where it leaves that open.
 
-    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. Schemas
-    that are combined by allOf stay as they are: together they could allow nothing.
+    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. A schema that
+    has objects of several parts stays as it is: each part knows the properties of its own only.
     """
-    if _contains(schema, "allOf"):
-        return schema
+    return schema if _has_parts(schema) else _close(schema)
+
+
+def _has_parts(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_parts, value))
+    if not isinstance(value, dict):
+        return False
+    in_parts = "properties" in value and value.keys() & {"anyOf", "oneOf", "$ref"}
+    return "allOf" in value or bool(in_parts) or any(map(_has_parts, value.values()))
+
+
+def _close(schema: dict[str, Any]) -> dict[str, Any]:
     result = {key: _closed_in(key, value) for key, value in schema.items()}
-    if "properties" in schema and not schema.keys() & {"additionalProperties", "patternProperties", "$ref"}:
-        result["additionalProperties"] = False
+    if "properties" in schema and not schema.keys() & {"additionalProperties", "patternProperties"}:
+        required = schema.get("required")
+        if not isinstance(required, list) or all(name in schema["properties"] for name in required):
+            result["additionalProperties"] = False
     return result
 
 
 def _closed_in(key: str, value: Any) -> Any:
     """What stands under a keyword, with the schemas in it closed."""
     if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-        return {name: _closed(one) if isinstance(one, dict) else one for name, one in value.items()}
+        return {name: _close(one) if isinstance(one, dict) else one for name, one in value.items()}
     if key in ("items", "additionalProperties") and isinstance(value, dict):
-        return _closed(value)
+        return _close(value)
     if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
-        return [_closed(one) if isinstance(one, dict) else one for one in value]
+        return [_close(one) if isinstance(one, dict) else one for one in value]
     return value
 
 
-def _contains(value: Any, key: str) -> bool:
-    if isinstance(value, dict):
-        return key in value or any(_contains(one, key) for one in value.values())
-    return isinstance(value, list) and any(_contains(one, key) for one in value)
-
-
 def _read_schema(shape: Shape) -> dict[str, Any]:
-    try:
-        schema = json.loads(shape.source)
-    except (ValueError, RecursionError):
-        raise _refusal(shape, "it is not JSON") from None
-    if not isinstance(schema, dict):
-        raise _refusal(shape, "it is not a JSON object")
-    if is_deeper(schema, MAX_JSON_DEPTH):
-        raise _refusal(shape, f"it is more than {MAX_JSON_DEPTH} deep")
+    schema = read_json_object(shape.source)
+    if schema is None:
+        raise _refusal(shape, f"it is no JSON object, at most {MAX_JSON_DEPTH} deep")
     return schema
 
 

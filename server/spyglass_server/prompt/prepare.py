@@ -91,6 +91,11 @@ class PromptMaker:
         source = chat_template.read_text("utf-8") if chat_template else files.chat_template or LLAMA3_TEMPLATE
         self._template = ChatTemplate(source, files.special_tokens, self.tokenizer.special_tokens)
 
+    @property
+    def largest_token_id(self) -> int:
+        """Of all tokens that a prompt may hold."""
+        return max(self.vocab_size - 1, self._image_token_id)
+
     def prepare(self, given: Input, images: Sequence[bytes] = (), max_tokens: int = 1 << 30) -> Prompt:
         """Makes the prompt of a request. `images` are encoded pictures, in reading order.
 

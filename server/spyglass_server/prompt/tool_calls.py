@@ -230,6 +230,8 @@ class ToolParser:
                 if depth == 0 and character == closing == ")":
                     break
         calls = _python_calls("[" + "".join(written) + "]")
+        if not calls:
+            raise _NoCall
         for name, _ in calls:
             self._check(name)
         for name, arguments in calls:
@@ -296,20 +298,23 @@ def _python_calls(source: str) -> list[tuple[str, str]]:
     """Names and arguments of a list of calls: f(a="b"), or f.call(a="b")."""
     try:
         tree = ast.parse(source, mode="eval").body
-        assert isinstance(tree, ast.List)
-        return [_python_call(node) for node in tree.elts]
-    except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError):
+        return [_python_call(node) for node in tree.elts] if isinstance(tree, ast.List) else []
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise _NoCall from None
 
 
 def _python_call(node: ast.expr) -> tuple[str, str]:
-    assert isinstance(node, ast.Call)
-    assert not node.args
-    assert all(keyword.arg for keyword in node.keywords)
-    called = node.func
-    if isinstance(called, ast.Attribute):
-        assert called.attr == "call"
+    """Raises ValueError for what is no call with arguments by name."""
+    called = node.func if isinstance(node, ast.Call) else None
+    if isinstance(called, ast.Attribute) and called.attr == "call":
         called = called.value
-    assert isinstance(called, ast.Name)
-    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-    return called.id, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if not isinstance(node, ast.Call) or not isinstance(called, ast.Name) or node.args:
+        raise ValueError
+    arguments = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise ValueError
+        arguments[keyword.arg] = ast.literal_eval(keyword.value)
+    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    written.encode()  # refuses half a character
+    return called.id, written

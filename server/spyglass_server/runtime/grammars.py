@@ -22,7 +22,8 @@ class Grammars:
     """Compiles grammars one after another, and keeps the latest."""
 
     def __init__(self, tokenizer_path: Path, stop_token_ids: frozenset[int]) -> None:
-        self._path, self._stop_token_ids = tokenizer_path, stop_token_ids
+        # At once, since it takes a while in which nothing else in the process goes on.
+        self._tokenizer = LLTokenizer(str(tokenizer_path), eos_token=sorted(stop_token_ids) or None)
         self._known: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "grammars")
 
@@ -34,10 +35,6 @@ class Grammars:
             self._known.popitem(last=False)
         future = self._known[grammar]
         return _Matcher(future.done, lambda: future.result().deep_copy())
-
-    @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        return LLTokenizer(str(self._path), eos_token=sorted(self._stop_token_ids))
 
     def _compile(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**GRAMMAR_LIMITS))

@@ -181,14 +181,16 @@ class ModelRunner:
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
-        tokens = iter(sample(steer(logits, [rows[i] for i in sampled]), draws))
+        steered, failed = steer(logits, [rows[i] for i in sampled])
+        tokens = iter(sample(steered, draws))
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
-            if not finite[at]:
-                outputs[i] = RowOutput(error="the logits are not finite")
+            if not finite[at] or at in failed:
+                outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"))
                 continue
             top = rows[i].top_logprobs
-            logprobs = () if top is None else tuple(logprobs_of(logits[at], chosen, top))
+            told = logits[at].expand(len(chosen), -1)
+            logprobs = () if top is None else tuple(logprobs_of(told, chosen, top))
             outputs[i] = RowOutput(chosen, logprobs, outputs[i].told)
         return outputs
 
@@ -198,8 +200,7 @@ class ModelRunner:
         for begin in range(0, len(row.told), _TOLD_AT_ONCE):
             tokens = row.told[begin : begin + _TOLD_AT_ONCE]
             logits = self._model.text.logits(states[begin : begin + len(tokens)])
-            for one, token in zip(logits, tokens, strict=True):
-                found += logprobs_of(one, [token], row.top_logprobs or 0)
+            found += logprobs_of(logits, tokens, row.top_logprobs or 0)
         return tuple(found)
 
     @torch.inference_mode()

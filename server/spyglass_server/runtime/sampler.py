@@ -42,11 +42,13 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
-    """Probabilities of tokens, and `count` of the most probable ones, by logits [vocabulary] of one row."""
+    """Probabilities of one token of each row, and of `count` of the row's most probable ones, by logits
+    [rows, vocabulary]."""
     told = logits.float().log_softmax(dim=-1)
+    chosen = told.gather(1, torch.tensor(tokens, device=told.device)[:, None])[:, 0].tolist()
     best = told.topk(count)
-    top_tokens, top = tuple(best.indices.tolist()), tuple(best.values.tolist())
-    return [Logprobs(float(told[token]), top_tokens, top) for token in tokens]
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [Logprobs(one, tuple(ids), tuple(top)) for one, (ids, top) in zip(chosen, tops, strict=True)]
 
 
 def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:

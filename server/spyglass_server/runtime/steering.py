@@ -12,14 +12,21 @@ from torch import Tensor
 from spyglass_server.engine.types import GrammarFailed, Matcher, Row, SamplingParams
 
 
-def steer(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything."""
+def steer(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:
+    """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything.
+
+    Also tells which rows cannot go on, and why: their grammars say nothing of what may follow.
+    """
+    failed: dict[int, str] = {}
     changed = [i for i, row in enumerate(rows) if _is_steered(row)]
     if changed:
         logits = logits.clone()
     for i in changed:
-        _steer(logits[i], rows[i])
-    return logits
+        try:
+            _steer(logits[i], rows[i])
+        except Exception as error:  # of the grammar's library; no other row has a part in it
+            failed[i] = f"the grammar cannot be followed: {error!r}"
+    return logits, failed
 
 
 def _is_steered(row: Row) -> bool:
