@@ -24,7 +24,7 @@ def test_every_row_names_a_test_that_is_there(row: list[str]) -> None:
 
 def test_every_parameter_has_a_row() -> None:
     told = set(re.findall(r"\w+", " ".join(row[0] for row in ROWS)))
-    tables = (requests._NEUTRAL_VALUES, requests._NEUTRAL_STREAM_OPTIONS, requests._LABELS, requests._MESSAGE_LABELS)
+    tables = (requests.NEUTRAL_VALUES, requests._NEUTRAL_STREAM_OPTIONS, requests.LABELS, requests._MESSAGE_LABELS)
     known = {name for table in tables for name in table}
     known |= requests.ChatRequest.model_fields.keys() | requests.CompletionRequest.model_fields.keys()
     assert known - told == set()

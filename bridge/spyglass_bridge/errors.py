@@ -145,6 +145,8 @@ _FIELD_NAMES = tuple(
         (r"chat\.tool_choice\.name", r"tool_choice.function.name"),
         (r"chat\.tool_choice\.mode", r"tool_choice"),
         (r"chat\.((messages|tools|tool_choice).*)", r"\1"),
+        (r"text|tokens\.ids", r"prompt"),
+        (r"token_ids", r"tokens"),
         (r"stopping\.strings(\[\d+\])?", r"stop\1"),
         (r"(?:sampling|stopping|output)\.(\w+.*)", r"\1"),
         (r"format\.json_schema\.schema_json", r"response_format.json_schema.schema"),

@@ -3,6 +3,7 @@
 Owns the list of operations. Knows nothing of how they are served.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +13,8 @@ from pydantic.json_schema import models_json_schema
 
 from spyglass_bridge.openai import objects
 from spyglass_bridge.openai.requests import (
+    LABELS,
+    NEUTRAL_VALUES,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -20,7 +23,11 @@ from spyglass_bridge.openai.requests import (
 )
 
 _REFERENCE = "#/components/schemas/{model}"
-_REFUSALS = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
+_PATH_SCHEMAS: dict[str, Any] = {
+    "model": {"type": "string", "minLength": 1},
+    "variant": {"enum": ["input", "output", "streaming"]},
+}
+_REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,12 @@ OPERATIONS = (
     ),
     Operation("get", _twice("/models"), "Lists the models.", objects.ModelList),
     Operation("get", _twice("/models/{model}"), "Describes one model.", objects.ModelObject),
+    Operation(
+        "get",
+        ("/models/{model}/schema/{variant}",),
+        "Tells the JSON schema of the input, output or streaming form of a chat completion.",
+        objects.Schema,
+    ),
     Operation("post", ("/tokenize",), "Tells the tokens of a prompt.", objects.Tokens, TokenizeRequest),
     Operation("post", ("/detokenize",), "Tells what tokens say.", objects.TokenizedText, DetokenizeRequest),
     Operation("get", ("/health",), "Whether the bridge is alive.", objects.Status, is_open=True),
@@ -90,6 +103,8 @@ def openapi() -> dict[str, Any]:
     _, schemas = models_json_schema(
         [(model, "validation" if model in inputs else "serialization") for model in ordered], ref_template=_REFERENCE
     )
+    for model in (ChatRequest, CompletionRequest):
+        _tell_neutral(schemas["$defs"][model.__name__], model)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         for path in operation.paths:
@@ -117,7 +132,19 @@ def schema_of(variant: str) -> dict[str, Any] | None:
     model = models.get(variant)
     if model is None:
         return None
-    return model.model_json_schema(mode="validation" if variant == "input" else "serialization")
+    schema = model.model_json_schema(mode="validation" if variant == "input" else "serialization")
+    if variant == "input":
+        _tell_neutral(schema, ChatRequest)
+    return schema
+
+
+def _tell_neutral(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing."""
+    for name in LABELS:
+        schema["properties"][name] = {"description": "A label, without an effect."}
+    for name, values in NEUTRAL_VALUES.items():
+        if name not in model.model_fields:
+            schema["properties"][name] = {"description": "Not honoured: asks for nothing.", "enum": list(values)}
 
 
 def _described(operation: Operation, path: str) -> dict[str, Any]:
@@ -131,9 +158,10 @@ def _described(operation: Operation, path: str) -> dict[str, Any]:
     else:
         refusal = {"description": "Refused or failed.", "content": _json(objects.ErrorAnswer)}
         result["responses"] |= {str(status): refusal for status in _REFUSALS}
-    if "{model}" in path:
-        parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        result["parameters"] = [parameter]
+    if names := re.findall(r"{(\w+)}", path):
+        result["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]} for name in names
+        ]
     if operation.body is not None:
         result["requestBody"] = {"required": True, "content": _json(operation.body)}
     return result

@@ -119,10 +119,15 @@ class AsyncClient:
     ) -> tuple[Answer, list[Message]]:
         """Continues a conversation, and runs the tools that the model calls, until it answers in words.
 
-        Returns that answer and the whole conversation. Raises RuntimeError when `max_rounds` answers call tools.
+        Returns that answer and the whole conversation. A `tool_choice` holds for the first answer. Raises RuntimeError
+        when `max_rounds` answers call tools, and ValueError when one was cut short in a call.
         """
         options["tools"] = tools
-        return await run_tools(lambda turns: self.chat(turns, **options), messages, tools, max_rounds)
+        later = options.copy()
+        later["tool_choice"] = None
+        return await run_tools(
+            lambda turns, is_first: self.chat(turns, **(options if is_first else later)), messages, tools, max_rounds
+        )
 
     async def count_tokens(
         self,

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, Self, TypeVar
 
 from spyglass_client.answer import Answer
@@ -35,27 +36,41 @@ def read_into(kind: type[P], answer: Answer) -> P:
 
 
 async def run_tools(
-    ask: Callable[[Sequence[Message]], Awaitable[Answer]],
+    ask: Callable[[Sequence[Message], bool], Awaitable[Answer]],
     messages: Sequence[Message],
     tools: Sequence[Tool],
     max_rounds: int,
 ) -> tuple[Answer, list[Message]]:
     """Asks, runs the tools that are called, and asks again with their results, until an answer calls none.
 
-    Returns it, and the conversation up to and with it. A tool that fails tells the model so.
+    `ask` is told whether it asks for the first time. Returns the last answer, and the conversation up to and with it. A
+    tool that fails, or is called with what is no JSON, tells the model so.
 
     Raises:
-        RuntimeError: `max_rounds` answers have called tools.
+        RuntimeError: `max_rounds` answers have called tools; those of the last have not been run.
+        ValueError: an answer was cut short in a call.
     """
     functions = {one.name: one.run for one in tools}
     turns = list(messages)
-    for _ in range(max_rounds):
-        answer = await ask(turns)
-        turns.append(assistant(answer.text, answer.tool_calls))
+    for number in range(max_rounds):
+        answer = await ask(turns, number == 0)
         if not answer.tool_calls:
-            return answer, turns
-        turns += [tool(call, await _result(call, functions)) for call in answer.tool_calls]
+            return answer, [*turns, assistant(answer.text)]
+        if answer.finish_reason != "tool_calls":
+            raise ValueError(f"a call is not whole ({answer.finish_reason}): max_tokens may be too small")
+        if number < max_rounds - 1:
+            turns.append(assistant(answer.text, map(_sendable, answer.tool_calls)))
+            turns += [tool(call, await _result(call, functions)) for call in answer.tool_calls]
     raise RuntimeError(f"the model still calls tools after {max_rounds} answers")
+
+
+def _sendable(call: ToolCall) -> ToolCall:
+    """A call as the server takes it back: one whose arguments are no JSON goes without them."""
+    try:
+        call.parsed()
+    except ValueError:
+        return replace(call, arguments="{}")
+    return call
 
 
 async def _result(call: ToolCall, functions: Mapping[str, Callable[..., Any] | None]) -> str:

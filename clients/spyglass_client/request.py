@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     min_tokens: int | None
     top_logprobs: int | None
-    json_schema: Mapping[str, Any] | bool | None
+    json_schema: Mapping[str, Any] | Literal[True] | None
     regex: str | None
     grammar: str | None
     tools: Sequence[Tool] | None
@@ -127,7 +127,7 @@ def draft_question(
     if question is not None:
         turns = [Message("user", (*pictures, question))]
         return draft_chat([Message("system", (system,)), *turns] if system is not None else turns, options)
-    if pictures or system is not None or options.get("tools"):
+    if pictures or system is not None or any(options.get(name) is not None for name in _OF_CHATS):
         raise ValueError("images=, system= and tools= belong to a question; a ready prompt takes none of them")
     start = _start(options)
     if text is not None:
@@ -177,6 +177,7 @@ _ROLES: dict[Role, chat_pb2.Role.ValueType] = {
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
 }
+_OF_CHATS = ("tools", "tool_choice", "parallel_tool_calls")
 _TOOL_CHOICES = {
     "auto": chat_pb2.TOOL_CHOICE_MODE_AUTO,
     "none": chat_pb2.TOOL_CHOICE_MODE_NONE,
@@ -225,15 +226,15 @@ def _start(options: Options) -> pb.Start:
 def _shape(target: options_pb2.OutputFormat, options: Options) -> None:
     """Says what an answer is held to. Raises ValueError for more than one thing."""
     schema, regex, grammar = (options.get(name) for name in ("json_schema", "regex", "grammar"))
-    if sum(bool(given) for given in (schema, regex, grammar)) > 1:
+    if sum(given is not None for given in (schema, regex, grammar)) > 1:
         raise ValueError("an answer can be held to one of json_schema=, regex= and grammar=")
     if schema is True:
         target.json_object.SetInParent()
-    elif schema:
+    elif schema is not None:
         target.json_schema.schema_json = json.dumps(schema)
-    elif regex:
+    elif regex is not None:
         target.regex = str(regex)
-    elif grammar:
+    elif grammar is not None:
         target.grammar = str(grammar)
 
 

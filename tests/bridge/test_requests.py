@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openai.requests import ChatRequest, parse
+from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest, parse
 from spyglass_bridge.openai.start import CallContext, draft_chat
 
 CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)
@@ -234,3 +234,22 @@ def test_any_value_is_taken_or_refused_with_400(key: str, value: Any) -> None:
     for refusal in refusals:
         assert refusal.http_status == 400
         assert refusal.param is None or refusal.param.startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["x"] * 33}, "prompt"),
+        ({"prompt": [1, -1]}, "prompt[1]"),
+        ({"prompt": [[1], []]}, "prompt[1]"),
+        ({"logprobs": True}, "logprobs"),
+        ({"echo": True, "logprobs": 0, "n": 2}, "n"),
+        ({"echo": True, "logprobs": 0, "prompt": "x" * 70_000}, "prompt"),
+    ],
+)
+def test_bad_completions_are_refused_at_their_place(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(json.dumps({"model": "m", "prompt": "x"} | fields).encode(), CompletionRequest)
+    assert caught.value.param == param

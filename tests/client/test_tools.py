@@ -87,7 +87,7 @@ async def two_rounds(turn: Turn) -> None:
     if turn.start.chat.messages[-1].role == chat_pb2.ROLE_USER:
         call_pieces(turn, 0, "weather", '{"ci', 'ty": "Paris"}')
         call_pieces(turn, 1, "later", '{"question": "why"}')
-        call_pieces(turn, 2, "weather", '{"wrong": 1}')
+        call_pieces(turn, 2, "weather", "{wrong: 1}")
         turn.say("", reason=pb.FINISH_REASON_TOOL_CALLS)
     else:
         turn.say("done", reason=pb.FINISH_REASON_STOP)
@@ -120,8 +120,23 @@ async def test_a_loop_that_does_not_end_is_given_up(client: AsyncClient, service
 
     service.script = again
     with pytest.raises(RuntimeError, match="after 3 answers"):
-        await client.run_tools([user("hi")], [Tool.of(later)], max_rounds=3)
+        await client.run_tools([user("hi")], [Tool.of(later)], max_rounds=3, tool_choice="required")
     assert len(service.turns) == 3
+    modes = [turn.start.chat.tool_choice.mode for turn in service.turns]
+    assert modes == [chat_pb2.TOOL_CHOICE_MODE_REQUIRED, 0, 0]
+
+
+async def test_a_call_that_was_cut_short_is_not_run(client: AsyncClient, service: FakeService) -> None:
+    async def cut(turn: Turn) -> None:
+        turn.accept()
+        turn.begin()
+        call_pieces(turn, 0, "later", '{"que')
+        turn.say("", reason=pb.FINISH_REASON_LENGTH)
+        turn.finish()
+
+    service.script = cut
+    with pytest.raises(ValueError, match="max_tokens"):
+        await client.run_tools([user("hi")], [Tool.of(later)])
 
 
 class Person:

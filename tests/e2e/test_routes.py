@@ -53,7 +53,15 @@ def test_chat_completions_are_as_described(
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"logprobs": 2, "echo": True, "n": 2}, {"prompt": ["a", "b"]}, {"prompt": [5, 6]}]
+    "extra",
+    [
+        {},
+        {"logprobs": 2, "echo": True},
+        {"echo": True, "n": 2},
+        {"logprobs": 2, "n": 2},
+        {"prompt": ["a", "b"]},
+        {"prompt": [5, 6]},
+    ],
 )
 def test_completions_are_as_described_and_streams_join_to_them(
     http: httpx.Client, description: dict[str, Any], extra: dict[str, Any]
@@ -68,8 +76,23 @@ def test_completions_are_as_described_and_streams_join_to_them(
     assert joined == [choice["text"] for choice in whole["choices"]]
     if "logprobs" in extra:
         assert tokens == [choice["logprobs"]["tokens"] for choice in whole["choices"]]
-        assert whole["choices"][0]["logprobs"]["token_logprobs"][0] is None
-        assert whole["choices"][0]["text"].startswith("<|begin_of_text|>Once")
+        assert (whole["choices"][0]["logprobs"]["token_logprobs"][0] is None) == ("echo" in extra)
+    if "echo" in extra:
+        assert all(choice["text"].startswith("<|begin_of_text|>Once") for choice in whole["choices"])
+
+
+def test_errors_name_the_field_as_the_route_does(http: httpx.Client) -> None:
+    for route, body, param in [
+        ("/v1/completions", TEXT | {"prompt": [5, 10**6]}, "prompt"),
+        ("/v1/inference/tiny", {"input": "x", "max_new_tokens": 16384}, "max_new_tokens"),
+        ("/v1/inference/tiny", {"input": "x", "num_responses": 2, "stream": True}, "num_responses"),
+        ("/detokenize", {"model": "tiny", "tokens": [10**6]}, "tokens"),
+    ]:
+        refused = http.post(route, json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    for path in ("/v1/models/%FF", "/models/%FF/schema/input", "/v1/models/" + "x" * 300):
+        assert http.get(path).status_code == 404
+    assert http.post("/v1/inference/%FF", json={"input": "x"}).status_code == 404
 
 
 def test_the_native_form_is_as_described(http: httpx.Client, description: dict[str, Any]) -> None:

@@ -134,10 +134,10 @@ class _TextTokens:
     def told(self, tokens: list[pb.TokenLogprobs]) -> dict[str, Any]:
         told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            told["tokens"].append(_text(token.bytes))
-            told["token_logprobs"].append(None if self._nothing_before else _logprob(token.logprob))
+            told["tokens"].append(text_of(token.bytes))
+            told["token_logprobs"].append(None if self._nothing_before else finite(token.logprob))
             told["top_logprobs"].append(
-                {_text(rival.bytes): _logprob(rival.logprob) for rival in token.top} if token.top else None
+                {text_of(rival.bytes): finite(rival.logprob) for rival in token.top} if token.top else None
             )
             told["text_offset"].append(self._offset)
             self._offset += len(self._decode(token.bytes))
@@ -168,12 +168,14 @@ def _chat_token(token: pb.TokenLogprobs) -> dict[str, Any]:
 
 def _probability(token: bytes, logprob: float) -> dict[str, Any]:
     """Bytes that are no whole characters are found in `bytes` only."""
-    return {"token": _text(token), "logprob": _logprob(logprob), "bytes": list(token)}
+    return {"token": text_of(token), "logprob": finite(logprob), "bytes": list(token)}
 
 
-def _text(token: bytes) -> str:
+def text_of(token: bytes) -> str:
+    """A token's bytes as text; what is no whole character becomes a replacement character."""
     return token.decode("utf-8", "replace")
 
 
-def _logprob(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """The logarithm of a probability as JSON can have it."""
     return max(logprob, _LEAST_LOGPROB)

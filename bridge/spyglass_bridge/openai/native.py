@@ -10,6 +10,7 @@ from typing import Any
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.generation import ChoiceDelta
 from spyglass_bridge.openai.answers import FINISH_REASONS, compact_json
+from spyglass_bridge.openai.forms import finite, text_of
 
 
 class NativeAnswer:
@@ -49,7 +50,7 @@ class NativeAnswer:
         """An event for each token. The text of a token may lack what the next one completes."""
         self.add(deltas)
         return [
-            _event({"id": token, "text": told.bytes.decode("utf-8", "replace"), "logprob": max(told.logprob, -9999.0)})
+            _event({"id": token, "text": text_of(told.bytes), "logprob": finite(told.logprob)})
             for delta in deltas
             for token, told in zip(delta.token_ids, delta.logprobs, strict=True)
         ]

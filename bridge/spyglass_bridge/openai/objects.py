@@ -223,6 +223,10 @@ class TokenizedText(_Answer):
     prompt: str
 
 
+class Schema(BaseModel):
+    """A JSON schema."""
+
+
 class Status(_Answer):
     status: str
 

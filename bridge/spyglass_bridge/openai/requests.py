@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from spyglass_bridge.errors import ApiError, invalid, unsupported
 
 # Parameters not honoured yet, each with the values that ask for nothing.
-_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
     "echo": (None, False),
@@ -31,7 +31,7 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 # Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
 # they have no effect on an answer there either, and none here.
-_LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
 # A participant's name: chat templates have no place for it.
 _MESSAGE_LABELS = frozenset({"name"})
 
@@ -55,7 +55,9 @@ _MAX_VALUES = 200_000
 _MAX_TOKENS = 16384
 _MAX_BIASES = 1024
 _MAX_PROMPTS = 32
-_MAX_TOKEN_IDS = 100_000
+_MAX_TOKEN_IDS = 131_072
+_MAX_TOLD = 65_536
+"""Tokens or characters of prompts whose probabilities are told: each takes up to two kilobytes of an answer."""
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -248,18 +250,16 @@ _ToolChoice = Annotated[
         custom_error_message="The choice must be none, auto, required or an object that names a function",
     ),
 ]
+_ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
 """Of a token; JSON's objects have them as strings."""
 
 
-class _Request(Object):
-    """What chat completions and completions have in common. None means the default."""
+class _Sampling(Object):
+    """How tokens are chosen, and what shape they must have, in any form of request. None means the default."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=4)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -268,10 +268,18 @@ class _Request(Object):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=5)] | None = None
+    response_format: _Format | None = None
+
+
+class _Request(_Sampling):
+    """What chat completions and completions have in common."""
+
+    model: _ModelName
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=4)] | None = None
     logit_bias: (
         Annotated[dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
     ) = None
-    response_format: _Format | None = None
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     stop: _Stop | None = None
@@ -319,12 +327,29 @@ class ChatRequest(_Request):
 
 
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, fail_fast=True)]
-_Prompt = (
-    str
-    | _Tokens
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
-    | Annotated[list[_Tokens], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
-)
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    if not isinstance(value, list) or not value:
+        return None
+    if isinstance(value[0], str):
+        return "<strings>"
+    return "<lists>" if isinstance(value[0], list) else "<tokens>"
+
+
+_Prompt = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[_Tokens, Tag("<tokens>")]
+    | Annotated[list[str], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("<strings>")]
+    | Annotated[list[_Tokens], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("<lists>")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="unknown_prompt",
+        custom_error_message=f"The prompt must be a string, tokens, or a list of up to {_MAX_PROMPTS} of these",
+    ),
+]
 
 
 class CompletionRequest(_Request):
@@ -333,6 +358,15 @@ class CompletionRequest(_Request):
     prompt: _Prompt
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            if (self.n or 1) > 1:
+                raise invalid("With echo and logprobs there is one choice of each prompt.", "n")
+            if sum(map(len, self.prompts)) > _MAX_TOLD:
+                raise invalid(f"With echo and logprobs the prompts are at most {_MAX_TOLD} long in all.", "prompt")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -345,26 +379,22 @@ class CompletionRequest(_Request):
         return self.logprobs
 
 
-class NativeRequest(Object):
+class NativeRequest(_Sampling):
     """A ready prompt to continue, in DeepInfra's own form."""
 
     input: str
-    stream: bool | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=999)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=5)] | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
     stop: Annotated[list[_StopString], Field(max_length=16, fail_fast=True)] | None = None
     num_responses: Annotated[int, Field(ge=1, le=4)] | None = None
-    response_format: _Format | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stream and (self.num_responses or 1) > 1:
+            raise invalid("A stream has one response.", "num_responses")
+        return self
 
     def as_completion(self, model: str) -> CompletionRequest:
-        """The same in OpenAI's form; probabilities are always told."""
+        """The same in OpenAI's form; the events of a stream tell the probability of each token."""
         same = {name: value for name, value in self if name in CompletionRequest.model_fields}
         return CompletionRequest.model_construct(
             **same,
@@ -372,7 +402,7 @@ class NativeRequest(Object):
             prompt=self.input,
             max_tokens=self.max_new_tokens,
             n=self.num_responses,
-            logprobs=0,
+            logprobs=0 if self.stream else None,
             stream_options=None,
         )
 
@@ -380,7 +410,7 @@ class NativeRequest(Object):
 class TokenizeRequest(Object):
     """What to tell the tokens of: a ready prompt, or a conversation with its tools."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: _ModelName
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
@@ -403,7 +433,7 @@ class TokenizeRequest(Object):
 class DetokenizeRequest(Object):
     """Which tokens to tell the text of."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: _ModelName
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(max_length=_MAX_TOKEN_IDS, fail_fast=True)]
 
 
@@ -428,8 +458,8 @@ def parse(body: bytes, kind: type[_Given]) -> _Given:
 
 def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[str, Any]:
     """Leaves out what changes nothing, in the request and in its messages and stream options."""
-    neutral_values = {key: values for key, values in _NEUTRAL_VALUES.items() if key not in honoured}
-    result = {key: value for key, value in _checked(body, neutral_values, "").items() if key not in _LABELS}
+    neutral_values = {key: values for key, values in NEUTRAL_VALUES.items() if key not in honoured}
+    result = {key: value for key, value in _checked(body, neutral_values, "").items() if key not in LABELS}
     if isinstance(messages := result.get("messages"), list):
         if len(messages) > _MAX_MESSAGES:
             raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")

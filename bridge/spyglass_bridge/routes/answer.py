@@ -30,6 +30,8 @@ _GRACE_S = 0.5
 _LAST_WORDS_S = 1.0
 
 _LARGE_BODY_BYTES = 64 << 10
+# To write an answer with the probabilities of so many tokens would hold up the streams of others.
+_LARGE_ANSWER_TOKENS = 1000
 
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -135,9 +137,21 @@ async def _started(
 
 
 async def _start_all(services: Services, generations: Sequence[LinkedGeneration], drafts: Sequence[Draft]) -> None:
-    for generation, draft in zip(generations, drafts, strict=True):
-        if not await send_images(generation, draft.images, services.fetcher):
-            _check(await generation.next())
+    """Waits until all have started. The first that is refused is the answer to them all."""
+    if len(drafts) == 1:
+        await _start(services, generations[0], drafts[0])
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            for generation, draft in zip(generations, drafts, strict=True):
+                group.create_task(_start(services, generation, draft))
+    except* ApiError as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _start(services: Services, generation: LinkedGeneration, draft: Draft) -> None:
+    if not await send_images(generation, draft.images, services.fetcher):
+        _check(await generation.next())
 
 
 async def _gather(source: Source, builder: Builder) -> web.Response:
@@ -146,8 +160,16 @@ async def _gather(source: Source, builder: Builder) -> web.Response:
         _check(update)
         builder.add(update.deltas)
         if update.finished is not None:
-            answer = compact_json(builder.build(update.finished.usage))
+            usage = update.finished.usage
+            if usage.prompt_tokens + usage.completion_tokens > _LARGE_ANSWER_TOKENS:
+                answer = await asyncio.to_thread(_written, builder, usage)
+            else:
+                answer = _written(builder, usage)
             return web.Response(text=answer, content_type="application/json")
+
+
+def _written(builder: Builder, usage: pb.Usage) -> str:
+    return compact_json(builder.build(usage))
 
 
 async def _stream(request: web.Request, source: Source, encoder: Encoder, deadline: float) -> web.StreamResponse:

@@ -4,11 +4,12 @@ import grpc
 from aiohttp import web
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import from_rpc_error
+from spyglass_bridge.errors import ApiError, from_rpc_error
 from spyglass_bridge.openai.answers import model_object
-from spyglass_bridge.services import SERVICES
+from spyglass_bridge.services import SERVICES, Services
 
 _RPC_TIMEOUT_S = 10.0
+_MAX_NAME_CHARACTERS = 256
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -25,11 +26,23 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     """One model; its name may hold slashes."""
-    services = request.app[SERVICES]
+    return web.json_response(model_object(await find_model(request.app[SERVICES], model_in_path(request))))
+
+
+def model_in_path(request: web.Request) -> str:
+    """The name of a model in the path. Raises ApiError 404 for one that cannot be one."""
+    name = request.match_info["model"]
+    if len(name) > _MAX_NAME_CHARACTERS or any("\ud800" <= character <= "\udfff" for character in name):
+        raise ApiError(404, "There is no such model.", code="model_not_found", param="model")
+    return name
+
+
+async def find_model(services: Services, name: str) -> pb.Model:
+    """What the server says of a model."""
     try:
         answer = await services.stub.GetModel(
-            pb.GetModelRequest(model=request.match_info["model"]), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
+            pb.GetModelRequest(model=name), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
         )
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
-    return web.json_response(model_object(answer.model))
+    return answer.model

@@ -1,25 +1,39 @@
 """POST /v1/inference/{model}: DeepInfra's own form of a completion."""
 
+from collections.abc import Callable
+
 from aiohttp import web
 
-from spyglass_bridge.errors import invalid
+from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.native import NativeAnswer
 from spyglass_bridge.openai.requests import NativeRequest, parse
 from spyglass_bridge.openai.start import CallContext, Draft, draft_completions
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
+from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import REQUEST_ID
+
+_NAMES = {"prompt": "input", "max_tokens": "max_new_tokens", "n": "num_responses"}
+"""What OpenAI's parameters are called here."""
 
 
 async def infer(request: web.Request) -> web.StreamResponse:
     """Continues a ready prompt."""
-    model = request.match_info["model"]
+    model = model_in_path(request)
 
     def read(body: bytes, context: CallContext) -> tuple[NativeRequest, list[Draft]]:
         ask = parse(body, NativeRequest)
-        if ask.stream and (ask.num_responses or 1) > 1:
-            raise invalid("A stream has one response.", "num_responses")
         return ask, draft_completions(ask.as_completion(model), context)
 
+    try:
+        return await _infer(request, read)
+    except ApiError as error:
+        error.param = _NAMES.get(error.param or "", error.param)
+        raise
+
+
+async def _infer(
+    request: web.Request, read: Callable[[bytes, CallContext], tuple[NativeRequest, list[Draft]]]
+) -> web.StreamResponse:
     ask, drafts = await read_request(request, read)
     n = ask.num_responses or 1
     answer = NativeAnswer(request[REQUEST_ID], n)

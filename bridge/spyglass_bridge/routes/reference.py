@@ -5,15 +5,13 @@ import json
 from functools import cache
 from typing import Any
 
-import grpc
 from aiohttp import web
 
-from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import ApiError, from_rpc_error
+from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openapi import OPERATIONS, Operation, openapi, schema_of
+from spyglass_bridge.routes.models import find_model, model_in_path
 from spyglass_bridge.services import SERVICES
 
-_RPC_TIMEOUT_S = 10.0
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d8dee4; padding-top: 1.5rem; }
@@ -37,13 +35,7 @@ async def get_reference(request: web.Request) -> web.Response:
 
 async def get_schema(request: web.Request) -> web.Response:
     """The JSON schema of a model's input, output or stream."""
-    services = request.app[SERVICES]
-    try:
-        await services.stub.GetModel(
-            pb.GetModelRequest(model=request.match_info["model"]), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
-        )
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    await find_model(request.app[SERVICES], model_in_path(request))
     schema = schema_of(request.match_info["variant"])
     if schema is None:
         raise ApiError(404, "A schema is of the input, the output or the streaming form.", code="not_found")
@@ -69,13 +61,11 @@ def _anchor(operation: Operation) -> str:
 
 
 def _section(operation: Operation, schemas: dict[str, Any]) -> str:
-    names = ", ".join(f"<code>{html.escape(path)}</code>" for path in operation.paths)
+    others = ", ".join(f"<code>{html.escape(path)}</code>" for path in operation.paths[1:])
+    also = f" Also known as {others}." if others else ""
     parts = [
         f'<h2 id="{_anchor(operation)}"><span class=method>{operation.method.upper()}</span> '
-        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)} Also known as: {names}.</p>"
-        if len(operation.paths) > 1
-        else f'<h2 id="{_anchor(operation)}"><span class=method>{operation.method.upper()}</span> '
-        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)}</p>"
+        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)}{also}</p>"
     ]
     if operation.body is not None:
         parts.append("<h3>Request</h3>" + _table(schemas[operation.body.__name__]))

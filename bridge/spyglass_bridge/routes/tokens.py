@@ -8,6 +8,7 @@ from spyglass_bridge.errors import from_rpc_error, invalid
 from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest, parse
 from spyglass_bridge.openai.start import CallContext, Draft, draft_chat, draft_completions
 from spyglass_bridge.routes.answer import read_request
+from spyglass_bridge.routes.models import find_model
 from spyglass_bridge.services import SERVICES
 
 _RPC_TIMEOUT_S = 30.0
@@ -17,20 +18,19 @@ async def tokenize(request: web.Request) -> web.Response:
     """The tokens of a prompt or a conversation; an image is one of them."""
     services = request.app[SERVICES]
     draft = await read_request(request, _read)
-    model = pb.GetModelRequest(model=draft.start.model)
+    described = await find_model(services, draft.start.model)
     try:
         found = await services.stub.CountTokens(
             pb.CountTokensRequest(start=draft.start, with_tokens=True),
             metadata=services.metadata,
             timeout=_RPC_TIMEOUT_S,
         )
-        described = await services.stub.GetModel(model, metadata=services.metadata, timeout=_RPC_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
     return web.json_response(
         {
             "count": found.prompt_tokens,
-            "max_model_len": described.model.context_length,
+            "max_model_len": described.context_length,
             "tokens": list(found.token_ids),
         }
     )
