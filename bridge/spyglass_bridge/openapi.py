@@ -140,7 +140,7 @@ def schema_of(variant: str) -> dict[str, Any] | None:
 
 def _tell_neutral(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing."""
-    for name in LABELS:
+    for name in sorted(LABELS):
         schema["properties"][name] = {"description": "A label, without an effect."}
     for name, values in NEUTRAL_VALUES.items():
         if name not in model.model_fields:

@@ -17,7 +17,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d8dee4; padding-top: 1.5rem; }
 code, pre { font: 14px/1.45 ui-monospace, monospace; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .35rem .6rem; vertical-align: top;
-border-bottom: 1px solid #d8dee4; } .method { color: #0550ae; font-weight: 600; } nav a { margin-right: 1rem; }
+border-bottom: 1px solid #d8dee4; } .method { color: #0550ae; font-weight: 600; }
+nav { display: flex; flex-wrap: wrap; gap: .4rem 1rem; }
 @media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } pre { background: #161b22; }
 .method, a { color: #79c0ff; } h2, td, th { border-color: #30363d; } }
 """
@@ -47,12 +48,16 @@ def _page() -> str:
     schemas = openapi()["components"]["schemas"]
     links = "".join(f'<a href="#{_anchor(one)}">{html.escape(one.paths[0])}</a>' for one in OPERATIONS)
     sections = "".join(_section(one, schemas) for one in OPERATIONS)
+    shown = {model.__name__ for one in OPERATIONS for model in (one.body, one.answer, one.event) if model is not None}
+    kinds = "".join(
+        f"<h3 id={name}>{name}</h3>{_table(schema)}" for name, schema in sorted(schemas.items()) if name not in shown
+    )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Spyglass API</title><style>{_STYLE}</style><h1>Spyglass API</h1>"
         "<p>Send your key with every call: <code>Authorization: Bearer KEY</code>. "
         "For programs: <a href=/openapi.json>openapi.json</a>.</p>"
-        f"<nav>{links}</nav>{sections}</html>"
+        f"<nav>{links}<a href=#types>types</a></nav>{sections}<h2 id=types>Types</h2>{kinds}</html>"
     )
 
 
@@ -76,25 +81,29 @@ def _section(operation: Operation, schemas: dict[str, Any]) -> str:
 
 
 def _table(schema: dict[str, Any]) -> str:
+    """The fields of an object, those that must be there first."""
     required = schema.get("required", ())
+    fields = sorted(schema.get("properties", {}).items(), key=lambda field: field[0] not in required)
     rows = "".join(
         f"<tr><td><code>{html.escape(name)}</code>{' *' if name in required else ''}</td>"
-        f"<td><code>{html.escape(_kind(field))}</code></td></tr>"
-        for name, field in schema.get("properties", {}).items()
+        f"<td>{_kind(field)}</td><td>{html.escape(field.get('description', ''))}</td></tr>"
+        for name, field in fields
     )
     told = f"<p>{html.escape(schema['description'])}</p>" if "description" in schema else ""
-    return f"{told}<table><tr><th>field (* required)</th><th>type</th></tr>{rows}</table>"
+    return told + (f"<table><tr><th>field (* required)</th><th>type</th><th></th></tr>{rows}</table>" if rows else "")
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """A field's type in a few words."""
+    """A field's type in a few words, as HTML."""
     if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
+        name = html.escape(str(field["$ref"]).rpartition("/")[2])
+        return f"<a href=#{name}><code>{name}</code></a>"
     for key in ("anyOf", "oneOf"):
         if key in field:
             return " | ".join(dict.fromkeys(_kind(one) for one in field[key]))
     if "const" in field or "enum" in field:
-        return " | ".join(json.dumps(value) for value in field.get("enum", [field.get("const")]))
+        values = field.get("enum", [field.get("const")])
+        return " | ".join(f"<code>{html.escape(json.dumps(value))}</code>" for value in values)
     kind = str(field.get("type", "any"))
     if kind == "array":
         return f"list of {_kind(field.get('items', {}))}"
@@ -103,4 +112,4 @@ def _kind(field: dict[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if key in field
     ]
-    return " ".join([kind, *limits])
+    return f"<code>{html.escape(' '.join([kind, *limits]))}</code>"
