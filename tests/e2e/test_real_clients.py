@@ -79,7 +79,8 @@ def test_langchains_suite(talker: Stack) -> None:
 def test_no_request_that_can_be_made_up_from_the_description_breaks_anything(tiny: Stack) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     options = ("--checks", checks, "--phases", "coverage,fuzzing", "--max-examples", "40", "--seed", "1")
+    patience = ("--request-timeout", "60")
     key = ("--header", f"Authorization: Bearer {tiny.key}")
     description = f"{tiny.http}/openapi.json"
     hooks = {"SCHEMATHESIS_HOOKS": "fuzzing_hooks", "PYTHONPATH": str(HERE), "SPYGLASS_MODEL": "tiny"}
-    run(tiny, BIN / "schemathesis", "run", description, *options, *key, "--warnings", "off", **hooks)
+    run(tiny, BIN / "schemathesis", "run", description, *options, *patience, *key, "--warnings", "off", **hooks)
