@@ -244,9 +244,10 @@ GRAMMAR_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 100_000,
     "max_grammar_size": 200_000,
+    "max_lexer_states": 20_000,
 }
-"""What a grammar may cost to begin with, and in a step, in the compiler's units: some tenths of a second, and some
-milliseconds."""
+"""What a grammar may cost to begin with, in a step, and in memory for each answer, in the compiler's units: some
+tenths of a second, some milliseconds, some tens of megabytes."""
 
 
 class GrammarFailed(Exception):
