@@ -20,13 +20,13 @@ class ChoiceDelta:
     """
 
     index: int
-    text: str
-    finish_reason: pb.FinishReason.ValueType
+    text: str = ""
+    finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
     tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
 
-    def merge(self, later: "ChoiceDelta | pb.Delta") -> None:
+    def merge(self, later: pb.Delta) -> None:
         self.text += later.text
         self.finish_reason = later.finish_reason
         self.logprobs += later.logprobs
@@ -63,22 +63,10 @@ class Generation:
         """Takes an event of the stream."""
         kind = event.WhichOneof("kind")
         if kind == "delta":
-            delta = event.delta
-            if pending := self._deltas.get(delta.index):
-                pending.merge(delta)
-            else:
-                self._deltas[delta.index] = ChoiceDelta(
-                    delta.index,
-                    delta.text,
-                    delta.finish_reason,
-                    list(delta.logprobs),
-                    list(delta.tool_calls),
-                    list(delta.token_ids) if delta.logprobs else [],
-                )
+            self._add(event.delta)
         elif kind == "prompt":  # every choice begins with it
             for index in range(self._n):
-                echo = ChoiceDelta(index, event.prompt.text, pb.FINISH_REASON_UNSPECIFIED, list(event.prompt.logprobs))
-                self._deltas.setdefault(index, ChoiceDelta(index, "", pb.FINISH_REASON_UNSPECIFIED)).merge(echo)
+                self._add(pb.Delta(index=index, text=event.prompt.text, logprobs=event.prompt.logprobs))
         elif kind == "finished":
             self._finished = event.finished
         elif kind == "started":
@@ -86,6 +74,12 @@ class Generation:
         elif kind == "accepted":
             self.accepted = True
         self._news.set()
+
+    def _add(self, delta: pb.Delta) -> None:
+        pending = self._deltas.get(delta.index)
+        if pending is None:
+            pending = self._deltas[delta.index] = ChoiceDelta(delta.index)
+        pending.merge(delta)
 
     def fail(self, status: status_pb2.Status) -> None:
         """Ends it from this side. Without effect when it is over."""

@@ -4,24 +4,31 @@ Owns the channel to the server and the tasks that keep it in use.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import grpc
 from aiohttp import web
+from google.protobuf.message import Message
 
 from spyglass.v1 import inference_pb2_grpc
 from spyglass_bridge.access import AccessChecker
 from spyglass_bridge.addresses import AddressGuard
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.drain import Drain
+from spyglass_bridge.errors import from_rpc_error
 from spyglass_bridge.fetch import ImageFetcher, Resolve, resolve_by_system
 from spyglass_bridge.health import HealthWatch
 from spyglass_bridge.link import Link, Metadata, open_channel
 
 if TYPE_CHECKING:
     from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+_CALL_TIMEOUT_S = 10.0
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,15 @@ class Services:
     health: HealthWatch
     fetcher: ImageFetcher
     drain: Drain
+
+    async def call(
+        self, method: Callable[..., Awaitable[Answer]], request: Message, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> Answer:
+        """Asks the server for something short. Raises ApiError when it refuses or does not answer."""
+        try:
+            return await method(request, metadata=self.metadata, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
 
 
 SERVICES = web.AppKey("services", Services)

@@ -52,9 +52,7 @@ _FINISH_REASONS = {
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
     FinishReason.TOOL_CALLS: inference_pb2.FINISH_REASON_TOOL_CALLS,
 }
-_NOT_HONOURED = {
-    "": ("idempotency_key", "traceparent", "cache_salt"),
-}
+_NOT_HONOURED = ("idempotency_key", "traceparent", "cache_salt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +135,10 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
 
 
 def _refuse_unsupported(start: inference_pb2.Start) -> None:
-    for group, names in _NOT_HONOURED.items():
-        if group and not start.HasField(group):  # type: ignore[arg-type]
-            continue
-        message = getattr(start, group) if group else start
-        fields = {field.name for field, _ in message.ListFields()}
-        for name in names:
-            if name in fields:
-                raise Unsupported(f"{group}.{name}" if group else name)
+    fields = {field.name for field, _ in start.ListFields()}
+    for name in _NOT_HONOURED:
+        if name in fields:
+            raise Unsupported(name)
 
 
 def _decode_input(
@@ -277,12 +271,9 @@ def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
 
 
 def _decode_bias(sampling: options_pb2.Sampling) -> tuple[tuple[int, float], ...]:
-    if len(sampling.logit_bias) > _MAX_BIASES:
-        raise InvalidRequest(f"sampling.logit_bias has at most {_MAX_BIASES} tokens", field="sampling.logit_bias")
-    return tuple(
-        (token, _in_range("sampling.logit_bias", bias, -_MAX_BIAS, _MAX_BIAS))
-        for token, bias in sorted(sampling.logit_bias.items())
-    )
+    field = "sampling.logit_bias"
+    biases = _at_most(field, sorted(sampling.logit_bias.items()), _MAX_BIASES)
+    return tuple((token, _in_range(field, bias, -_MAX_BIAS, _MAX_BIAS)) for token, bias in biases)
 
 
 def _decode_logprobs(output: options_pb2.Output) -> int | None:

@@ -206,10 +206,10 @@ class Generation:
             )
         if spec.n > info.max_choices:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
-        if any(token >= self._services.prompts.vocab_size for token in spec.stop_token_ids):
-            raise InvalidRequest("the model has no such token", field="stopping.token_ids")
-        if any(token >= self._services.prompts.vocab_size for token, _ in spec.sampling.logit_bias):
-            raise InvalidRequest("the model has no such token", field="sampling.logit_bias")
+        biased = [token for token, _ in spec.sampling.logit_bias]
+        for field, tokens in (("stopping.token_ids", spec.stop_token_ids), ("sampling.logit_bias", biased)):
+            if any(token >= self._services.prompts.vocab_size for token in tokens):
+                raise InvalidRequest("the model has no such token", field=field)
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
@@ -239,9 +239,6 @@ class Generation:
                 done.set_exception(error)
 
         def on_token(event: TokenOutput) -> None:
-            if not is_open:
-                early.append(event)
-                return
             if (delta := choices.push(event)) is None:
                 return
             logprobs = event.logprobs and codec.token_logprobs(event.token, event.logprobs, bytes_of)
@@ -253,14 +250,13 @@ class Generation:
 
         def on_told(event: PromptTold) -> None:
             nonlocal num_told
-            if not is_open:
-                early.append(event)
-                return
             self._tell(request.tokens[num_told:], event.logprobs)
             num_told += len(event.logprobs)
 
         def on_event(event: Event | EngineDied) -> None:
             match event:
+                case TokenOutput() | PromptTold() if not is_open:
+                    early.append(event)
                 case TokenOutput():
                     on_token(event)
                 case PromptTold():

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 import pytest
 
-from client.fake_service import FakeService, Turn
+from client.fake_service import FakeService, Script, Turn
 from spyglass.v1 import chat_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client import AsyncClient, Tool, ToolCall, assistant, tool, user
@@ -110,15 +110,21 @@ async def test_a_loop_runs_tools_until_the_model_answers(client: AsyncClient, se
     assert turns[4].tool_call_id == "call-2"
 
 
-async def test_a_loop_that_does_not_end_is_given_up(client: AsyncClient, service: FakeService) -> None:
-    async def again(turn: Turn) -> None:
+def calling(arguments: str, reason: pb.FinishReason.ValueType) -> Script:
+    """A script that calls `later` whenever it is asked."""
+
+    async def script(turn: Turn) -> None:
         turn.accept()
         turn.begin()
-        call_pieces(turn, 0, "later", '{"question": "x"}')
-        turn.say("", reason=pb.FINISH_REASON_TOOL_CALLS)
+        call_pieces(turn, 0, "later", arguments)
+        turn.say("", reason=reason)
         turn.finish()
 
-    service.script = again
+    return script
+
+
+async def test_a_loop_that_does_not_end_is_given_up(client: AsyncClient, service: FakeService) -> None:
+    service.script = calling('{"question": "x"}', pb.FINISH_REASON_TOOL_CALLS)
     with pytest.raises(RuntimeError, match="after 3 answers"):
         await client.run_tools([user("hi")], [Tool.of(later)], max_rounds=3, tool_choice="required")
     assert len(service.turns) == 3
@@ -127,14 +133,7 @@ async def test_a_loop_that_does_not_end_is_given_up(client: AsyncClient, service
 
 
 async def test_a_call_that_was_cut_short_is_not_run(client: AsyncClient, service: FakeService) -> None:
-    async def cut(turn: Turn) -> None:
-        turn.accept()
-        turn.begin()
-        call_pieces(turn, 0, "later", '{"que')
-        turn.say("", reason=pb.FINISH_REASON_LENGTH)
-        turn.finish()
-
-    service.script = cut
+    service.script = calling('{"que', pb.FINISH_REASON_LENGTH)
     with pytest.raises(ValueError, match="max_tokens"):
         await client.run_tools([user("hi")], [Tool.of(later)])
 

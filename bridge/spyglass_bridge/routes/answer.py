@@ -6,7 +6,7 @@ Knows nothing of what is asked, nor of what an answer looks like.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol, TypeVar
 
@@ -96,8 +96,9 @@ async def read_request(request: web.Request, read: Callable[[bytes, CallContext]
 async def answer_at_once(request: web.Request, drafts: Sequence[Draft], n: int, builder: Builder) -> web.Response:
     """Answers with one object. There are `n` choices of each draft."""
     services = request.app[SERVICES]
-    async with _started(services, drafts, n, _deadline(services)) as (source, within):
-        return await within(_gather(source, builder))
+    deadline = _deadline(services)
+    async with _started(services, drafts, n, deadline) as source, _until(deadline):
+        return await _gather(source, builder)
 
 
 async def answer_as_stream(
@@ -106,7 +107,7 @@ async def answer_as_stream(
     """Answers with events. There are `n` choices of each draft."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
-    async with _started(services, drafts, n, deadline) as (source, _):
+    async with _started(services, drafts, n, deadline) as source:
         return await _stream(request, source, encoder, deadline)
 
 
@@ -115,25 +116,26 @@ def _deadline(services: Services) -> float:
 
 
 @asynccontextmanager
-async def _started(
-    services: Services, drafts: Sequence[Draft], n: int, deadline: float
-) -> AsyncIterator[tuple[Source, Callable[[Awaitable[T]], Awaitable[T]]]]:
-    """The generations of all drafts, which have started; and a way to wait no longer than the deadline."""
+async def _until(deadline: float) -> AsyncIterator[None]:
+    """Raises ApiError 504 when the deadline comes first."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise _timed_out() from None
 
-    async def within(work: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await work
-        except TimeoutError:
-            raise _timed_out() from None
 
+@asynccontextmanager
+async def _started(services: Services, drafts: Sequence[Draft], n: int, deadline: float) -> AsyncIterator[Source]:
+    """The generations of all drafts, which have started."""
     async with AsyncExitStack() as stack:
         generations = [await stack.enter_async_context(services.link.generate(draft.start)) for draft in drafts]
-        await within(_start_all(services, generations, drafts))
+        async with _until(deadline):
+            await _start_all(services, generations, drafts)
         if len(generations) == 1:
-            yield generations[0], within
+            yield generations[0]
         else:
-            yield await stack.enter_async_context(Joined.of(generations, n)), within
+            yield await stack.enter_async_context(Joined.of(generations, n))
 
 
 async def _start_all(services: Services, generations: Sequence[LinkedGeneration], drafts: Sequence[Draft]) -> None:

@@ -1,26 +1,19 @@
 """GET /v1/models and /v1/models/{id}: what the server runs."""
 
-import grpc
 from aiohttp import web
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import ApiError, from_rpc_error
+from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.answers import model_object
 from spyglass_bridge.services import SERVICES, Services
 
-_RPC_TIMEOUT_S = 10.0
 _MAX_NAME_CHARACTERS = 256
 
 
 async def list_models(request: web.Request) -> web.Response:
     """All models with their metadata and prices."""
     services = request.app[SERVICES]
-    try:
-        answer = await services.stub.ListModels(
-            pb.ListModelsRequest(), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
-        )
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    answer = await services.call(services.stub.ListModels, pb.ListModelsRequest())
     return web.json_response({"object": "list", "data": [model_object(model) for model in answer.models]})
 
 
@@ -39,10 +32,5 @@ def model_in_path(request: web.Request) -> str:
 
 async def find_model(services: Services, name: str) -> pb.Model:
     """What the server says of a model."""
-    try:
-        answer = await services.stub.GetModel(
-            pb.GetModelRequest(model=name), metadata=services.metadata, timeout=_RPC_TIMEOUT_S
-        )
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    answer = await services.call(services.stub.GetModel, pb.GetModelRequest(model=name))
     return answer.model

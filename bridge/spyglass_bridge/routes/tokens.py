@@ -1,10 +1,9 @@
 """POST /tokenize and /detokenize: what tokens a prompt has, and what tokens say."""
 
-import grpc
 from aiohttp import web
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import from_rpc_error, invalid
+from spyglass_bridge.errors import invalid
 from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest, parse
 from spyglass_bridge.openai.start import CallContext, Draft, draft_chat, draft_completions
 from spyglass_bridge.routes.answer import read_request
@@ -19,14 +18,8 @@ async def tokenize(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     draft = await read_request(request, _read)
     described = await find_model(services, draft.start.model)
-    try:
-        found = await services.stub.CountTokens(
-            pb.CountTokensRequest(start=draft.start, with_tokens=True),
-            metadata=services.metadata,
-            timeout=_RPC_TIMEOUT_S,
-        )
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    count = pb.CountTokensRequest(start=draft.start, with_tokens=True)
+    found = await services.call(services.stub.CountTokens, count, _RPC_TIMEOUT_S)
     return web.json_response(
         {
             "count": found.prompt_tokens,
@@ -40,14 +33,8 @@ async def detokenize(request: web.Request) -> web.Response:
     """What tokens say."""
     services = request.app[SERVICES]
     ask = await read_request(request, lambda body, context: parse(body, DetokenizeRequest))
-    try:
-        found = await services.stub.Detokenize(
-            pb.DetokenizeRequest(model=ask.model, token_ids=ask.tokens),
-            metadata=services.metadata,
-            timeout=_RPC_TIMEOUT_S,
-        )
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    tokens = pb.DetokenizeRequest(model=ask.model, token_ids=ask.tokens)
+    found = await services.call(services.stub.Detokenize, tokens, _RPC_TIMEOUT_S)
     return web.json_response({"prompt": found.text})
 
 

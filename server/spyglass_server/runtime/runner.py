@@ -188,9 +188,9 @@ class ModelRunner:
             if not finite[at] or at in failed:
                 outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"))
                 continue
-            top = rows[i].top_logprobs
-            told = logits[at].expand(len(chosen), -1)
-            logprobs = () if top is None else tuple(logprobs_of(told, chosen, top))
+            logprobs: tuple[Logprobs, ...] = ()
+            if (top := rows[i].top_logprobs) is not None:
+                logprobs = tuple(logprobs_of(logits[at].expand(len(chosen), -1), chosen, top))
             outputs[i] = RowOutput(chosen, logprobs, outputs[i].told)
         return outputs
 

@@ -3,10 +3,11 @@
 Knows nothing of temperature or chance, and nothing of other rows: what is done to one depends on that row alone.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spyglass_server.engine.types import GrammarFailed, Matcher, Row, SamplingParams
@@ -24,8 +25,8 @@ def steer(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:
     for i in changed:
         try:
             _steer(logits[i], rows[i])
-        except Exception as error:  # of the grammar's library; no other row has a part in it
-            failed[i] = f"the grammar cannot be followed: {error!r}"
+        except GrammarFailed as error:  # no other row has a part in it
+            failed[i] = f"the grammar cannot be followed: {error}"
     return logits, failed
 
 
@@ -43,16 +44,20 @@ def _steer(logits: Tensor, row: Row) -> None:
         _vary(logits, row.history[row.num_prompt :], sampling)
     if sampling.logit_bias:
         tokens, biases = zip(*sampling.logit_bias, strict=True)
-        logits[_index(tokens, logits)] += torch.tensor(biases, device=logits.device)
+        logits[_index(np.array(tokens), logits)] += torch.tensor(biases, device=logits.device)
     if row.barred:
-        logits[_index(row.barred, logits)] = -torch.inf
+        logits[_index(np.array(list(row.barred)), logits)] = -torch.inf
     if row.matcher is not None:
         logits[_forbidden(row.matcher, len(logits)).to(logits.device)] = -torch.inf
 
 
 def _forbidden(matcher: Matcher, vocab_size: int) -> Tensor:
     """Which tokens [vocabulary] a grammar does not allow; it may know more than there are logits, or fewer."""
-    bits = np.unpackbits(np.frombuffer(matcher.allowed(), np.uint8), bitorder="little")[:vocab_size]
+    try:
+        allowed = matcher.allowed()
+    except Exception as error:  # of the grammar's library
+        raise GrammarFailed(repr(error)) from error
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[:vocab_size]
     forbidden = np.ones(vocab_size, np.bool_)
     forbidden[: len(bits)] = bits == 0
     if forbidden.all():
@@ -72,11 +77,11 @@ def _vary(logits: Tensor, answer: Sequence[int], sampling: SamplingParams) -> No
     logits[_index(tokens, logits)] -= torch.from_numpy(lower).to(logits)
 
 
-def _known(tokens: Sequence[int], logits: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _known(tokens: Sequence[int], logits: Tensor) -> NDArray[np.int64]:
     """Those of some tokens that have logits: the image token has none."""
     found = np.asarray(tokens, np.int64)
     return found[found < len(logits)]
 
 
-def _index(tokens: Collection[int] | np.ndarray[tuple[int], np.dtype[np.int64]], logits: Tensor) -> Tensor:
-    return torch.tensor([int(token) for token in tokens], dtype=torch.int64, device=logits.device)
+def _index(tokens: NDArray[np.int64], logits: Tensor) -> Tensor:
+    return torch.from_numpy(tokens).to(logits.device)
