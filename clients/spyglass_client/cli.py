@@ -6,22 +6,27 @@ Owns the parser and the exit codes: 0 for success, 1 for a failure told in one l
 
 import argparse
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from spyglass.settings import Collect, add_settings, address, non_negative_float, positive_int
-from spyglass_client.chat import run_chat
-from spyglass_client.errors import AuthenticationError, SpyglassError
+from spyglass_client.chat.command import run_chat
+from spyglass_client.chat.writing import describe
+from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
 from spyglass_client.serve import run_serve
 from spyglass_client.target import DEFAULT_TARGET, default_api_key, default_target
 
 _EXAMPLES = """examples:
   spyglass serve --model demo
+  spyglass chat
   spyglass chat "Hello!"
   spyglass chat --image cat.png "What is in the picture?"
+  spyglass chat --image receipt.jpg --json-schema receipt.schema.json "What was bought?"
   git diff | spyglass chat --system "Write a commit message for this." -
   spyglass models
   spyglass usage --json
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: write no more
         return 1
     except (SpyglassError, OSError, ValueError) as error:
-        print(f"spyglass: {_describe(error)}", file=sys.stderr)
+        print(f"spyglass: {describe(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -82,18 +87,28 @@ def _parser(environ: Mapping[str, str], *, with_settings: bool) -> argparse.Argu
 
 
 def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:
-    chat = _add_command(commands, "chat", run_chat, "ask a question and watch the answer being written")
-    chat.add_argument("question", nargs="?", metavar="QUESTION", help="the question; - or nothing reads it from stdin")
-    images = environ.get("SPYGLASS_CHAT_IMAGE", "")
+    chat = _add_command(commands, "chat", run_chat, "ask a question, or hold a conversation")
     chat.add_argument(
-        "--image",
-        action=Collect,
-        nargs=1,
-        default=tuple(path for path in images.split(os.pathsep) if path),
-        metavar="FILE",
-        help=f"a picture to ask about; may be given several times [SPYGLASS_CHAT_IMAGE, separated by {os.pathsep}]",
+        "question",
+        nargs="?",
+        metavar="QUESTION",
+        help="the question; - reads it from stdin, as nothing does where stdin is no terminal; nothing on a terminal "
+        "begins a conversation",
     )
+    for flag, variable, what in (
+        ("--image", "SPYGLASS_CHAT_IMAGE", "a picture to ask about"),
+        ("--file", "SPYGLASS_CHAT_FILE", "a text to ask about"),
+    ):
+        chat.add_argument(
+            flag,
+            action=Collect,
+            nargs=1,
+            default=tuple(path for path in environ.get(variable, "").split(os.pathsep) if path),
+            metavar="FILE",
+            help=f"{what}; may be given several times [{variable}, separated by {os.pathsep}]",
+        )
     options: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
+        ("--json-schema", "hold answers to a JSON schema: a file, or the schema itself", json_schema, "FILE|JSON"),
         ("--system", "a system prompt", str, "TEXT"),
         ("--model", "the model to ask (default: the server's first)", str, "NAME"),
         ("--max-tokens", "the longest answer, in tokens (default: what fits)", positive_int, "N"),
@@ -155,22 +170,23 @@ def _add_option(
     )
 
 
+def json_schema(text: str) -> Any:
+    """A schema: the JSON object itself, or the path of the file that holds it."""
+    try:
+        written = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error}") from None
+    try:
+        schema = json.loads(written)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return schema
+
+
 def whole_number(text: str) -> int:
     """A number from 0 up that fits 64 bits."""
     if not (text.isascii() and text.isdecimal()) or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    text = str(error)
-    if isinstance(error, AuthenticationError):
-        return f"{text} (set SPYGLASS_API_KEY or --api-key)"
-    if isinstance(error, SpyglassError):
-        if error.field and error.field not in text:
-            text += f" ({error.field})"
-        if error.retry_after_s:
-            text += f"; try again in {error.retry_after_s:g} s"
-    return text

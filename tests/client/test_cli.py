@@ -49,13 +49,17 @@ async def test_chat_options_reach_the_server(run: Run, service: FakeService, tmp
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
     images = ("--image", str(tmp_path / "a"), "--image", str(tmp_path / "b"))
+    (tmp_path / "text").write_text("t")
+    files = ("--file", str(tmp_path / "text"))
     options = ("--system", "s", "--model", "m", "--max-tokens", "5", "--temperature", "0", "--seed", "0")
-    code, _, _ = await run("chat", *images, *options, "--api-key", "sk-other", "q")
+    shape = ("--json-schema", '{"type": "array"}')
+    code, _, _ = await run("chat", *images, *files, *options, *shape, "--api-key", "sk-other", "q")
     assert code == 0
     start = service.turns[0].start
     system, user = start.chat.messages
     assert system.parts[0].text == "s"
-    assert [part.text or part.image.data for part in user.parts] == [b"a", b"b", "q"]
+    assert [part.text or part.image.data for part in user.parts] == [b"a", b"b", "text:\n```\nt\n```\n\n", "q"]
+    assert json.loads(start.format.json_schema.schema_json) == {"type": "array"}
     assert (start.model, start.stopping.max_tokens) == ("m", 5)
     assert start.sampling.HasField("temperature")
     assert start.sampling.HasField("seed")
@@ -114,6 +118,9 @@ async def test_an_error_is_one_line_and_status_1(run: Run, service: FakeService)
     [
         (["chat", "--max-tokens", "0", "q"], "--max-tokens: '0' is not a whole number above 0"),
         (["chat", "--seed", "-1", "q"], "--seed: '-1' is not a whole number"),
+        (["chat", "--json-schema", "none.json", "q"], "--json-schema: 'none.json' cannot be read: "),
+        (["chat", "--json-schema", "{]", "q"], "--json-schema: '{]' is no JSON: "),
+        (["chat", "--json-schema", os.devnull, "q"], f"--json-schema: '{os.devnull}' is no JSON: "),
         (["usage", "--records", "x"], "--records: 'x' is not a whole number"),
         (["models", "--grpc", "nowhere"], "--grpc: 'nowhere' is not HOST:PORT"),
         ([], "COMMAND"),

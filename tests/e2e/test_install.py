@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from client.terminal import terminal
 from stack import clean_environ
 
 pytestmark = pytest.mark.slow
@@ -48,20 +49,19 @@ class Environment:
 
     def run(self, program: str, *arguments: str) -> str:
         """What a program of the environment prints on its way to a good end."""
-        command = [str(self._bin / program), *arguments]
-        return subprocess.run(command, env=self._environ(), capture_output=True, text=True, check=True).stdout
+        command, environ = self.command(program, *arguments)
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
         """Starts a program whose output is read through a pipe."""
-        return subprocess.Popen(
-            [str(self._bin / program), *arguments], env=self._environ(), stdout=subprocess.PIPE, text=True
-        )
+        command, environ = self.command(program, *arguments)
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
 
-    def _environ(self) -> dict[str, str]:
-        """Without the ways by which this Python finds its modules."""
-        return {name: value for name, value in clean_environ().items() if name != "PYTHONPATH"} | {
-            "PATH": os.pathsep.join([str(self._bin), os.defpath])
-        }
+    def command(self, program: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """How to run a program of the environment: without the ways by which this Python finds its modules."""
+        environ = {name: value for name, value in clean_environ().items() if name != "PYTHONPATH"}
+        environ["PATH"] = os.pathsep.join([str(self._bin), os.defpath])
+        return [str(self._bin / program), *arguments], environ
 
     def _pip(self, *arguments: str) -> str:
         return self.run("python", "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments)
@@ -92,6 +92,21 @@ def test_the_client_installs_alone_and_then_the_bridge(environment: Environment)
         finally:
             bridge.terminate()
     assert bridge.returncode == 0
+
+
+async def test_a_conversation_names_the_extra_that_it_needs(environment: Environment) -> None:
+    environment.install()
+    command, environ = environment.command("spyglass", "chat", "--grpc", "127.0.0.1:1")
+    async with terminal(command, environ) as shown:
+        await shown.until("a conversation needs: pip install 'spyglass[chat]'")
+        assert await shown.end() == 2
+    async with terminal([*command, "a question"], environ) as shown:
+        await shown.until("spyglass: no connection to 127.0.0.1:1")
+        assert await shown.end() == 1
+    environment.install("[chat]")
+    async with terminal(command, environ) as shown:
+        await shown.until("spyglass: no connection to 127.0.0.1:1")
+        assert await shown.end() == 1
 
 
 def test_the_typed_protocol_is_in_the_wheel(environment: Environment) -> None:

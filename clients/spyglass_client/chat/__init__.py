@@ -1,0 +1,1 @@
+"""`spyglass chat`: asks from the command line, once or in a conversation."""

@@ -1,0 +1,90 @@
+"""The command: one question and its answer, or a conversation where nobody gave a question and there is a terminal.
+
+Owns which of the two it is. A conversation, and an answer that looks like what its markdown means, need the `chat`
+extra.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import sys
+from typing import TextIO
+
+from spyglass_client.aio import AsyncClient
+from spyglass_client.chat.conversation import Conversation
+from spyglass_client.chat.writing import PlainWriter, Writer, summary, write_answer
+from spyglass_client.request import Options
+
+_EXTRA = ("rich", "rich_pixels", "prompt_toolkit")
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    """Asks and prints. On a terminal the usage follows on stderr; elsewhere there is only the text.
+
+    Raises argparse.ArgumentError without a question where there can be no conversation, and SpyglassError, OSError or
+    ValueError when there is no answer.
+    """
+    # An event loop of its own takes Ctrl-C between two steps. Raised in a thread that waits for another it
+    # may come while a lock is held, and then nothing ends.
+    asyncio.run(_chat(args, _question(args.question, sys.stdin, sys.stdout)))
+    return 0
+
+
+async def _chat(args: argparse.Namespace, question: str | None) -> None:
+    options = Options(
+        model=args.model,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        json_schema=args.json_schema,
+    )
+    async with AsyncClient(args.grpc, api_key=args.api_key) as client:
+        conversation = Conversation(client, options, args.system)
+        pictures = [(path, conversation.attach_picture(path)) for path in args.image]
+        for path in args.file:
+            conversation.attach_file(path)
+        if question is None:
+            await _talk(args, conversation, client, pictures)
+            return
+        answer = await write_answer(conversation.ask(question), _writer(args, sys.stdout))
+        if sys.stdout.isatty():
+            sys.stderr.write(summary(answer) + "\n")
+
+
+async def _talk(
+    args: argparse.Namespace, conversation: Conversation, client: AsyncClient, pictures: list[tuple[str, bytes]]
+) -> None:
+    from spyglass_client.chat.dialogue import Dialogue
+
+    model = args.model or (await client.models())[0].id
+    dialogue = Dialogue(conversation, is_markdown=args.json_schema is None)
+    await dialogue.run(f"{model} at {client.target}", pictures)
+
+
+def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
+    if args.json_schema is not None or not out.isatty() or not _has_extra():
+        return PlainWriter(out)
+    from spyglass_client.chat.markdown import MarkdownWriter, open_console
+
+    console = open_console()
+    return PlainWriter(out) if console.is_dumb_terminal else MarkdownWriter(console)
+
+
+def _question(argument: str | None, stdin: TextIO, stdout: TextIO) -> str | None:
+    """The question; None where there is to be a conversation."""
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and stdin.isatty():
+        if not stdout.isatty():
+            raise argparse.ArgumentError(None, 'give a question, such as: spyglass chat "Hello!"')
+        if not _has_extra():
+            raise argparse.ArgumentError(None, "a conversation needs: pip install 'spyglass[chat]'; or give a question")
+        return None
+    question = stdin.read().strip()
+    if not question:
+        raise ValueError("the question on stdin is empty")
+    return question
+
+
+def _has_extra() -> bool:
+    return all(importlib.util.find_spec(name) for name in _EXTRA)

@@ -1,0 +1,72 @@
+"""A conversation: its turns, and what is attached to the next question.
+
+Owns which turns the model is shown. Knows nothing of terminals.
+"""
+
+import re
+from pathlib import Path
+
+from spyglass_client.aio import AsyncClient
+from spyglass_client.answer import Answer
+from spyglass_client.generation import AsyncGeneration
+from spyglass_client.messages import ImagePart, Message, assistant, image, system, user
+from spyglass_client.request import Options
+
+
+class Conversation:
+    """Turns of a user and a model. A question whose answer is not kept leaves no trace, and keeps its attachments."""
+
+    def __init__(self, client: AsyncClient, options: Options, system_prompt: str | None = None) -> None:
+        self.system_prompt = system_prompt
+        self._client = client
+        self._options = options
+        self._turns: list[Message] = []
+        self._attached: list[str | ImagePart] = []
+        self._asked: Message | None = None
+
+    def attach_picture(self, path: str) -> bytes:
+        """Attaches a picture to the next question and returns its file's bytes. Raises OSError or ValueError."""
+        data = Path(path).read_bytes()
+        if not data:
+            raise ValueError(f"{path} is empty")
+        self._attached.append(image(data))
+        return data
+
+    def attach_file(self, path: str) -> str:
+        """Attaches a text to the next question and returns it. Raises OSError, and ValueError for what is no text."""
+        try:
+            text = Path(path).read_text("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is no text in UTF-8") from None
+        longest = max(map(len, re.findall("`+", text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        self._attached.append(f"{Path(path).name}:\n{fence}\n{text.rstrip()}\n{fence}\n\n")
+        return text
+
+    def ask(self, question: str) -> AsyncGeneration:
+        """Asks, with all that is attached."""
+        self._asked = user(*self._attached, question)
+        before = [system(self.system_prompt)] if self.system_prompt else []
+        return self._client.stream_chat([*before, *self._turns, self._asked], **self._options)
+
+    def keep(self, answer: Answer) -> None:
+        """Makes the last question and its answer turns of the conversation; one without a word is none."""
+        assert self._asked is not None
+        if answer.text:
+            self._turns += [self._asked, assistant(answer.text)]
+            self._attached.clear()
+
+    def take_back(self) -> str | None:
+        """Takes back the last question and its answer. Returns the question, whose attachments are attached again."""
+        if not self._turns:
+            return None
+        *attached, question = self._turns[-2].parts
+        del self._turns[-2:]
+        assert isinstance(question, str)
+        self._attached[:0] = attached
+        return question
+
+    def clear(self) -> None:
+        """Begins anew. The system prompt stays."""
+        self._turns.clear()
+        self._attached.clear()

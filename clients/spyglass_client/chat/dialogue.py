@@ -1,0 +1,139 @@
+"""A conversation on a terminal: lines that are questions, and lines that are commands.
+
+Owns the commands and what Ctrl-C means. Needs the `chat` extra.
+"""
+
+import asyncio
+import shlex
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from spyglass_client.chat.conversation import Conversation
+from spyglass_client.chat.terminal import Terminal
+from spyglass_client.chat.writing import describe, summary, write_answer
+from spyglass_client.errors import SpyglassError
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    argument: str
+    help: str
+    run: Callable[[str], Awaitable[None]]
+    takes_path: bool = False
+
+
+class Dialogue:
+    """Reads questions until the end of the input, and shows their answers."""
+
+    def __init__(self, conversation: Conversation, *, is_markdown: bool) -> None:
+        self._conversation = conversation
+        self._is_markdown = is_markdown
+        self._commands = {
+            "/image": _Command("FILE…", "attach pictures to the next question", self._attach_pictures, True),
+            "/file": _Command("FILE…", "attach texts to the next question", self._attach_files, True),
+            "/system": _Command("[TEXT]", "set the system prompt, or take it away", self._set_system),
+            "/retry": _Command("", "ask the last question again", self._retry),
+            "/new": _Command("", "begin a new conversation", self._begin_anew),
+            "/help": _Command("", "show this", self._help),
+            "/exit": _Command("", "leave, as Ctrl-D does", self._leave),
+        }
+        self._terminal = Terminal({name: command.takes_path for name, command in self._commands.items()})
+        self._typed = ""
+
+    async def run(self, greeting: str, pictures: Iterable[tuple[str, bytes]]) -> None:
+        """Talks until the end. `pictures`, with their names, are those that are attached already."""
+        self._terminal.say(greeting)
+        for path, data in pictures:
+            self._terminal.show_picture(path, data)
+        while True:
+            try:
+                typed, self._typed = self._typed, ""
+                line = await self._terminal.read(typed)
+                await self._take(line.strip())
+            except KeyboardInterrupt:
+                self._terminal.say("Ctrl-D leaves.")
+            except EOFError:
+                return
+            except (SpyglassError, OSError, ValueError) as error:
+                self._terminal.complain(describe(error))
+
+    async def _take(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        if command := self._commands.get(name):
+            await command.run(rest.strip())
+        elif line.startswith("/") and "/" not in line[1:].partition(" ")[0]:
+            self._terminal.complain(f"There is no command {name}; /help shows them all.")
+        elif line:
+            await self._ask(line)
+
+    async def _ask(self, question: str) -> None:
+        """Asks; what is not answered is there to be sent again. Ctrl-C stops the answer, and a second one leaves."""
+        generation = self._conversation.ask(question)
+        self._typed = question
+        writer = self._terminal.writer(is_markdown=self._is_markdown)
+        with _on_interrupt(generation.cancel):
+            answer = await write_answer(generation, writer)
+        self._conversation.keep(answer)
+        self._typed = "" if answer.text else question
+        self._terminal.say(summary(answer))
+
+    async def _attach_pictures(self, rest: str) -> None:
+        for path in _paths(rest):
+            self._terminal.show_picture(path, self._conversation.attach_picture(path))
+
+    async def _attach_files(self, rest: str) -> None:
+        for path in _paths(rest):
+            text = self._conversation.attach_file(path)
+            self._terminal.say(f"{path}  {len(text.splitlines()):,} lines")
+
+    async def _set_system(self, rest: str) -> None:
+        self._conversation.system_prompt = rest or None
+        self._terminal.say("The system prompt is set." if rest else "There is no system prompt.")
+
+    async def _retry(self, rest: str) -> None:
+        question = self._conversation.take_back()
+        if question is None:
+            raise ValueError("There is no question yet.")
+        await self._ask(question)
+
+    async def _begin_anew(self, rest: str) -> None:
+        self._conversation.clear()
+        self._terminal.say("A new conversation.")
+
+    async def _help(self, rest: str) -> None:
+        for name, command in self._commands.items():
+            self._terminal.say(f"{name + ' ' + command.argument:16} {command.help}")
+        self._terminal.say("Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer.")
+
+    async def _leave(self, rest: str) -> None:
+        raise EOFError
+
+
+def _paths(text: str) -> list[str]:
+    """One path with whatever is in it, or several as a shell reads them. Raises ValueError for none."""
+    if not text:
+        raise ValueError("Which file?")
+    whole = Path(text).expanduser()
+    words = [str(whole)] if whole.is_file() else shlex.split(text)
+    return [str(Path(word).expanduser()) for word in words]
+
+
+@contextmanager
+def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Makes the first Ctrl-C act; the second one does what it did before."""
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        loop.call_soon_threadsafe(act)
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,112 @@
+"""Markdown on a terminal, while it is being written.
+
+Owns how an answer looks. Needs the `chat` extra.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console, JustifyMethod, RenderableType
+from rich.live import Live
+from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.segment import Segment, Segments
+from rich.spinner import Spinner
+from rich.theme import Theme
+
+from spyglass_client.chat.writing import printable
+
+
+def open_console() -> Console:
+    """Stdout, for text that is shown as it is given."""
+    return Console(highlight=False, markup=False, emoji=False, theme=Theme({"markdown.code": "cyan"}))
+
+
+class MarkdownWriter:
+    """Shows markdown as it comes.
+
+    Blocks that are complete are printed for good. The last one is drawn again and again, of a long one its end,
+    and printed when it is complete too. So what stays does not depend on the pieces.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pending = ""
+        self._is_first = True
+        self._live = Live(console=console, get_renderable=self._draft, transient=True, refresh_per_second=12)
+        self._live.start()
+
+    def write(self, text: str) -> None:
+        self._pending += printable(text)
+        if "\n" in text:
+            self._print_complete()
+
+    def close(self) -> None:
+        self._live.stop()
+        self._print(_blocks(self._pending))
+
+    def _print_complete(self) -> None:
+        """Prints the blocks that a later one follows. A line that may go on tells nothing yet."""
+        whole, _, begun = self._pending.rpartition("\n")
+        *complete, last = _blocks(whole)
+        if complete:
+            self._pending = f"{last}\n{begun}"
+            self._print(complete)
+
+    def _print(self, blocks: Iterable[str]) -> None:
+        drawn = self._drawn(blocks)
+        self._console.print(_joined(drawn), end="")
+        self._is_first = self._is_first and not drawn
+
+    def _draft(self) -> RenderableType:
+        """The end of what is not printed yet, as much as the screen holds."""
+        if not self._pending.strip():
+            return Spinner("dots")
+        return _joined(self._drawn(_blocks(self._pending))[-max(1, self._console.height - 1) :])
+
+    def _drawn(self, blocks: Iterable[str]) -> list[list[Segment]]:
+        """The lines of blocks, with an empty one before each block that is not the very first."""
+        drawn: list[list[Segment]] = []
+        for block in blocks:
+            lines = self._console.render_lines(_Markdown(block), pad=False)
+            told = [number for number, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+            if told and (drawn or not self._is_first):
+                drawn.append([])
+            if told:
+                drawn += lines[told[0] : told[-1] + 1]
+        return drawn
+
+
+class _Heading(Heading):
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}  # all to the left
+
+
+class _Markdown(Markdown):
+    """Markdown as models write it: a line break is one, HTML is text like any other, a link shows where it leads."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "heading_open": _Heading}
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", code_theme="ansi_dark", hyperlinks=False)
+        self.parsed = _parse(text)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def _parse(text: str) -> list[Token]:
+    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).parse(text)
+
+
+def _blocks(text: str) -> list[str]:
+    """A text cut where its blocks begin: at least one piece."""
+    lines = text.split("\n")
+    begins = [token.map[0] for token in _parse(text) if not token.level and token.map]
+    return ["\n".join(lines[begin:end]) for begin, end in pairwise([0, *begins[1:], len(lines)])]
+
+
+def _joined(lines: list[list[Segment]]) -> Segments:
+    return Segments(segment for line in lines for segment in (*line, Segment.line()))

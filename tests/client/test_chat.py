@@ -1,0 +1,268 @@
+"""`spyglass chat` in a terminal, against a fake server: what a person types and sees."""
+
+import asyncio
+import io
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from google.rpc import code_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from client.fake_service import FakeService, Script, Turn, make_status, until_cancelled
+from client.terminal import Terminal, terminal
+from pictures import encoded
+from spyglass.v1 import chat_pb2
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_client.chat.markdown import MarkdownWriter
+
+Chat = Callable[..., AbstractAsyncContextManager[Terminal]]
+
+CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
+
+DOCUMENT = """# Tea
+
+It is *made* of **leaves**, see [there](https://example.org/tea) and <details>.
+Its second line.
+
+## Needed
+- a pot
+- leaves
+  1. green
+  2. black
+
+     with more to say
+
+2. two
+3. three
+
+| kind | °C |
+|------|---:|
+| green | 75 |
+
+```python
+def brew():
+
+    return "tea"
+```
+> a quotation
+---
+The end
+===
+"""
+
+
+@pytest.fixture
+def chat(service: FakeService) -> Chat:
+    """Runs `spyglass chat` in a terminal."""
+
+    @asynccontextmanager
+    async def run(*words: str) -> AsyncIterator[Terminal]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("SPYGLASS_")}
+        command = (sys.executable, "-m", "spyglass_client", "chat", "--grpc", service.target, "--api-key", "sk-test")
+        async with terminal([*command, *words], environ) as shown:
+            yield shown
+
+    return run
+
+
+def says(text: str, pieces: int = 3) -> Script:
+    """A script that answers with a text, so many characters at a time."""
+
+    async def script(turn: Turn) -> None:
+        turn.accept()
+        turn.begin()
+        for start in range(0, len(text), pieces):
+            turn.say(text[start : start + pieces])
+        turn.say("", reason=pb.FINISH_REASON_STOP)
+        turn.finish()
+
+    return script
+
+
+def said(turn: Turn) -> list[tuple[int, list[str | bytes]]]:
+    """The conversation that a request holds."""
+    return [
+        (message.role, [part.text or part.image.data for part in message.parts]) for message in turn.start.chat.messages
+    ]
+
+
+SYSTEM, USER, ASSISTANT = chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT
+
+
+async def test_a_conversation(chat: Chat, service: FakeService) -> None:
+    async with chat("--system", "Be short.", "--temperature", "0") as shown:
+        await shown.until("spyglass-demo at 127.0.0.1")
+        await shown.until("Ask something")
+        shown.type("one question\r")
+        await shown.until("[7 (2 cached) + 3 tokens, $0.500000]")
+        shown.type("two" + ALT_ENTER + "lines\r")
+        await shown.until(lambda text: text.count("$0.500000]") == 2)
+        assert "› two\n  lines\ntwo lines\n[7" in shown.text
+        shown.type(CTRL_D)
+        assert await shown.end() == 0
+    assert said(service.turns[1]) == [
+        (SYSTEM, ["Be short."]),
+        (USER, ["one question"]),
+        (ASSISTANT, ["one question "]),
+        (USER, ["two\nlines"]),
+    ]
+    assert all(turn.start.sampling.HasField("temperature") for turn in service.turns)
+
+
+async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Path) -> None:
+    red, blue = encoded(Image.new("RGB", (60, 20), "red")), encoded(Image.new("RGB", (20, 20), "blue"))
+    (tmp_path / "red one.png").write_bytes(red)
+    (tmp_path / "blue.png").write_bytes(blue)
+    (tmp_path / "notes.md").write_text("some ```text```\n")
+    async with chat("--image", str(tmp_path / "red one.png")) as shown:
+        await shown.until(f"red one.png  60 × 20, {len(red)} bytes")
+        assert "ff0000" in shown.backgrounds()
+        shown.type(f"/image {tmp_path}/bl\t")
+        await shown.until("/blue.png")
+        shown.type("\r")
+        await shown.until(f"blue.png  20 × 20, {len(blue)} bytes")
+        assert "0000ff" in shown.backgrounds()
+        shown.type(f"/file {tmp_path}/notes.md\r")
+        await shown.until("notes.md  1 lines")
+        shown.type(f"/file {tmp_path}/blue.png\r")
+        await shown.until("blue.png is no text in UTF-8")
+        shown.type("/image none.png\r")
+        await shown.until("none.png: No such file or directory")
+        shown.type("What is it?\r")
+        await shown.until("$0.500000]")
+        shown.type("And now?\r")
+        await shown.until(lambda text: text.count("$0.500000]") == 2)
+        shown.type("/exit\r")
+        assert await shown.end() == 0
+    notes = "notes.md:\n````\nsome ```text```\n````\n\n"
+    first = (USER, [red, blue, notes, "What is it?"])
+    assert said(service.turns[1]) == [first, (ASSISTANT, ["What is it? "]), (USER, ["And now?"])]
+
+
+async def test_commands(chat: Chat, service: FakeService) -> None:
+    async with chat() as shown:
+        await shown.until("Ask something")
+        shown.type("/help\r")
+        await shown.until("Ctrl-C stops an answer")
+        shown.type("/unknown\r")
+        await shown.until("There is no command /unknown")
+        shown.type("/retry\r")
+        await shown.until("There is no question yet")
+        shown.type("/system Be kind.\r")
+        await shown.until("The system prompt is set")
+        shown.type("q\r")
+        await shown.until("$0.500000]")
+        shown.type("/retry\r")
+        await shown.until(lambda text: text.count("$0.500000]") == 2)
+        shown.type("/new\r")
+        await shown.until("A new conversation")
+        shown.type("/system\r")
+        await shown.until("There is no system prompt")
+        shown.type("r\r")
+        await shown.until(lambda text: text.count("$0.500000]") == 3)
+    first = [(SYSTEM, ["Be kind."]), (USER, ["q"])]
+    assert [said(turn) for turn in service.turns] == [first, first, [(USER, ["r"])]]
+
+
+async def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(chat: Chat, service: FakeService) -> None:
+    service.script = until_cancelled
+    async with chat() as shown:
+        await shown.until("Ask something")
+        shown.type(CTRL_C)
+        await shown.until("Ctrl-D leaves")
+        shown.type("q\r")
+        await shown.until("first")
+        shown.type(CTRL_C)
+        await shown.until("$0.500000 (stopped)]")
+        service.script = deaf
+        shown.type("r\r")
+        await shown.until("deaf")
+        shown.type(CTRL_C)
+        await asyncio.wait_for(service.turns[1].cancelled.wait(), 30)
+        shown.type(CTRL_C)
+        assert await shown.end() == 130
+    assert said(service.turns[1]) == [(USER, ["q"]), (ASSISTANT, ["first "]), (USER, ["r"])]
+
+
+async def deaf(turn: Turn) -> None:
+    """Never ends, whatever is asked of it."""
+    turn.accept()
+    turn.begin()
+    turn.say("deaf ")
+
+
+async def test_a_question_that_failed_can_be_sent_again(chat: Chat, service: FakeService) -> None:
+    service.refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", "QUEUE_FULL", retry_s=3)
+    async with chat("--model", "spyglass-demo") as shown:
+        await shown.until("Ask something")
+        shown.type("my question\r")
+        await shown.until("the queue is full; try again in 3 s")
+        await shown.until(lambda text: text.endswith("› my question"))
+        assert shown.colours_of("the queue is full") == {"red"}
+        service.refusal = None
+        shown.type("\r")
+        await shown.until("$0.500000]")
+    assert said(service.turns[-1]) == [(USER, ["my question"])]
+
+
+async def test_markdown_looks_like_what_it_means(chat: Chat, service: FakeService) -> None:
+    service.script = says(DOCUMENT)
+    async with chat("q") as shown:
+        assert await shown.end() == 0
+        await shown.until("$0.500000]")
+        assert shown.text.startswith(
+            "Tea\n\nIt is made of leaves, see there (https://example.org/tea) and <details>.\nIts second line.\n\n"
+            "Needed\n\n • a pot\n • leaves"
+        )
+        assert shown.text.endswith(
+            "▌ a quotation\n\n" + "-" * 100 + "\n\nThe end\n[7 (2 cached) + 3 tokens, $0.500000]"
+        )
+        assert shown.colours_of("def") == {"brightblue"}
+
+
+async def test_nothing_from_a_model_controls_the_terminal(chat: Chat, service: FakeService) -> None:
+    service.script = says("a\x1b[2Jb \x1b]0;title\x07 \x9b1mc")
+    async with chat("q") as shown:
+        await shown.until("a�[2Jb �]0;title� �1mc")
+    async with chat("--json-schema", '{"type": "object"}', "q") as shown:
+        await shown.until("a�[2Jb �]0;title� �1mc")
+
+
+async def test_answers_held_to_a_schema(chat: Chat, service: FakeService, tmp_path: Path) -> None:
+    service.script = says('{"**a**": 1}')
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    async with chat("--json-schema", str(tmp_path / "schema.json")) as shown:
+        await shown.until("Ask something")
+        shown.type("q\r")
+        await shown.until('{"**a**": 1}')
+    assert json.loads(service.turns[0].start.format.json_schema.schema_json) == {"type": "object"}
+
+
+def shown_of(pieces: list[str]) -> str:
+    out = io.StringIO()
+    writer = MarkdownWriter(Console(file=out, width=60))
+    for piece in pieces:
+        writer.write(piece)
+    writer.close()
+    return out.getvalue()
+
+
+@given(st.sets(st.integers(1, len(DOCUMENT) - 1)))
+def test_what_stays_of_markdown_does_not_depend_on_its_pieces(cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(DOCUMENT)]
+    pieces = [DOCUMENT[start:end] for start, end in pairwise(edges)]
+    assert shown_of(pieces) == shown_of([DOCUMENT])
+
+
+@given(st.text(alphabet="a1 -*#>|`=_~[]()<&\n\t.", max_size=60))
+def test_markdown_of_any_kind(text: str) -> None:
+    assert shown_of(list(text)) == shown_of([text])
