@@ -3,9 +3,9 @@
     python scripts/protos.py generate   write the stubs, after lint and breaking-change checks
     python scripts/protos.py check      fail when lint, compatibility or a committed stub is off
 
-`protos/released.binpb` is the surface that clients rely on: `generate` refuses a change that breaks
-it and then records the new surface there. buf works on descriptor images, because the imports of
-google.rpc come from a Python package and not from buf's registry.
+`protos/released.binpb` is the surface that clients rely on, and what stubs for other languages are made
+from: `generate` refuses a change that breaks it and then records the new surface there. buf works on
+descriptor images, because the imports of google.rpc come from a Python package and not from buf's registry.
 """
 
 import argparse
@@ -80,11 +80,14 @@ def main() -> None:
         check_surface(image)
         if action == "generate":
             write_stubs(PROTOS)
-            protoc("--include_imports", f"--descriptor_set_out={RELEASED}")
+            write_image(RELEASED)
             return
         write_stubs(fresh)
-        if stale := drift(fresh):
-            sys.exit("stubs differ from the protos, run `make protos`: " + ", ".join(stale))
+        stale = drift(fresh)
+        if image.read_bytes() != RELEASED.read_bytes():
+            stale.append(RELEASED.name)
+        if stale:
+            sys.exit("these differ from the protos, run `make protos`: " + ", ".join(stale))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 from client.fake_service import FakeService
 from spyglass.v1 import chat_pb2
 
-EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "clients" / "examples"
 PICTURE = (EXAMPLES / "pictures" / "red_circle.png").read_bytes()
 
 
-async def run(service: FakeService, *command: str | Path) -> str:
+async def run(service: FakeService, *command: str | Path, cwd: Path | None = None) -> str:
     """Runs an example to its good end and returns what it printed."""
     environ = {
         **os.environ,
@@ -24,9 +26,9 @@ async def run(service: FakeService, *command: str | Path) -> str:
         "SPYGLASS_CHAT_MODEL": "some-model",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=PIPE, stderr=STDOUT)
+    process = await asyncio.create_subprocess_exec(*command, env=environ, cwd=cwd, stdout=PIPE, stderr=STDOUT)
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        out, _ = await asyncio.wait_for(process.communicate(), 120)
     finally:
         if process.returncode is None:
             process.kill()
@@ -89,3 +91,14 @@ async def test_grpcurl_shows_a_picture(service: FakeService) -> None:
     parts = service.turns[0].start.chat.messages[0].parts
     assert parts[0].image.data == PICTURE
     assert parts[1].text == "What is in the picture?"
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="there is no npm here")
+async def test_typescript_with_the_stubs_that_the_template_makes(service: FakeService, tmp_path: Path) -> None:
+    for part in ("clients/examples/typescript", "clients/stubs", "protos"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("node_modules", "gen"))
+    here = tmp_path / "clients/examples/typescript"
+    for words in (("install", "--silent", "--no-fund", "--no-audit"), ("run", "generate"), ("run", "check")):
+        await run(service, "npm", *words, cwd=here)
+    printed = await run(service, "npm", "start", "--silent", "two words", cwd=here)
+    assert printed == "two words \n[7 + 3 tokens]\n"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "clients" / "examples"
 RUNNERS = {".py": (sys.executable,), ".sh": ("sh",), ".mjs": ("node",)}
-FILES = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.rglob("*") if path.suffix in RUNNERS)
+FILES = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.glob("*/*") if path.suffix in RUNNERS)
 PROGRAMS = {"shell": "curl", "grpcurl": "grpcurl", "javascript": "node"}
 
 
