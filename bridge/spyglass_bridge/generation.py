@@ -16,7 +16,7 @@ from spyglass.v1 import inference_pb2 as pb
 class ChoiceDelta:
     """More of one choice. `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended.
 
-    `token_ids` are there where `logprobs` are, one for each.
+    `token_ids` are there where `logprobs` are, one for each. `usage` is that of all choices so far, where it is told.
     """
 
     index: int
@@ -25,6 +25,7 @@ class ChoiceDelta:
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
     tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    usage: pb.Usage | None = None
 
     def merge(self, later: pb.Delta) -> None:
         self.text += later.text
@@ -33,6 +34,8 @@ class ChoiceDelta:
         self.tool_calls += later.tool_calls
         if later.logprobs:
             self.token_ids += later.token_ids
+        if later.HasField("usage"):
+            self.usage = later.usage
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ class Joined:
         self._generations = generations
         self._n = n
         self._reading: dict[asyncio.Task[Update], int] = {}
-        self._usage = pb.Usage()
+        self._used = [pb.Usage() for _ in generations]
 
     @classmethod
     @asynccontextmanager
@@ -43,20 +43,27 @@ class Joined:
             number, update = self._reading.pop(task), task.result()
             for delta in update.deltas:
                 delta.index += number * self._n
+                if delta.usage is not None:
+                    self._used[number] = delta.usage
+                    delta.usage = self._usage()
             result.deltas += update.deltas
             if update.finished is None:
                 self._read(number)
             elif update.finished.HasField("error"):
                 result.finished = update.finished
             else:
-                self._add(update.finished.usage)
+                self._used[number] = update.finished.usage
         if not self._reading and result.finished is None:
-            result.finished = pb.Finished(usage=self._usage)
+            result.finished = pb.Finished(usage=self._usage())
         return result
 
     def _read(self, number: int) -> None:
         self._reading[asyncio.create_task(self._generations[number].next())] = number
 
-    def _add(self, usage: pb.Usage) -> None:
-        for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "estimated_cost"):
-            setattr(self._usage, name, getattr(self._usage, name) + getattr(usage, name))
+    def _usage(self) -> pb.Usage:
+        return pb.Usage(
+            prompt_tokens=sum(used.prompt_tokens for used in self._used),
+            completion_tokens=sum(used.completion_tokens for used in self._used),
+            cached_tokens=sum(used.cached_tokens for used in self._used),
+            estimated_cost=sum(used.estimated_cost for used in self._used),
+        )

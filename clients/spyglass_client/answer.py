@@ -46,41 +46,6 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class TextChunk:
-    """More text of one choice.
-
-    `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
-    empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
-    these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...] = ()
-    finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    tool_calls: tuple[ToolCallPiece, ...] = ()
-
-    @classmethod
-    def from_proto(cls, delta: pb.Delta) -> "TextChunk":
-        ids = tuple(delta.token_ids)
-        logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
-        calls = tuple(ToolCallPiece(one.index, one.id, one.name, one.arguments_json) for one in delta.tool_calls)
-        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls)
-
-    def joined_with(self, later: "TextChunk") -> "TextChunk":
-        """Both as one."""
-        return TextChunk(
-            self.index,
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            later.finish_reason,
-            self.logprobs + later.logprobs,
-            self.tool_calls + later.tool_calls,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Metered tokens, and what they cost in US dollars."""
 
@@ -96,6 +61,45 @@ class Usage:
     @classmethod
     def from_proto(cls, usage: pb.Usage) -> "Usage":
         return cls(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.estimated_cost)
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """More text of one choice.
+
+    `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
+    empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
+    these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
+    `usage` is that of all choices so far, where it was asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCallPiece, ...] = ()
+    usage: Usage | None = None
+
+    @classmethod
+    def from_proto(cls, delta: pb.Delta) -> "TextChunk":
+        ids = tuple(delta.token_ids)
+        logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
+        calls = tuple(ToolCallPiece(one.index, one.id, one.name, one.arguments_json) for one in delta.tool_calls)
+        usage = Usage.from_proto(delta.usage) if delta.HasField("usage") else None
+        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls, usage)
+
+    def joined_with(self, later: "TextChunk") -> "TextChunk":
+        """Both as one."""
+        return TextChunk(
+            self.index,
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.finish_reason,
+            self.logprobs + later.logprobs,
+            self.tool_calls + later.tool_calls,
+            later.usage or self.usage,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,13 @@ MAX_START_BYTES = (4 << 20) - (1 << 10)
 class Options(TypedDict, total=False):
     """How to generate; what is absent or None is left to the server.
 
-    `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for
-    it in the server's log and ledger; the client makes one up when there is none. `stop` is a string or
-    several; `n` is how many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and
-    choices have the probabilities of their tokens, and of so many others. An answer is held to at most one of
-    `json_schema` (a schema, or True for any object), `regex` and `grammar` (in Lark's notation). `tools` may be called
-    in a conversation; `tool_choice` is "auto", "none", "required", or the name of the one that must be called.
+    `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for it in the
+    server's log and ledger; the client makes one up when there is none. `stop` is a string or several; `n` is how
+    many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and choices have the
+    probabilities of their tokens, and of so many others; with `running_usage` chunks tell what was used so far. An
+    answer is held to at most one of `json_schema` (a schema, or True for any object), `regex` and `grammar` (in
+    Lark's notation). `tools` may be called in a conversation; `tool_choice` is "auto", "none", "required", or the
+    name of the one that must be called.
     """
 
     model: str | None
@@ -48,6 +49,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     min_tokens: int | None
     top_logprobs: int | None
+    running_usage: bool | None
     json_schema: Mapping[str, Any] | Literal[True] | None
     regex: str | None
     grammar: str | None
@@ -210,6 +212,8 @@ def _start(options: Options) -> pb.Start:
     if "top_logprobs" in given:
         start.output.logprobs = True
         start.output.top_logprobs = options["top_logprobs"] or 0
+    if (tells_usage := options.get("running_usage")) is not None:
+        start.output.running_usage = tells_usage
     for name in ("max_tokens", "min_tokens", "ignore_eos"):
         if name in given:
             setattr(start.stopping, name, given[name])

@@ -91,6 +91,7 @@ class Spec:
     top_logprobs: int | None
     tells_prompt: bool
     echo: bool
+    tells_usage: bool
     shape: Shape | None
     tool_use: ToolUse | None
     stop: tuple[str, ...]
@@ -123,6 +124,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         top_logprobs=_decode_logprobs(start.output),
         tells_prompt=start.output.prompt_logprobs,
         echo=start.output.echo,
+        tells_usage=start.output.running_usage,
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
@@ -393,6 +395,7 @@ def delta(
     stop_string: str | None,
     calls: Iterable[CallPiece] = (),
     logprobs: inference_pb2.TokenLogprobs | None = None,
+    usage: inference_pb2.Usage | None = None,
 ) -> inference_pb2.Event:
     """More of one choice. There is one for every token: set field by field, it takes half the time."""
     event = inference_pb2.Event(id=event_id)
@@ -408,6 +411,8 @@ def delta(
         more.tool_calls.add(index=piece.call, id=piece.id, name=piece.name, arguments_json=piece.arguments)
     if logprobs is not None:
         more.logprobs.append(logprobs)
+    if usage is not None:
+        more.usage.CopyFrom(usage)
     return event
 
 

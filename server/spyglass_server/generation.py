@@ -242,7 +242,8 @@ class Generation:
             if (delta := choices.push(event)) is None:
                 return
             logprobs = event.logprobs and codec.token_logprobs(event.token, event.logprobs, bytes_of)
-            self._emit(codec.delta(self._id, event.choice, *delta, logprobs=logprobs))
+            usage = self._usage() if spec.tells_usage else None
+            self._emit(codec.delta(self._id, event.choice, *delta, logprobs=logprobs, usage=usage))
             if choices.is_done:
                 settle(None)  # and the engine is told to stop, whatever it still computes
             elif event.finish is None and delta.finish is not None:

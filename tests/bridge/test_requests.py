@@ -63,6 +63,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
         ({"stop": 3}, "stop"),
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        (
+            {"stream": True, "stream_options": {"include_usage": False, "continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
@@ -135,7 +139,6 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
     ],
 )

@@ -45,6 +45,7 @@ async def test_every_option_reaches_the_server(client: AsyncClient, service: Fak
         logit_bias={7: -100},
         min_tokens=2,
         top_logprobs=3,
+        running_usage=True,
         regex="a+",
         stop=["a", "b"],
         stop_token_ids=[3],
@@ -62,7 +63,7 @@ async def test_every_option_reaches_the_server(client: AsyncClient, service: Fak
     assert sampling.seed == 2**64 - 1
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.5, 1.5)
     assert dict(sampling.logit_bias) == {7: -100}
-    assert start.output == options_pb2.Output(logprobs=True, top_logprobs=3)
+    assert start.output == options_pb2.Output(logprobs=True, top_logprobs=3, running_usage=True)
     assert start.format.regex == "a+"
     assert start.stopping.min_tokens == 2
     stopping = start.stopping
@@ -130,6 +131,23 @@ async def test_a_stream_gives_text_as_it_comes(client: AsyncClient, service: Fak
     assert chunks == [TextChunk(0, "Hel", (3,)), TextChunk(0, "lo", (2,), "length")]
     assert generation.answer.text == "Hello"
     assert generation.answer.finish_reason == "length"
+
+
+async def test_chunks_tell_what_was_used_so_far(client: AsyncClient, service: FakeService) -> None:
+    async def script(turn: Turn) -> None:
+        turn.accept()
+        for count in (1, 2):
+            delta = pb.Delta(text="a", usage=pb.Usage(prompt_tokens=7, completion_tokens=count))
+            turn.stream.send(pb.Event(id=turn.id, delta=delta))
+        turn.say("", reason=pb.FINISH_REASON_STOP)
+        turn.finish()
+
+    service.script = script
+    async with client.stream("q", running_usage=True) as generation:
+        await generation.begin()
+        chunks = [chunk async for chunk in generation]
+    told = [chunk.usage for chunk in chunks if chunk.usage]
+    assert told[-1] == Usage(prompt_tokens=7, completion_tokens=2)
 
 
 async def test_several_choices(client: AsyncClient, service: FakeService) -> None:

@@ -81,6 +81,38 @@ def test_completions_are_as_described_and_streams_join_to_them(
         assert all(choice["text"].startswith("<|begin_of_text|>Once") for choice in whole["choices"])
 
 
+@pytest.mark.parametrize("include_usage", [None, True])
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", CHAT | {"n": 2}),
+        ("/v1/chat/completions", CHAT | {"logprobs": True}),
+        ("/v1/completions", TEXT | {"prompt": ["a", "longer"], "n": 2, "echo": True}),
+    ],
+)
+def test_a_stream_tells_what_was_used_so_far(
+    http: httpx.Client, description: dict[str, Any], route: str, body: dict[str, Any], include_usage: bool | None
+) -> None:
+    options = {"include_usage": include_usage, "continuous_usage_stats": True}
+    found = events(http.post(route, json=body | {"stream": True, "stream_options": options}))
+    used = [event["usage"] for event in found if event.get("usage") is not None]
+    completions = [usage["completion_tokens"] for usage in used]
+    costs = [usage["estimated_cost"] for usage in used]
+    assert completions == sorted(completions)
+    assert costs == sorted(costs)
+    assert len(set(completions)) > 4
+    for event in found:
+        check(description, event, "Completion" if "prompt" in body else "ChatCompletionChunk")
+        if any(choice["finish_reason"] for choice in event["choices"]):
+            assert event["usage"] is not None
+    whole = http.post(route, json=body).json()["usage"]
+    assert {**used[-1], "prompt_tokens_details": None, "estimated_cost": None} == {
+        **whole,
+        "prompt_tokens_details": None,
+        "estimated_cost": None,
+    }
+
+
 def test_errors_name_the_field_as_the_route_does(http: httpx.Client) -> None:
     for route, body, param in [
         ("/v1/completions", TEXT | {"prompt": [5, 10**6]}, "prompt"),

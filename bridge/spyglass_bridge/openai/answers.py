@@ -123,6 +123,7 @@ class ChunkEncoder:
         around = [form.around_text(i) for i in range(n)]
         self._around_text = [(self._before_choices + before, after + self._after_choices) for before, after in around]
         self._last_choice: dict[str, Any] | None = None
+        self._last_usage: pb.Usage | None = None
 
     def begin(self) -> list[str]:
         """What comes before anything is said."""
@@ -132,8 +133,8 @@ class ChunkEncoder:
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
-            if delta.logprobs or delta.tool_calls:
-                chunks.append(self._chunk(self._form.more(delta)))
+            if delta.logprobs or delta.tool_calls or delta.usage is not None:
+                chunks.append(self._chunk(self._form.more(delta), delta.usage))
             elif delta.text:
                 before, after = self._around_text[delta.index]
                 chunks.append(before + json.dumps(delta.text) + after)
@@ -141,9 +142,9 @@ class ChunkEncoder:
                 self._running -= 1
                 choice = self._form.last(delta.index, FINISH_REASONS[delta.finish_reason])
                 if self._running:
-                    chunks.append(self._chunk(choice))
+                    chunks.append(self._chunk(choice, delta.usage))
                 else:
-                    self._last_choice = choice
+                    self._last_choice, self._last_usage = choice, delta.usage
         return chunks
 
     def end(self, usage: pb.Usage) -> list[str]:
@@ -151,7 +152,7 @@ class ChunkEncoder:
         chunks: list[str] = []
         if self._last_choice is not None:
             with_usage = self._usage_form is UsageForm.LAST_CHUNK
-            chunks.append(self._chunk(self._last_choice, usage if with_usage else None))
+            chunks.append(self._chunk(self._last_choice, usage if with_usage else self._last_usage))
         if self._usage_form is UsageForm.EXTRA_CHUNK:
             chunks.append(self._chunk(None, usage))
         return chunks

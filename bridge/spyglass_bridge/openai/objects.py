@@ -110,7 +110,10 @@ class ChatChunkChoice(_Answer):
 
 
 class ChatCompletionChunk(_Answer):
-    """`usage` stands in the last chunk that has a finish_reason, or where include_usage is set in one of its own."""
+    """`usage` stands in the last chunk that has a finish_reason, or where include_usage is set in one of its own.
+
+    With continuous_usage_stats every chunk with more of the answer has what was used so far.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"]

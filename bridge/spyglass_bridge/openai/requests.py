@@ -44,7 +44,6 @@ _NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "refusal": (None,),
 }
 _NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
-    "continuous_usage_stats": (None, False),
     "include_obfuscation": (None, False),
 }
 
@@ -176,7 +175,18 @@ _Stop = Annotated[
 
 
 class StreamOptions(Object):
+    """`continuous_usage_stats` tells the usage so far in every chunk too."""
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.continuous_usage_stats and self.include_usage is False:
+            raise invalid(
+                "continuous_usage_stats is only for a stream with usage.", "stream_options.continuous_usage_stats"
+            )
+        return self
 
 
 class TextFormat(Object):
@@ -287,6 +297,10 @@ class _Request(_Sampling):
     @property
     def include_usage(self) -> bool | None:
         return self.stream_options.include_usage if self.stream_options else None
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def most_tokens(self) -> int | None:

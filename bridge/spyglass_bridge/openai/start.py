@@ -130,7 +130,9 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
         format=_format(request.response_format),
         sampling=_sampling(request),
         stopping=_stopping(request),
-        output=options_pb2.Output(logprobs=told is not None, top_logprobs=told),
+        output=options_pb2.Output(
+            logprobs=told is not None, top_logprobs=told, running_usage=request.continuous_usage or None
+        ),
         n=request.n,
         caller=inference_pb2.Caller(bearer_key=context.caller_key),
     )

@@ -29,15 +29,15 @@ from spyglass.v1 import chat_pb2 as spyglass_dot_v1_dot_chat__pb2
 from spyglass.v1 import options_pb2 as spyglass_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bspyglass/v1/inference.proto\x12\x0bspyglass.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16spyglass/v1/chat.proto\x1a\x19spyglass/v1/options.proto\"\xa1\x01\n\x0fGenerateRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.spyglass.v1.StartH\x00\x12.\n\x0bimage_chunk\x18\x03 \x01(\x0b\x32\x17.spyglass.v1.ImageChunkH\x00\x12%\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x13.spyglass.v1.CancelH\x00\x42\x06\n\x04kind\"\xc0\x04\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.spyglass.v1.ChatH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\'\n\x06tokens\x18\x05 \x01(\x0b\x32\x15.spyglass.v1.TokenIdsH\x00\x12)\n\x06\x66ormat\x18\x06 \x01(\x0b\x32\x19.spyglass.v1.OutputFormat\x12\'\n\x08sampling\x18\x07 \x01(\x0b\x32\x15.spyglass.v1.Sampling\x12\'\n\x08stopping\x18\x08 \x01(\x0b\x32\x15.spyglass.v1.Stopping\x12#\n\x06output\x18\t \x01(\x0b\x32\x13.spyglass.v1.Output\x12\x0e\n\x01n\x18\n \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12*\n\x07timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x06\x63\x61ller\x18\r \x01(\x0b\x32\x13.spyglass.v1.Caller\x12\x1c\n\x0fidempotency_key\x18\x0e \x01(\tH\x03\x88\x01\x01\x12\x18\n\x0btraceparent\x18\x0f \x01(\tH\x04\x88\x01\x01\x12\x17\n\ncache_salt\x18\x10 \x01(\tH\x05\x88\x01\x01\x42\x07\n\x05inputB\x04\n\x02_nB\x0b\n\t_priorityB\x12\n\x10_idempotency_keyB\x0e\n\x0c_traceparentB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x1c\n\x06\x43\x61ller\x12\x12\n\nbearer_key\x18\x01 \x01(\t\"=\n\nImageChunk\x12\x13\n\x0bimage_index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\x08\n\x06\x43\x61ncel\"\\\n\x10GenerateResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.spyglass.v1.Event\x12$\n\x07go_away\x18\x02 \x01(\x0b\x32\x13.spyglass.v1.GoAway\"\xea\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x15.spyglass.v1.AcceptedH\x00\x12\'\n\x07started\x18\x03 \x01(\x0b\x32\x14.spyglass.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x12.spyglass.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x15.spyglass.v1.FinishedH\x00\x12)\n\x06prompt\x18\x06 \x01(\x0b\x32\x17.spyglass.v1.PromptEchoH\x00\x42\x06\n\x04kind\"\n\n\x08\x41\x63\x63\x65pted\"7\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"[\n\nPromptEcho\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.spyglass.v1.TokenLogprobs\"\xf1\x01\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.spyglass.v1.TokenLogprobs\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.spyglass.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x06 \x01(\tH\x00\x88\x01\x01\x12.\n\ntool_calls\x18\x07 \x03(\x0b\x32\x1a.spyglass.v1.ToolCallDeltaB\x0e\n\x0c_stop_string\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"W\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.spyglass.v1.TokenLogprob\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"@\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"P\n\x08\x46inished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Usage\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"h\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x65stimated_cost\x18\x04 \x01(\x01\"\x18\n\x06GoAway\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.spyglass.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Model\"\x88\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\x07\x63reated\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12%\n\x07pricing\x18\x06 \x01(\x0b\x32\x14.spyglass.v1.Pricing\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nmax_images\x18\x08 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\t \x01(\x04\x12\x0c\n\x04tags\x18\n \x03(\t\x12\x14\n\x0cquantization\x18\x0b \x01(\t\"S\n\x07Pricing\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x01\x12\x15\n\routput_tokens\x18\x02 \x01(\x01\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x01\"L\n\x12\x43ountTokensRequest\x12!\n\x05start\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Start\x12\x13\n\x0bwith_tokens\x18\x02 \x01(\x08\"?\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"9\n\x12\x43heckAccessRequest\x12#\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x13.spyglass.v1.Caller\"%\n\x13\x43heckAccessResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"&\n\x0fGetUsageRequest\x12\x13\n\x0bmax_records\x18\x01 \x01(\r\"\xac\x01\n\x10GetUsageResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x0bgenerations\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x04\x12\x16\n\x0e\x65stimated_cost\x18\x05 \x01(\x01\x12)\n\x07records\x18\x06 \x03(\x0b\x32\x18.spyglass.v1.UsageRecord\"\xbf\x01\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x07started\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.spyglass.v1.Usage\x12\x0f\n\x07outcome\x18\x06 \x01(\t*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32\xb3\x04\n\x10InferenceService\x12K\n\x08Generate\x12\x1c.spyglass.v1.GenerateRequest\x1a\x1d.spyglass.v1.GenerateResponse(\x01\x30\x01\x12M\n\nListModels\x12\x1e.spyglass.v1.ListModelsRequest\x1a\x1f.spyglass.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.spyglass.v1.GetModelRequest\x1a\x1d.spyglass.v1.GetModelResponse\x12P\n\x0b\x43ountTokens\x12\x1f.spyglass.v1.CountTokensRequest\x1a .spyglass.v1.CountTokensResponse\x12M\n\nDetokenize\x12\x1e.spyglass.v1.DetokenizeRequest\x1a\x1f.spyglass.v1.DetokenizeResponse\x12P\n\x0b\x43heckAccess\x12\x1f.spyglass.v1.CheckAccessRequest\x1a .spyglass.v1.CheckAccessResponse\x12G\n\x08GetUsage\x12\x1c.spyglass.v1.GetUsageRequest\x1a\x1d.spyglass.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bspyglass/v1/inference.proto\x12\x0bspyglass.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16spyglass/v1/chat.proto\x1a\x19spyglass/v1/options.proto\"\xa1\x01\n\x0fGenerateRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.spyglass.v1.StartH\x00\x12.\n\x0bimage_chunk\x18\x03 \x01(\x0b\x32\x17.spyglass.v1.ImageChunkH\x00\x12%\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x13.spyglass.v1.CancelH\x00\x42\x06\n\x04kind\"\xc0\x04\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.spyglass.v1.ChatH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\'\n\x06tokens\x18\x05 \x01(\x0b\x32\x15.spyglass.v1.TokenIdsH\x00\x12)\n\x06\x66ormat\x18\x06 \x01(\x0b\x32\x19.spyglass.v1.OutputFormat\x12\'\n\x08sampling\x18\x07 \x01(\x0b\x32\x15.spyglass.v1.Sampling\x12\'\n\x08stopping\x18\x08 \x01(\x0b\x32\x15.spyglass.v1.Stopping\x12#\n\x06output\x18\t \x01(\x0b\x32\x13.spyglass.v1.Output\x12\x0e\n\x01n\x18\n \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12*\n\x07timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x06\x63\x61ller\x18\r \x01(\x0b\x32\x13.spyglass.v1.Caller\x12\x1c\n\x0fidempotency_key\x18\x0e \x01(\tH\x03\x88\x01\x01\x12\x18\n\x0btraceparent\x18\x0f \x01(\tH\x04\x88\x01\x01\x12\x17\n\ncache_salt\x18\x10 \x01(\tH\x05\x88\x01\x01\x42\x07\n\x05inputB\x04\n\x02_nB\x0b\n\t_priorityB\x12\n\x10_idempotency_keyB\x0e\n\x0c_traceparentB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x1c\n\x06\x43\x61ller\x12\x12\n\nbearer_key\x18\x01 \x01(\t\"=\n\nImageChunk\x12\x13\n\x0bimage_index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\x08\n\x06\x43\x61ncel\"\\\n\x10GenerateResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.spyglass.v1.Event\x12$\n\x07go_away\x18\x02 \x01(\x0b\x32\x13.spyglass.v1.GoAway\"\xea\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x15.spyglass.v1.AcceptedH\x00\x12\'\n\x07started\x18\x03 \x01(\x0b\x32\x14.spyglass.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x12.spyglass.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x15.spyglass.v1.FinishedH\x00\x12)\n\x06prompt\x18\x06 \x01(\x0b\x32\x17.spyglass.v1.PromptEchoH\x00\x42\x06\n\x04kind\"\n\n\x08\x41\x63\x63\x65pted\"7\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"[\n\nPromptEcho\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.spyglass.v1.TokenLogprobs\"\x94\x02\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.spyglass.v1.TokenLogprobs\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.spyglass.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x06 \x01(\tH\x00\x88\x01\x01\x12.\n\ntool_calls\x18\x07 \x03(\x0b\x32\x1a.spyglass.v1.ToolCallDelta\x12!\n\x05usage\x18\x08 \x01(\x0b\x32\x12.spyglass.v1.UsageB\x0e\n\x0c_stop_string\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"W\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.spyglass.v1.TokenLogprob\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"@\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"P\n\x08\x46inished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Usage\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"h\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x65stimated_cost\x18\x04 \x01(\x01\"\x18\n\x06GoAway\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.spyglass.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Model\"\x88\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\x07\x63reated\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12%\n\x07pricing\x18\x06 \x01(\x0b\x32\x14.spyglass.v1.Pricing\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nmax_images\x18\x08 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\t \x01(\x04\x12\x0c\n\x04tags\x18\n \x03(\t\x12\x14\n\x0cquantization\x18\x0b \x01(\t\"S\n\x07Pricing\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x01\x12\x15\n\routput_tokens\x18\x02 \x01(\x01\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x01\"L\n\x12\x43ountTokensRequest\x12!\n\x05start\x18\x01 \x01(\x0b\x32\x12.spyglass.v1.Start\x12\x13\n\x0bwith_tokens\x18\x02 \x01(\x08\"?\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"9\n\x12\x43heckAccessRequest\x12#\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x13.spyglass.v1.Caller\"%\n\x13\x43heckAccessResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"&\n\x0fGetUsageRequest\x12\x13\n\x0bmax_records\x18\x01 \x01(\r\"\xac\x01\n\x10GetUsageResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x0bgenerations\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x04\x12\x16\n\x0e\x65stimated_cost\x18\x05 \x01(\x01\x12)\n\x07records\x18\x06 \x03(\x0b\x32\x18.spyglass.v1.UsageRecord\"\xbf\x01\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x07started\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.spyglass.v1.Usage\x12\x0f\n\x07outcome\x18\x06 \x01(\t*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32\xb3\x04\n\x10InferenceService\x12K\n\x08Generate\x12\x1c.spyglass.v1.GenerateRequest\x1a\x1d.spyglass.v1.GenerateResponse(\x01\x30\x01\x12M\n\nListModels\x12\x1e.spyglass.v1.ListModelsRequest\x1a\x1f.spyglass.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.spyglass.v1.GetModelRequest\x1a\x1d.spyglass.v1.GetModelResponse\x12P\n\x0b\x43ountTokens\x12\x1f.spyglass.v1.CountTokensRequest\x1a .spyglass.v1.CountTokensResponse\x12M\n\nDetokenize\x12\x1e.spyglass.v1.DetokenizeRequest\x1a\x1f.spyglass.v1.DetokenizeResponse\x12P\n\x0b\x43heckAccess\x12\x1f.spyglass.v1.CheckAccessRequest\x1a .spyglass.v1.CheckAccessResponse\x12G\n\x08GetUsage\x12\x1c.spyglass.v1.GetUsageRequest\x1a\x1d.spyglass.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spyglass.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=3505
-  _globals['_FINISHREASON']._serialized_end=3630
+  _globals['_FINISHREASON']._serialized_start=3540
+  _globals['_FINISHREASON']._serialized_end=3665
   _globals['_GENERATEREQUEST']._serialized_start=186
   _globals['_GENERATEREQUEST']._serialized_end=347
   _globals['_START']._serialized_start=350
@@ -61,49 +61,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPTECHO']._serialized_start=1456
   _globals['_PROMPTECHO']._serialized_end=1547
   _globals['_DELTA']._serialized_start=1550
-  _globals['_DELTA']._serialized_end=1791
-  _globals['_TOOLCALLDELTA']._serialized_start=1793
-  _globals['_TOOLCALLDELTA']._serialized_end=1873
-  _globals['_TOKENLOGPROBS']._serialized_start=1875
-  _globals['_TOKENLOGPROBS']._serialized_end=1962
-  _globals['_TOKENLOGPROB']._serialized_start=1964
-  _globals['_TOKENLOGPROB']._serialized_end=2028
-  _globals['_FINISHED']._serialized_start=2030
-  _globals['_FINISHED']._serialized_end=2110
-  _globals['_USAGE']._serialized_start=2112
-  _globals['_USAGE']._serialized_end=2216
-  _globals['_GOAWAY']._serialized_start=2218
-  _globals['_GOAWAY']._serialized_end=2242
-  _globals['_LISTMODELSREQUEST']._serialized_start=2244
-  _globals['_LISTMODELSREQUEST']._serialized_end=2263
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2265
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2321
-  _globals['_GETMODELREQUEST']._serialized_start=2323
-  _globals['_GETMODELREQUEST']._serialized_end=2355
-  _globals['_GETMODELRESPONSE']._serialized_start=2357
-  _globals['_GETMODELRESPONSE']._serialized_end=2410
-  _globals['_MODEL']._serialized_start=2413
-  _globals['_MODEL']._serialized_end=2677
-  _globals['_PRICING']._serialized_start=2679
-  _globals['_PRICING']._serialized_end=2762
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2764
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2840
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2842
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2905
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2907
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2960
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2962
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2996
-  _globals['_CHECKACCESSREQUEST']._serialized_start=2998
-  _globals['_CHECKACCESSREQUEST']._serialized_end=3055
-  _globals['_CHECKACCESSRESPONSE']._serialized_start=3057
-  _globals['_CHECKACCESSRESPONSE']._serialized_end=3094
-  _globals['_GETUSAGEREQUEST']._serialized_start=3096
-  _globals['_GETUSAGEREQUEST']._serialized_end=3134
-  _globals['_GETUSAGERESPONSE']._serialized_start=3137
-  _globals['_GETUSAGERESPONSE']._serialized_end=3309
-  _globals['_USAGERECORD']._serialized_start=3312
-  _globals['_USAGERECORD']._serialized_end=3503
-  _globals['_INFERENCESERVICE']._serialized_start=3633
-  _globals['_INFERENCESERVICE']._serialized_end=4196
+  _globals['_DELTA']._serialized_end=1826
+  _globals['_TOOLCALLDELTA']._serialized_start=1828
+  _globals['_TOOLCALLDELTA']._serialized_end=1908
+  _globals['_TOKENLOGPROBS']._serialized_start=1910
+  _globals['_TOKENLOGPROBS']._serialized_end=1997
+  _globals['_TOKENLOGPROB']._serialized_start=1999
+  _globals['_TOKENLOGPROB']._serialized_end=2063
+  _globals['_FINISHED']._serialized_start=2065
+  _globals['_FINISHED']._serialized_end=2145
+  _globals['_USAGE']._serialized_start=2147
+  _globals['_USAGE']._serialized_end=2251
+  _globals['_GOAWAY']._serialized_start=2253
+  _globals['_GOAWAY']._serialized_end=2277
+  _globals['_LISTMODELSREQUEST']._serialized_start=2279
+  _globals['_LISTMODELSREQUEST']._serialized_end=2298
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2300
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2356
+  _globals['_GETMODELREQUEST']._serialized_start=2358
+  _globals['_GETMODELREQUEST']._serialized_end=2390
+  _globals['_GETMODELRESPONSE']._serialized_start=2392
+  _globals['_GETMODELRESPONSE']._serialized_end=2445
+  _globals['_MODEL']._serialized_start=2448
+  _globals['_MODEL']._serialized_end=2712
+  _globals['_PRICING']._serialized_start=2714
+  _globals['_PRICING']._serialized_end=2797
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2799
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2875
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2877
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2940
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2942
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2995
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2997
+  _globals['_DETOKENIZERESPONSE']._serialized_end=3031
+  _globals['_CHECKACCESSREQUEST']._serialized_start=3033
+  _globals['_CHECKACCESSREQUEST']._serialized_end=3090
+  _globals['_CHECKACCESSRESPONSE']._serialized_start=3092
+  _globals['_CHECKACCESSRESPONSE']._serialized_end=3129
+  _globals['_GETUSAGEREQUEST']._serialized_start=3131
+  _globals['_GETUSAGEREQUEST']._serialized_end=3169
+  _globals['_GETUSAGERESPONSE']._serialized_start=3172
+  _globals['_GETUSAGERESPONSE']._serialized_end=3344
+  _globals['_USAGERECORD']._serialized_start=3347
+  _globals['_USAGERECORD']._serialized_end=3538
+  _globals['_INFERENCESERVICE']._serialized_start=3668
+  _globals['_INFERENCESERVICE']._serialized_end=4231
 # @@protoc_insertion_point(module_scope)
