@@ -205,11 +205,18 @@ LEAVES = st.one_of(
 )
 
 
-def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    def object_of(properties: dict[str, Any], all_required: bool) -> dict[str, Any]:
-        required = list(properties) if all_required else list(properties)[:1]
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+def one_of_tagged(options: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of several objects, which a property tells apart."""
+    tagged = [object_of({"kind": {"const": str(i)}, "value": one}, True) for i, one in enumerate(options)]
+    return {"oneOf": tagged}
 
+
+def object_of(properties: dict[str, Any], all_required: bool) -> dict[str, Any]:
+    required = list(properties) if all_required else list(properties)[:1]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(
         st.builds(
             lambda items, low, more: {"type": "array", "items": items, "minItems": low, "maxItems": low + more},
@@ -219,6 +226,7 @@ def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
         ),
         st.builds(object_of, st.dictionaries(NAMES, inner, max_size=3), st.booleans()),
         st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
+        st.lists(inner, min_size=1, max_size=3).map(one_of_tagged),
     )
 
 
@@ -315,6 +323,8 @@ REFUSED = {
         '{"type": "array", "uniqueItems": true}',
         '{"not": {"type": "string"}}',
         '{"oneOf": [{"type": "integer"}, {"type": "number"}]}',
+        '{"oneOf": [{"type": "object", "properties": {"a": {}}, "required": ["a"]}, {"type": "object"}]}',
+        '{"oneOf": [{"type": [{}, 5]}, {"type": 7}]}',
         '{"$ref": "https://example.com/schema"}',
         '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}',
         '{"const": NaN}',

@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from spyglass_server.engine.types import GRAMMAR_LIMITS
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.schemas import narrowed
 from spyglass_server.prompt.template import Tool
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) 
 def _arguments(tool: Tool, number: int, narrow: bool) -> str:
     """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
     if tool.is_strict or narrow:
-        written = "%json " + json.dumps({**_closed(tool.parameters), "x-guidance": _JSON_FORM})
+        written = "%json " + json.dumps({**narrowed(tool.parameters), "x-guidance": _JSON_FORM})
         reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
         if not reason:
             return written
@@ -138,45 +139,7 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def _of_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(_closed(schema), overrides=_JSON_FORM)
-
-
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose objects have the properties that it names and no others, where it leaves that open.
-
-    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. A schema that
-    has objects of several parts stays as it is: each part knows the properties of its own only.
-    """
-    return schema if _has_parts(schema) else _close(schema)
-
-
-def _has_parts(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_has_parts, value))
-    if not isinstance(value, dict):
-        return False
-    in_parts = "properties" in value and value.keys() & {"anyOf", "oneOf", "$ref"}
-    return "allOf" in value or bool(in_parts) or any(map(_has_parts, value.values()))
-
-
-def _close(schema: dict[str, Any]) -> dict[str, Any]:
-    result = {key: _closed_in(key, value) for key, value in schema.items()}
-    if "properties" in schema and not schema.keys() & {"additionalProperties", "patternProperties"}:
-        required = schema.get("required")
-        if not isinstance(required, list) or all(name in schema["properties"] for name in required):
-            result["additionalProperties"] = False
-    return result
-
-
-def _closed_in(key: str, value: Any) -> Any:
-    """What stands under a keyword, with the schemas in it closed."""
-    if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-        return {name: _close(one) if isinstance(one, dict) else one for name, one in value.items()}
-    if key in ("items", "additionalProperties") and isinstance(value, dict):
-        return _close(value)
-    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
-        return [_close(one) if isinstance(one, dict) else one for one in value]
-    return value
+    return LLMatcher.grammar_from_json_schema(narrowed(schema), overrides=_JSON_FORM)
 
 
 def _read_schema(shape: Shape) -> dict[str, Any]:
