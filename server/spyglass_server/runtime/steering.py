@@ -66,21 +66,22 @@ def _forbidden(matcher: Matcher, vocab_size: int) -> Tensor:
 
 
 def _repeat_less(logits: Tensor, tokens: Sequence[int], penalty: float) -> None:
-    there = _index(np.unique(_known(tokens, logits)), logits)
+    there = _index(_counted(tokens, logits)[0], logits)
     found = logits[there]
     logits[there] = torch.where(found > 0, found / penalty, found * penalty)
 
 
 def _vary(logits: Tensor, answer: Sequence[int], sampling: SamplingParams) -> None:
-    tokens, counts = np.unique(_known(answer, logits), return_counts=True)
+    tokens, counts = _counted(answer, logits)
     lower = sampling.presence_penalty + sampling.frequency_penalty * counts
     logits[_index(tokens, logits)] -= torch.from_numpy(lower).to(logits)
 
 
-def _known(tokens: Sequence[int], logits: Tensor) -> NDArray[np.int64]:
-    """Those of some tokens that have logits: the image token has none."""
-    found = np.asarray(tokens, np.int64)
-    return found[found < len(logits)]
+def _counted(tokens: Sequence[int], logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which tokens are among some, and how often each; the image token, which has no logits, is left out."""
+    counts = np.bincount(np.asarray(tokens, np.int64))[: len(logits)]
+    there = counts.nonzero()[0]
+    return there, counts[there]
 
 
 def _index(tokens: NDArray[np.int64], logits: Tensor) -> Tensor:
