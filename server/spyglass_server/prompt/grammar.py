@@ -5,7 +5,7 @@ vocabulary where answers are made.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from llguidance import LLMatcher, LLParserLimits
 
 from spyglass_server.engine.types import GRAMMAR_LIMITS
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.schemas import narrowed
 from spyglass_server.prompt.template import Tool
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) 
 def _arguments(tool: Tool, number: int, narrow: bool) -> str:
     """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
     if tool.is_strict or narrow:
-        written = "%json " + json.dumps({**narrowed(tool.parameters), "x-guidance": _JSON_FORM})
+        written = "%json " + json.dumps({**_closed(tool.parameters), "x-guidance": _JSON_FORM})
         reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
         if not reason:
             return written
@@ -139,7 +138,62 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def _of_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(narrowed(schema), overrides=_JSON_FORM)
+    return _as_it_is(_closed(schema))
+
+
+def _as_it_is(schema: dict[str, Any]) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_FORM)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have the properties that it names and no others, where it leaves that open.
+
+    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. A schema that
+    has objects of several parts stays as it is: each part knows the properties of its own only. So does one with a
+    `oneOf` that is refused: once closed, its parts could seem to exclude each other.
+    """
+    if any(map(_is_in_parts, _objects(schema))):
+        return schema
+    has_choice = any("oneOf" in found for found in _objects(schema))
+    if has_choice and LLMatcher.validate_grammar(_as_it_is(schema), limits=_LIMITS):
+        return schema
+    return _close(schema)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a document."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _objects(one)
+    elif isinstance(value, dict):
+        yield value
+        for one in value.values():
+            yield from _objects(one)
+
+
+def _is_in_parts(schema: dict[str, Any]) -> bool:
+    return "allOf" in schema or ("properties" in schema and bool(schema.keys() & {"anyOf", "oneOf", "$ref"}))
+
+
+def _close(schema: dict[str, Any]) -> dict[str, Any]:
+    result = {key: _closed_in(key, value) for key, value in schema.items()}
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict) and not schema.keys() & {"additionalProperties", "patternProperties"}:
+        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        if properties.keys() >= set(names):
+            result["additionalProperties"] = False
+    return result
+
+
+def _closed_in(key: str, value: Any) -> Any:
+    """What stands under a keyword, with the schemas in it closed."""
+    if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
+        return {name: _close(one) if isinstance(one, dict) else one for name, one in value.items()}
+    if key in ("items", "additionalProperties") and isinstance(value, dict):
+        return _close(value)
+    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+        return [_close(one) if isinstance(one, dict) else one for one in value]
+    return value
 
 
 def _read_schema(shape: Shape) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Grammars of JSON schemas: what they let through holds to the schema."""
+
+import json
+from typing import Any, Literal
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+from pydantic import BaseModel, Field
+
+from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.grammar import Kind, Shape, to_grammar
+
+BYTES = LLTokenizer("byte")
+
+
+def lets_through(grammar: str, text: str) -> bool:
+    """Whether a text is a whole answer of a grammar."""
+    matcher = LLMatcher(BYTES, grammar)
+    tokens = BYTES.tokenize_bytes(text.encode())
+    return bool(
+        matcher.validate_tokens(tokens) == len(tokens) and matcher.consume_tokens(tokens) and matcher.is_accepting()
+    )
+
+
+SCALARS = st.sampled_from([None, True, False, 0, 1, 1.5, "", "a"])
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=4,
+)
+OBJECTS = st.dictionaries(st.sampled_from("ab"), SCALARS, max_size=2)
+TYPES = st.sampled_from(["null", "boolean", "integer", "number", "string", "array", "object"])
+LEAVES = st.one_of(
+    st.builds(lambda kind: {"type": kind}, TYPES),
+    st.builds(lambda kinds: {"type": kinds}, st.lists(TYPES, min_size=1, max_size=2, unique=True)),
+    st.builds(lambda value: {"const": value}, VALUES),
+    st.builds(lambda values: {"enum": values}, st.lists(VALUES, min_size=1, max_size=3)),
+)
+REFERENCES = st.sampled_from([{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/other"}])
+
+
+def objects(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(
+        lambda properties, required, more: {"type": "object", "properties": properties, "required": required} | more,
+        st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        st.lists(st.sampled_from("ab"), unique=True),
+        st.sampled_from([{}, {}, {"additionalProperties": False}, {"additionalProperties": {"type": "null"}}]),
+    )
+
+
+def combined(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.one_of(
+        objects(inner),
+        st.builds(
+            lambda word, parts, more: {word: parts} | more,
+            st.sampled_from(["oneOf", "oneOf", "anyOf", "allOf"]),
+            st.lists(inner, min_size=1, max_size=3),
+            st.sampled_from([{}, {}, {"type": "object"}, {"properties": {"a": {}}}]),
+        ),
+        st.builds(lambda items: {"type": "array", "items": items}, inner),
+    )
+
+
+CHOICES = st.lists(objects(LEAVES) | LEAVES, min_size=2, max_size=3).map(lambda parts: {"oneOf": parts})
+DEFINITIONS = st.recursive(LEAVES, combined, max_leaves=4)
+SCHEMAS = CHOICES | st.recursive(LEAVES | REFERENCES, combined, max_leaves=6)
+
+
+@given(SCHEMAS, DEFINITIONS, DEFINITIONS, st.lists(VALUES | OBJECTS, min_size=20, max_size=20))
+def test_what_is_let_through_holds_to_the_schema(
+    schema: dict[str, Any], one: dict[str, Any], other: dict[str, Any], values: list[Any]
+) -> None:
+    whole = schema | {"$defs": {"one": one, "other": other}}
+    try:
+        grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(whole)))
+    except InvalidRequest:
+        return
+    schema_holds = jsonschema.Draft202012Validator(whole).is_valid
+    for value in values:
+        assert schema_holds(value) or not lets_through(grammar, json.dumps(value)), (whole, value)
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    name: str
+
+
+class Owner(BaseModel):
+    pet: Cat | Dog = Field(discriminator="kind")
+
+
+def test_a_union_that_a_property_tells_apart() -> None:
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(Owner.model_json_schema())))
+    assert lets_through(grammar, '{"pet": {"kind": "cat", "lives": 9}}')
+    assert not lets_through(grammar, '{"pet": {"kind": "dog", "lives": 9}}')
+    assert not lets_through(grammar, '{"pet": {"kind": "cat", "lives": 9, "more": 1}}')
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [{"type": "object", "properties": {"a": {}}, "required": ["a"]}, {"type": "object", "properties": {"b": {}}}],
+        [{"type": [{}, 5]}, {"type": 7}],
+        [{"type": "object", "required": [[]]}, {"type": "object", "required": [{}]}],
+    ],
+)
+def test_parts_that_may_not_exclude_each_other_are_refused(parts: list[Any]) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be held to"):
+        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"oneOf": parts})))
+
+
+@pytest.mark.parametrize(
+    "wrong", ['{"properties": {"a": {}}, "required": [{}]}', '{"properties": 5, "required": ["a"]}']
+)
+def test_schemas_that_are_wrong_are_refused(wrong: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be held to"):
+        to_grammar(Shape(Kind.JSON_SCHEMA, wrong))
