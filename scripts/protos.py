@@ -15,6 +15,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from google.protobuf import descriptor_pb2
+
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 RELEASED = PROTOS / "released.binpb"
@@ -50,7 +52,13 @@ def write_stubs(folder: Path) -> None:
 
 
 def write_image(target: Path) -> None:
+    """Writes the image, with the comments of our own files: those of others differ between versions."""
     protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={target}")
+    image = descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes())
+    for file in image.file:
+        if not file.name.startswith("spyglass/"):
+            file.ClearField("source_code_info")
+    target.write_bytes(image.SerializeToString(deterministic=True))
 
 
 def check_surface(image: Path) -> None:

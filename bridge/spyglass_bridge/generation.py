@@ -34,8 +34,6 @@ class ChoiceDelta:
         self.tool_calls += later.tool_calls
         if later.logprobs:
             self.token_ids += later.token_ids
-        if later.HasField("usage"):
-            self.usage = later.usage
 
 
 @dataclass(slots=True)
@@ -54,6 +52,7 @@ class Generation:
         self.accepted = False
         self.started: pb.Started | None = None
         self._deltas: dict[int, ChoiceDelta] = {}
+        self._usage: pb.Usage | None = None
         self._finished: pb.Finished | None = None
         self._news = asyncio.Event()
 
@@ -83,6 +82,8 @@ class Generation:
         if pending is None:
             pending = self._deltas[delta.index] = ChoiceDelta(delta.index)
         pending.merge(delta)
+        if delta.HasField("usage"):
+            self._usage = delta.usage
 
     def fail(self, status: status_pb2.Status) -> None:
         """Ends it from this side. Without effect when it is over."""
@@ -105,6 +106,8 @@ class Generation:
         while not self._deltas and self._finished is None:
             await self._wait()
         update = Update(list(self._deltas.values()), self._finished)
+        for delta in update.deltas:
+            delta.usage = self._usage
         self._deltas.clear()
         return update
 

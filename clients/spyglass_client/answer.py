@@ -86,8 +86,7 @@ class TextChunk:
         ids = tuple(delta.token_ids)
         logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
         calls = tuple(ToolCallPiece(one.index, one.id, one.name, one.arguments_json) for one in delta.tool_calls)
-        usage = Usage.from_proto(delta.usage) if delta.HasField("usage") else None
-        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls, usage)
+        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls)
 
     def joined_with(self, later: "TextChunk") -> "TextChunk":
         """Both as one."""
@@ -98,7 +97,6 @@ class TextChunk:
             later.finish_reason,
             self.logprobs + later.logprobs,
             self.tool_calls + later.tool_calls,
-            later.usage or self.usage,
         )
 
 

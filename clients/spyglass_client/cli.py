@@ -15,7 +15,7 @@ from typing import Any
 
 from spyglass.settings import Collect, add_settings, address, non_negative_float, positive_int
 from spyglass_client.chat.command import run_chat
-from spyglass_client.chat.writing import describe
+from spyglass_client.chat.writing import describe, printable
 from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
 from spyglass_client.serve import run_serve
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: write no more
         return 1
     except (SpyglassError, OSError, ValueError) as error:
-        print(f"spyglass: {describe(error)}", file=sys.stderr)
+        print(f"spyglass: {printable(describe(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -178,7 +178,7 @@ def json_schema(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error}") from None
     try:
         schema = json.loads(written)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
     if not isinstance(schema, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")

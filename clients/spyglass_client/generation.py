@@ -6,7 +6,7 @@ protocol's events, not how they travel.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +35,7 @@ class AsyncGeneration:
         self._send_cancel: Callable[[], None] | None = None
         self._cancelled = False
         self._pending: dict[int, TextChunk] = {}
+        self._usage: Usage | None = None
         self._changed = asyncio.Event()
         self._answer: Answer | None = None
         self._error: SpyglassError | None = None
@@ -59,7 +60,8 @@ class AsyncGeneration:
         await self.begin()
         while True:
             if self._pending:
-                return self._pending.pop(next(iter(self._pending)))
+                chunk = self._pending.pop(next(iter(self._pending)))
+                return replace(chunk, usage=self._usage)
             if self._error is not None:
                 raise self._error
             if self._answer is not None:
@@ -121,6 +123,8 @@ class AsyncGeneration:
 
     def _add(self, delta: pb.Delta) -> None:
         chunk = TextChunk.from_proto(delta)
+        if delta.HasField("usage"):
+            self._usage = Usage.from_proto(delta.usage)
         collected = self._collected.setdefault(delta.index, _Collected(delta.index))
         collected.add(chunk, delta.stop_string if delta.HasField("stop_string") else None)
         if earlier := self._pending.get(delta.index):

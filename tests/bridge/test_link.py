@@ -181,3 +181,12 @@ async def test_merged_deltas_hold_the_same_text(deltas: list[tuple[int, str]], d
         texts[delta.index] += delta.text
     assert update.finished is not None
     assert texts == {i: "".join(text for index, text in deltas if index == i) for i in range(4)}
+
+
+async def test_usage_never_goes_back() -> None:
+    generation = Generation(2)
+    for index, count in ((0, 1), (1, 2), (0, 3)):
+        usage = pb.Usage(completion_tokens=count)
+        generation.push(pb.Event(id=1, delta=pb.Delta(index=index, text="x", usage=usage)))
+    told = [delta.usage.completion_tokens for delta in (await generation.next()).deltas if delta.usage]
+    assert told == [3, 3]

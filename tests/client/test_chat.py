@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from client.fake_service import FakeService, Script, Turn, make_status, until_cancelled
+from client.fake_service import FakeService, Script, Turn, make_status, repeat, until_cancelled
 from client.terminal import Terminal, terminal
 from pictures import encoded
 from spyglass.v1 import chat_pb2
@@ -26,7 +26,7 @@ from spyglass_client.chat.markdown import MarkdownWriter
 
 Chat = Callable[..., AbstractAsyncContextManager[Terminal]]
 
-CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
+CTRL_C, CTRL_D, CTRL_R, ALT_ENTER = "\x03", "\x04", "\x12", "\x1b\r"
 
 DOCUMENT = """# Tea
 
@@ -57,6 +57,8 @@ def brew():
 ---
 The end
 ===
+
+[1]: https://example.org/1
 """
 
 
@@ -98,14 +100,26 @@ def said(turn: Turn) -> list[tuple[int, list[str | bytes]]]:
 SYSTEM, USER, ASSISTANT = chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT
 
 
+async def asked_for(shown: Terminal) -> None:
+    """Waits until the next question is asked for, and nothing is typed."""
+    await shown.until(lambda text: text.endswith("› Ask something, or /help"))
+
+
+async def enter(shown: Terminal, line: str) -> None:
+    """Types a line where it is asked for, and waits until the next one is."""
+    await asked_for(shown)
+    shown.type(line)
+    await shown.until(lambda text: not text.endswith("› Ask something, or /help"))
+    shown.type("\r")
+    await asked_for(shown)
+
+
 async def test_a_conversation(chat: Chat, service: FakeService) -> None:
     async with chat("--system", "Be short.", "--temperature", "0") as shown:
         await shown.until("spyglass-demo at 127.0.0.1")
-        await shown.until("Ask something")
-        shown.type("one question\r")
-        await shown.until("[7 (2 cached) + 3 tokens, $0.500000]")
-        shown.type("two" + ALT_ENTER + "lines\r")
-        await shown.until(lambda text: text.count("$0.500000]") == 2)
+        await enter(shown, "one question")
+        assert "[7 (2 cached) + 3 tokens, $0.500000]" in shown.text
+        await enter(shown, "two" + ALT_ENTER + "lines")
         assert "› two\n  lines\ntwo lines\n[7" in shown.text
         shown.type(CTRL_D)
         assert await shown.end() == 0
@@ -124,23 +138,27 @@ async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Pa
     (tmp_path / "blue.png").write_bytes(blue)
     (tmp_path / "notes.md").write_text("some ```text```\n")
     async with chat("--image", str(tmp_path / "red one.png")) as shown:
-        await shown.until(f"red one.png  60 × 20, {len(red)} bytes")
+        await asked_for(shown)
+        assert f"red one.png  60 × 20, {len(red)} bytes" in shown.text
         assert "ff0000" in shown.backgrounds()
         shown.type(f"/image {tmp_path}/bl\t")
         await shown.until("/blue.png")
         shown.type("\r")
-        await shown.until(f"blue.png  20 × 20, {len(blue)} bytes")
+        await asked_for(shown)
+        assert f"blue.png  20 × 20, {len(blue)} bytes" in shown.text
         assert "0000ff" in shown.backgrounds()
-        shown.type(f"/file {tmp_path}/notes.md\r")
-        await shown.until("notes.md  1 lines")
-        shown.type(f"/file {tmp_path}/blue.png\r")
-        await shown.until("blue.png is no text in UTF-8")
-        shown.type("/image none.png\r")
-        await shown.until("none.png: No such file or directory")
-        shown.type("What is it?\r")
-        await shown.until("$0.500000]")
-        shown.type("And now?\r")
-        await shown.until(lambda text: text.count("$0.500000]") == 2)
+        await enter(shown, f"/file {tmp_path}/notes.md")
+        assert "notes.md  1 lines" in shown.text
+        await enter(shown, f"/file {tmp_path}/blue.png")
+        assert "blue.png is no text in UTF-8" in shown.text
+        await enter(shown, "/image none.png")
+        assert "none.png: No such file or directory" in shown.text
+        await enter(shown, "/image ~nobody-here/none.png")
+        assert "~nobody-here/none.png: No such file or directory" in shown.text
+        await enter(shown, "What is it?")
+        await enter(shown, f"/file '{tmp_path}/notes.md'")
+        await enter(shown, "/detach")
+        await enter(shown, "And now?")
         shown.type("/exit\r")
         assert await shown.end() == 0
     notes = "notes.md:\n````\nsome ```text```\n````\n\n"
@@ -150,39 +168,69 @@ async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Pa
 
 async def test_commands(chat: Chat, service: FakeService) -> None:
     async with chat() as shown:
-        await shown.until("Ask something")
-        shown.type("/help\r")
-        await shown.until("Ctrl-C stops an answer")
-        shown.type("/unknown\r")
-        await shown.until("There is no command /unknown")
-        shown.type("/retry\r")
-        await shown.until("There is no question yet")
-        shown.type("/system Be kind.\r")
-        await shown.until("The system prompt is set")
-        shown.type("q\r")
-        await shown.until("$0.500000]")
-        shown.type("/retry\r")
-        await shown.until(lambda text: text.count("$0.500000]") == 2)
-        shown.type("/new\r")
-        await shown.until("A new conversation")
-        shown.type("/system\r")
-        await shown.until("There is no system prompt")
-        shown.type("r\r")
-        await shown.until(lambda text: text.count("$0.500000]") == 3)
+        await enter(shown, "/help")
+        assert "Ctrl-C stops an answer" in shown.text
+        await enter(shown, "/unknown")
+        assert "There is no command /unknown" in shown.text
+        await enter(shown, "/retry")
+        assert "There is no question yet" in shown.text
+        await enter(shown, "/system Be kind.")
+        assert "The system prompt is set" in shown.text
+        await enter(shown, "q")
+        await enter(shown, "/retry")
+        await enter(shown, "/new")
+        assert "A new conversation" in shown.text
+        await enter(shown, "/system")
+        assert "There is no system prompt" in shown.text
+        await enter(shown, "r")
     first = [(SYSTEM, ["Be kind."]), (USER, ["q"])]
     assert [said(turn) for turn in service.turns] == [first, first, [(USER, ["r"])]]
+
+
+async def test_a_question_is_found_again_by_search(chat: Chat, service: FakeService) -> None:
+    async with chat() as shown:
+        await enter(shown, "the first question")
+        shown.type(CTRL_R + "first\r")
+        await shown.until(lambda text: text.endswith("› the first question"))
+        shown.type("\r")
+        await asked_for(shown)
+    assert said(service.turns[1])[-1] == (USER, ["the first question"])
+
+
+async def test_what_is_typed_during_an_answer_is_the_next_question(chat: Chat, service: FakeService) -> None:
+    may_end = asyncio.Event()
+
+    async def slow(turn: Turn) -> None:
+        turn.accept()
+        turn.say("first ")
+        await may_end.wait()
+        turn.say("", reason=pb.FINISH_REASON_STOP)
+        turn.finish()
+
+    service.script = slow
+    async with chat() as shown:
+        await asked_for(shown)
+        shown.type("q\r")
+        await shown.until("first")
+        shown.type("next question\r")
+        service.script = repeat
+        may_end.set()
+        await shown.until("› next question\nnext question\n[7")
+    assert said(service.turns[1])[-1] == (USER, ["next question"])
 
 
 async def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(chat: Chat, service: FakeService) -> None:
     service.script = until_cancelled
     async with chat() as shown:
-        await shown.until("Ask something")
+        await asked_for(shown)
         shown.type(CTRL_C)
         await shown.until("Ctrl-D leaves")
+        await asked_for(shown)
         shown.type("q\r")
         await shown.until("first")
         shown.type(CTRL_C)
         await shown.until("$0.500000 (stopped)]")
+        await asked_for(shown)
         service.script = deaf
         shown.type("r\r")
         await shown.until("deaf")
@@ -200,18 +248,24 @@ async def deaf(turn: Turn) -> None:
     turn.say("deaf ")
 
 
+async def full(turn: Turn) -> None:
+    """Has no room."""
+    turn.finish(make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue \x1b[2Jis full", "QUEUE_FULL", retry_s=3))
+
+
 async def test_a_question_that_failed_can_be_sent_again(chat: Chat, service: FakeService) -> None:
-    service.refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", "QUEUE_FULL", retry_s=3)
     async with chat("--model", "spyglass-demo") as shown:
-        await shown.until("Ask something")
+        await enter(shown, "a good one")
+        service.script = full
+        await asked_for(shown)
         shown.type("my question\r")
-        await shown.until("the queue is full; try again in 3 s")
-        await shown.until(lambda text: text.endswith("› my question"))
-        assert shown.colours_of("the queue is full") == {"red"}
-        service.refusal = None
-        shown.type("\r")
-        await shown.until("$0.500000]")
-    assert said(service.turns[-1]) == [(USER, ["my question"])]
+        await shown.until(lambda text: text.count("› my question") == 2)
+        assert "the queue �[2Jis full; try again in 3 s" in shown.text
+        assert shown.colours_of("the queue") == {"red"}
+        service.script = repeat
+        shown.type("\x15")  # takes the line away
+        await enter(shown, "/retry")
+    assert said(service.turns[-1]) == [(USER, ["a good one"]), (ASSISTANT, ["a good one "]), (USER, ["my question"])]
 
 
 async def test_markdown_looks_like_what_it_means(chat: Chat, service: FakeService) -> None:
@@ -224,7 +278,9 @@ async def test_markdown_looks_like_what_it_means(chat: Chat, service: FakeServic
             "Needed\n\n • a pot\n • leaves"
         )
         assert shown.text.endswith(
-            "▌ a quotation\n\n" + "-" * 100 + "\n\nThe end\n[7 (2 cached) + 3 tokens, $0.500000]"
+            "▌ a quotation\n\n"
+            + "-" * 100
+            + "\n\nThe end\n\n[1]: https://example.org/1\n[7 (2 cached) + 3 tokens, $0.500000]"
         )
         assert shown.colours_of("def") == {"brightblue"}
 
@@ -241,9 +297,8 @@ async def test_answers_held_to_a_schema(chat: Chat, service: FakeService, tmp_pa
     service.script = says('{"**a**": 1}')
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     async with chat("--json-schema", str(tmp_path / "schema.json")) as shown:
-        await shown.until("Ask something")
-        shown.type("q\r")
-        await shown.until('{"**a**": 1}')
+        await enter(shown, "q")
+        assert '{"**a**": 1}' in shown.text
     assert json.loads(service.turns[0].start.format.json_schema.schema_json) == {"type": "object"}
 
 
@@ -263,6 +318,17 @@ def test_what_stays_of_markdown_does_not_depend_on_its_pieces(cuts: set[int]) ->
     assert shown_of(pieces) == shown_of([DOCUMENT])
 
 
-@given(st.text(alphabet="a1 -*#>|`=_~[]()<&\n\t.", max_size=60))
+def test_a_long_block_is_drawn_as_it_is_written() -> None:
+    text = "".join(f"- item {number}\n" for number in range(300))
+    out = io.StringIO()
+    writer = MarkdownWriter(Console(file=out, width=60, height=20, force_terminal=True))
+    for piece in text.splitlines(keepends=True):
+        writer.write(piece)
+    writer.close()
+    assert out.getvalue().count(" item 299") >= 1
+    assert shown_of([text]).count(" • item") == 300
+
+
+@given(st.text(alphabet="a1 -*#>|`=_~[]():<&\n\t.", max_size=60))
 def test_markdown_of_any_kind(text: str) -> None:
     assert shown_of(list(text)) == shown_of([text])

@@ -120,6 +120,7 @@ async def test_an_error_is_one_line_and_status_1(run: Run, service: FakeService)
         (["chat", "--seed", "-1", "q"], "--seed: '-1' is not a whole number"),
         (["chat", "--json-schema", "none.json", "q"], "--json-schema: 'none.json' cannot be read: "),
         (["chat", "--json-schema", "{]", "q"], "--json-schema: '{]' is no JSON: "),
+        (["chat", "--json-schema", '{"a":' * 100_000, "q"], "is no JSON: "),
         (["chat", "--json-schema", os.devnull, "q"], f"--json-schema: '{os.devnull}' is no JSON: "),
         (["usage", "--records", "x"], "--records: 'x' is not a whole number"),
         (["models", "--grpc", "nowhere"], "--grpc: 'nowhere' is not HOST:PORT"),

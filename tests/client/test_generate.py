@@ -136,18 +136,18 @@ async def test_a_stream_gives_text_as_it_comes(client: AsyncClient, service: Fak
 async def test_chunks_tell_what_was_used_so_far(client: AsyncClient, service: FakeService) -> None:
     async def script(turn: Turn) -> None:
         turn.accept()
-        for count in (1, 2):
-            delta = pb.Delta(text="a", usage=pb.Usage(prompt_tokens=7, completion_tokens=count))
+        for index, count in ((0, 1), (1, 2), (0, 3)):
+            delta = pb.Delta(index=index, text="a", usage=pb.Usage(prompt_tokens=7, completion_tokens=count))
             turn.stream.send(pb.Event(id=turn.id, delta=delta))
-        turn.say("", reason=pb.FINISH_REASON_STOP)
+        turn.say("", index=0, reason=pb.FINISH_REASON_STOP)
+        turn.say("", index=1, reason=pb.FINISH_REASON_STOP)
         turn.finish()
 
     service.script = script
-    async with client.stream("q", running_usage=True) as generation:
-        await generation.begin()
-        chunks = [chunk async for chunk in generation]
-    told = [chunk.usage for chunk in chunks if chunk.usage]
-    assert told[-1] == Usage(prompt_tokens=7, completion_tokens=2)
+    async with client.stream("q", n=2, running_usage=True) as generation:
+        await client.generate("another")  # by now all of it has come
+        told = [chunk.usage async for chunk in generation]
+    assert told == [Usage(prompt_tokens=7, completion_tokens=3)] * 2
 
 
 async def test_several_choices(client: AsyncClient, service: FakeService) -> None:

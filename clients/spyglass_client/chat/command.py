@@ -62,12 +62,11 @@ async def _talk(
 
 
 def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
-    if args.json_schema is not None or not out.isatty() or not _has_extra():
+    if not out.isatty() or not _has_extra():
         return PlainWriter(out)
-    from spyglass_client.chat.markdown import MarkdownWriter, open_console
+    from spyglass_client.chat.markdown import open_console, open_writer
 
-    console = open_console()
-    return PlainWriter(out) if console.is_dumb_terminal else MarkdownWriter(console)
+    return open_writer(open_console(), is_markdown=args.json_schema is None)
 
 
 def _question(argument: str | None, stdin: TextIO, stdout: TextIO) -> str | None:

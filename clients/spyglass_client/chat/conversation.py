@@ -55,18 +55,26 @@ class Conversation:
         if answer.text:
             self._turns += [self._asked, assistant(answer.text)]
             self._attached.clear()
+            self._asked = None
 
     def take_back(self) -> str | None:
-        """Takes back the last question and its answer. Returns the question, whose attachments are attached again."""
-        if not self._turns:
+        """Takes back the last question, with its answer if it has one. Its attachments are attached again."""
+        if self._asked is None and self._turns:
+            self._asked = self._turns[-2]
+            self._attached[:0] = self._asked.parts[:-1]
+            del self._turns[-2:]
+        if self._asked is None:
             return None
-        *attached, question = self._turns[-2].parts
-        del self._turns[-2:]
+        question = self._asked.parts[-1]
         assert isinstance(question, str)
-        self._attached[:0] = attached
         return question
+
+    def detach(self) -> None:
+        """Takes away what is attached to the next question."""
+        self._attached.clear()
 
     def clear(self) -> None:
         """Begins anew. The system prompt stays."""
         self._turns.clear()
         self._attached.clear()
+        self._asked = None

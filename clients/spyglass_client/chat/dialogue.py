@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from spyglass_client.chat.conversation import Conversation
-from spyglass_client.chat.terminal import Terminal
+from spyglass_client.chat.markdown import open_writer
+from spyglass_client.chat.terminal import Terminal, typing_ahead
 from spyglass_client.chat.writing import describe, summary, write_answer
 from spyglass_client.errors import SpyglassError
 
@@ -35,6 +36,7 @@ class Dialogue:
         self._commands = {
             "/image": _Command("FILE…", "attach pictures to the next question", self._attach_pictures, True),
             "/file": _Command("FILE…", "attach texts to the next question", self._attach_files, True),
+            "/detach": _Command("", "take away what is attached", self._detach),
             "/system": _Command("[TEXT]", "set the system prompt, or take it away", self._set_system),
             "/retry": _Command("", "ask the last question again", self._retry),
             "/new": _Command("", "begin a new conversation", self._begin_anew),
@@ -49,17 +51,23 @@ class Dialogue:
         self._terminal.say(greeting)
         for path, data in pictures:
             self._terminal.show_picture(path, data)
-        while True:
-            try:
-                typed, self._typed = self._typed, ""
-                line = await self._terminal.read(typed)
-                await self._take(line.strip())
-            except KeyboardInterrupt:
-                self._terminal.say("Ctrl-D leaves.")
-            except EOFError:
-                return
-            except (SpyglassError, OSError, ValueError) as error:
-                self._terminal.complain(describe(error))
+        with typing_ahead():
+            while await self._take_next():
+                pass
+
+    async def _take_next(self) -> bool:
+        """Takes a line and does what it says; tells whether there may be more."""
+        try:
+            typed, self._typed = self._typed, ""
+            line = await self._terminal.read(typed)
+            await self._take(line.strip())
+        except KeyboardInterrupt:
+            self._terminal.say("Ctrl-D leaves.")
+        except EOFError:
+            return False
+        except (SpyglassError, OSError, ValueError) as error:
+            self._terminal.complain(describe(error))
+        return True
 
     async def _take(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -74,7 +82,7 @@ class Dialogue:
         """Asks; what is not answered is there to be sent again. Ctrl-C stops the answer, and a second one leaves."""
         generation = self._conversation.ask(question)
         self._typed = question
-        writer = self._terminal.writer(is_markdown=self._is_markdown)
+        writer = open_writer(self._terminal.console, is_markdown=self._is_markdown)
         with _on_interrupt(generation.cancel):
             answer = await write_answer(generation, writer)
         self._conversation.keep(answer)
@@ -89,6 +97,10 @@ class Dialogue:
         for path in _paths(rest):
             text = self._conversation.attach_file(path)
             self._terminal.say(f"{path}  {len(text.splitlines()):,} lines")
+
+    async def _detach(self, rest: str) -> None:
+        self._conversation.detach()
+        self._terminal.say("Nothing is attached.")
 
     async def _set_system(self, rest: str) -> None:
         self._conversation.system_prompt = rest or None
@@ -117,9 +129,16 @@ def _paths(text: str) -> list[str]:
     """One path with whatever is in it, or several as a shell reads them. Raises ValueError for none."""
     if not text:
         raise ValueError("Which file?")
-    whole = Path(text).expanduser()
-    words = [str(whole)] if whole.is_file() else shlex.split(text)
-    return [str(Path(word).expanduser()) for word in words]
+    words = [text] if Path(_at_home(text)).is_file() else shlex.split(text)
+    return [_at_home(word) for word in words]
+
+
+def _at_home(path: str) -> str:
+    """A path whose ~ is a folder; as it is where there is no such user."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 Owns how an answer looks. Needs the `chat` extra.
 """
 
+import sys
+import time
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import ClassVar
@@ -14,14 +16,24 @@ from rich.live import Live
 from rich.markdown import Heading, Markdown, MarkdownElement
 from rich.segment import Segment, Segments
 from rich.spinner import Spinner
+from rich.text import Text
 from rich.theme import Theme
 
-from spyglass_client.chat.writing import printable
+from spyglass_client.chat.writing import PlainWriter, Writer, printable
+
+_MOST_LINES_DRAWN = 100
+"""So many lines are drawn anew many times a second."""
 
 
 def open_console() -> Console:
     """Stdout, for text that is shown as it is given."""
     return Console(highlight=False, markup=False, emoji=False, theme=Theme({"markdown.code": "cyan"}))
+
+
+def open_writer(console: Console, *, is_markdown: bool) -> Writer:
+    """What shows an answer on a terminal."""
+    plain = not is_markdown or console.is_dumb_terminal
+    return PlainWriter(sys.stdout) if plain else MarkdownWriter(console)
 
 
 class MarkdownWriter:
@@ -35,13 +47,17 @@ class MarkdownWriter:
         self._console = console
         self._pending = ""
         self._is_first = True
+        self._next_look_s = 0.0
         self._live = Live(console=console, get_renderable=self._draft, transient=True, refresh_per_second=12)
         self._live.start()
 
     def write(self, text: str) -> None:
         self._pending += printable(text)
-        if "\n" in text:
+        if "\n" in text and time.monotonic() >= self._next_look_s:
+            begun_s = time.monotonic()
             self._print_complete()
+            # A long block takes a while to read: most of the time is for other things.
+            self._next_look_s = time.monotonic() + 4 * (time.monotonic() - begun_s)
 
     def close(self) -> None:
         self._live.stop()
@@ -53,6 +69,7 @@ class MarkdownWriter:
         *complete, last = _blocks(whole)
         if complete:
             self._pending = f"{last}\n{begun}"
+            self._live.refresh()  # what is about to be printed stands in the draft no more
             self._print(complete)
 
     def _print(self, blocks: Iterable[str]) -> None:
@@ -61,10 +78,13 @@ class MarkdownWriter:
         self._is_first = self._is_first and not drawn
 
     def _draft(self) -> RenderableType:
-        """The end of what is not printed yet, as much as the screen holds."""
+        """The end of what is not printed yet, as much as the screen holds; of a very long block as it is written."""
+        room = max(1, self._console.height - 1)
         if not self._pending.strip():
             return Spinner("dots")
-        return _joined(self._drawn(_blocks(self._pending))[-max(1, self._console.height - 1) :])
+        if self._pending.count("\n") > _MOST_LINES_DRAWN:
+            return _joined(self._console.render_lines(Text(self._pending), pad=False)[-room:])
+        return _joined(self._drawn(_blocks(self._pending))[-room:])
 
     def _drawn(self, blocks: Iterable[str]) -> list[list[Segment]]:
         """The lines of blocks, with an empty one before each block that is not the very first."""
@@ -98,7 +118,9 @@ class _Markdown(Markdown):
 
 
 def _parse(text: str) -> list[Token]:
-    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).parse(text)
+    """A definition of a link is text too: it may stand in another block than the link."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("reference")
+    return parser.parse(text)
 
 
 def _blocks(text: str) -> list[str]:

@@ -6,20 +6,26 @@ Owns how things look and how lines are read. Knows nothing of what a line means.
 import io
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from PIL import Image, ImageOps
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 from rich.text import Text
 from rich_pixels import Pixels
 
-from spyglass_client.chat.markdown import MarkdownWriter, open_console
-from spyglass_client.chat.writing import PlainWriter, Writer
+from spyglass_client.chat.markdown import open_console
+from spyglass_client.chat.writing import printable
+
+if sys.platform != "win32":
+    import termios
 
 _PICTURE_CELLS = (40, 12)
 """The most columns and lines of a picture; a line of cells shows two of pixels."""
@@ -44,18 +50,13 @@ class Terminal:
         """Waits for what is sent; `typed` is there already. Raises EOFError at the end and KeyboardInterrupt."""
         return await self._session.prompt_async([("", "\n"), ("class:prompt", "› ")], default=typed)
 
-    def writer(self, *, is_markdown: bool) -> Writer:
-        """What shows the next answer."""
-        plain = not is_markdown or self.console.is_dumb_terminal
-        return PlainWriter(sys.stdout) if plain else MarkdownWriter(self.console)
-
     def say(self, text: str) -> None:
         """Says something about the conversation."""
-        self.console.print(Text(text, "dim"))
+        self.console.print(Text(printable(text), "dim"))
 
     def complain(self, text: str) -> None:
         """Says what went wrong."""
-        self.console.print(Text(text, "red"))
+        self.console.print(Text(printable(text), "red"))
 
     def show_picture(self, name: str, data: bytes) -> None:
         """Shows a picture as well as cells can, with its name and size. One that cannot be read has only a name."""
@@ -110,7 +111,25 @@ def _keys() -> KeyBindings:
     def begin_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    keys.add("enter")(send)
+    in_line = has_focus(DEFAULT_BUFFER)  # and not in a search
+    keys.add("enter", filter=in_line)(send)
     for line in (("escape", "enter"), ("c-j",)):
-        keys.add(*line)(begin_line)
+        keys.add(*line, filter=in_line)(begin_line)
     return keys
+
+
+@contextmanager
+def typing_ahead() -> Iterator[None]:
+    """What is typed while nobody reads is not shown, and is read later as it was typed."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    changed = termios.tcgetattr(sys.stdin)
+    changed[0] &= ~termios.ICRNL
+    changed[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
