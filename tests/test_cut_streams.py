@@ -17,7 +17,7 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.generation import Generation
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.forms import ChatForm
-from spyglass_server import codec
+from spyglass_server.codec import events
 from spyglass_server.engine.types import FinishReason, TokenOutput
 from spyglass_server.output import Choices
 from spyglass_server.prompt.detokenizer import Detokenizer
@@ -50,12 +50,12 @@ def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> li
     """The server's events of an answer, a byte a token."""
     choices = Choices([Detokenizer(tokenizer, STOPS)], tools)
     tokens = tokenizer.encode_text(text)
-    events = []
+    found = []
     for number, token in enumerate(tokens):
         finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
         if (delta := choices.push(TokenOutput(1, 0, token, finish))) is not None:
-            events.append(codec.delta(1, 0, *delta))
-    return events
+            found.append(events.delta(1, 0, *delta))
+    return found
 
 
 async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:

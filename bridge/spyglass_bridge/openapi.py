@@ -12,9 +12,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from spyglass_bridge.openai import objects
+from spyglass_bridge.openai.reading import LABELS, NEUTRAL_VALUES
 from spyglass_bridge.openai.requests import (
-    LABELS,
-    NEUTRAL_VALUES,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

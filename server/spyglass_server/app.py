@@ -20,7 +20,7 @@ from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_server.admission import Admission
 from spyglass_server.auth import KeyStore
 from spyglass_server.boundary import Boundary
-from spyglass_server.codec import ImageLimits
+from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.process import EngineLoader

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from spyglass.v1 import inference_pb2
-from spyglass_server import codec
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.cancellation import to_the_end
+from spyglass_server.codec import events
+from spyglass_server.codec.start import MAX_TOKENS, Spec, decode_start
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.supervisor import EngineDied
 from spyglass_server.engine.types import (
@@ -112,7 +113,7 @@ class Generation:
             raise error
 
     async def _run(self) -> None:
-        spec = codec.decode_start(self._start, self._services.image_limits)
+        spec = decode_start(self._start, self._services.image_limits)
         payer = self._payer(spec)
         model = self._services.resolve_model(spec.model)
         limit_s = self._services.request_timeout_s
@@ -123,10 +124,10 @@ class Generation:
         except TimeoutError as error:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
-    async def _run_admitted(self, spec: codec.Spec, payer: Identity, model: str) -> None:
+    async def _run_admitted(self, spec: Spec, payer: Identity, model: str) -> None:
         services = self._services
         self._upload.expect(spec, services.image_limits)
-        self._emit(codec.accepted(self._id))
+        self._emit(events.accepted(self._id))
         images = await self._upload.complete()
         prompt, grammar = await services.prepare(spec, images)
         await services.engine.wait_ready()
@@ -156,34 +157,35 @@ class Generation:
         finally:
             tiles.release()
 
-    async def _begin(self, spec: codec.Spec, request: EngineRequest, cached_tokens: int, model: str) -> None:
+    async def _begin(self, spec: Spec, request: EngineRequest, cached_tokens: int, model: str) -> None:
         """From here on the generation is metered."""
         self._prompt_tokens, self._cached_tokens = len(request.tokens), cached_tokens
         self._record = await self._services.ledger.open(
             request.tenant, self._start.request_id, model, self._prompt_tokens, cached_tokens
         )
-        self._emit(codec.started(self._id, self._prompt_tokens, cached_tokens))
+        self._emit(events.started(self._id, self._prompt_tokens, cached_tokens))
         if spec.echo or spec.tells_prompt:
             self._echo(spec, request.tokens)
 
-    def _echo(self, spec: codec.Spec, tokens: Sequence[int]) -> None:
+    def _echo(self, spec: Spec, tokens: Sequence[int]) -> None:
         """Tells the prompt, and of its first token that nothing comes before it."""
         tokenizer = self._services.prompts.tokenizer
         text = tokenizer.written_text(tokens) if spec.echo else ""
-        first = [codec.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written)] if spec.tells_prompt else []
-        self._emit(codec.prompt_echo(self._id, tokens, text[:_MOST_CHARACTERS], first))
+        first = events.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written)
+        told = [first] if spec.tells_prompt else []
+        self._emit(events.prompt_echo(self._id, tokens, text[:_MOST_CHARACTERS], told))
         for begin in range(_MOST_CHARACTERS, len(text), _MOST_CHARACTERS):
-            self._emit(codec.prompt_echo(self._id, text=text[begin : begin + _MOST_CHARACTERS]))
+            self._emit(events.prompt_echo(self._id, text=text[begin : begin + _MOST_CHARACTERS]))
 
     def _tell(self, tokens: Sequence[int], found: Sequence[Logprobs]) -> None:
         """Tells probabilities of more of the prompt's tokens."""
         written = self._services.prompts.tokenizer.written
         for begin in range(0, len(found), _MOST_TOLD):
             pairs = zip(tokens, found[begin : begin + _MOST_TOLD], strict=False)
-            self._emit(codec.prompt_echo(self._id, logprobs=[codec.token_logprobs(*pair, written) for pair in pairs]))
+            self._emit(events.prompt_echo(self._id, logprobs=[events.token_logprobs(*pair, written) for pair in pairs]))
             tokens = tokens[_MOST_TOLD:]
 
-    def _payer(self, spec: codec.Spec) -> Identity:
+    def _payer(self, spec: Spec) -> Identity:
         """Whose key is billed: the caller's, or on a gateway's stream that of the end user."""
         if self._identity.scope is not Scope.ACT_FOR_OTHERS:
             if spec.caller_key is not None:
@@ -193,7 +195,7 @@ class Generation:
             raise InvalidRequest("a gateway names the caller of each generation", field="caller")
         return self._services.keys.check_caller(spec.caller_key)
 
-    def _fit(self, spec: codec.Spec, prompt: Prompt) -> int:
+    def _fit(self, spec: Spec, prompt: Prompt) -> int:
         """How many tokens a choice may have."""
         info = self._services.engine.info
         room = info.max_tokens - len(prompt.tokens)
@@ -213,9 +215,9 @@ class Generation:
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
-        return spec.max_tokens or min(room, codec.MAX_TOKENS)
+        return spec.max_tokens or min(room, MAX_TOKENS)
 
-    async def _generate(self, spec: codec.Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
+    async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
         prompts = self._services.prompts
@@ -241,9 +243,9 @@ class Generation:
         def on_token(event: TokenOutput) -> None:
             if (delta := choices.push(event)) is None:
                 return
-            logprobs = event.logprobs and codec.token_logprobs(event.token, event.logprobs, bytes_of)
+            logprobs = event.logprobs and events.token_logprobs(event.token, event.logprobs, bytes_of)
             usage = self._usage() if spec.tells_usage else None
-            self._emit(codec.delta(self._id, event.choice, *delta, logprobs=logprobs, usage=usage))
+            self._emit(events.delta(self._id, event.choice, *delta, logprobs=logprobs, usage=usage))
             if choices.is_done:
                 settle(None)  # and the engine is told to stop, whatever it still computes
             elif event.finish is None and delta.finish is not None:
@@ -294,7 +296,7 @@ class Generation:
                 await self._services.ledger.close(self._record, usage.completion_tokens, usage.estimated_cost, outcome)
             except Exception:  # the caller has the answer and must learn that it is whole
                 log.exception("the usage of %r could not be written: %r", self._start.request_id, usage)
-        self._emit(codec.finished(self._id, usage, to_status(error) if error is not None else None))
+        self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
 
     def _usage(self) -> inference_pb2.Usage:
         completion_tokens = self._choices.num_tokens if self._choices else 0

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from grpc import aio
 
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
-from spyglass_server import codec
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.boundary import caller
+from spyglass_server.codec import events
+from spyglass_server.codec.start import MAX_TOKENS, decode_start
 from spyglass_server.errors import Forbidden, InvalidRequest
 from spyglass_server.ledger import Record
 from spyglass_server.services import Services
@@ -65,7 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def CountTokens(  # noqa: N802
         self, request: inference_pb2.CountTokensRequest, context: "Context"
     ) -> inference_pb2.CountTokensResponse:
-        spec = codec.decode_start(request.start, self._services.image_limits)
+        spec = decode_start(request.start, self._services.image_limits)
         self._services.resolve_model(spec.model)
         images = [data for data in spec.images if data is not None]
         if len(images) < len(spec.images):
@@ -136,9 +137,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.Model(
             id=name,
             description="A model of the Llama 3.2 Vision architecture: text and images in, text out.",
-            created=codec.timestamp(self._loaded_s),
+            created=events.timestamp(self._loaded_s),
             context_length=info.max_tokens,
-            max_tokens=min(info.max_tokens, codec.MAX_TOKENS),
+            max_tokens=min(info.max_tokens, MAX_TOKENS),
             pricing=inference_pb2.Pricing(
                 input_tokens=services.prices.input,
                 output_tokens=services.prices.output,
@@ -156,8 +157,8 @@ def _record(record: Record) -> inference_pb2.UsageRecord:
     return inference_pb2.UsageRecord(
         request_id=record.request_id,
         model=record.model,
-        started=codec.timestamp(record.started_s),
-        finished=codec.timestamp(record.finished_s),
+        started=events.timestamp(record.started_s),
+        finished=events.timestamp(record.finished_s),
         usage=inference_pb2.Usage(
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,

@@ -8,10 +8,11 @@ import logging
 from concurrent import futures
 from dataclasses import dataclass
 
-from spyglass_server import codec
 from spyglass_server.admission import Admission
 from spyglass_server.auth import KeyStore
 from spyglass_server.cancellation import to_the_end
+from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.start import Spec
 from spyglass_server.config import Prices
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.supervisor import AsyncEngine
@@ -35,7 +36,7 @@ class Services:
     admission: Admission
     workers: futures.Executor
     served_names: tuple[str, ...]
-    image_limits: codec.ImageLimits
+    image_limits: ImageLimits
     prices: Prices
     request_timeout_s: float
 
@@ -49,7 +50,7 @@ class Services:
             raise ModelNotFound(f"the model {name!r} is not served here", field="model")
         return name or self.served_names[0]
 
-    async def prepare(self, spec: codec.Spec, images: list[bytes]) -> tuple[Prompt, str]:
+    async def prepare(self, spec: Spec, images: list[bytes]) -> tuple[Prompt, str]:
         """Makes the prompt, and the grammar of the answer if it must have a shape, in a worker thread."""
 
         def work() -> tuple[Prompt, str]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest, parse
+from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 from spyglass_bridge.openai.start import CallContext, draft_chat
 
 CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)

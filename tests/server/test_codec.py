@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fakes import chat, image_chat
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
-from spyglass_server.codec import ImageLimits, Spec, decode_start
+from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.start import Spec, decode_start
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
 from spyglass_server.prompt.prepare import ChatInput
 

@@ -1,7 +1,7 @@
 """Frames: everything in order, merged while nobody reads, and never too large."""
 
 from spyglass.v1 import inference_pb2
-from spyglass_server import codec
+from spyglass_server.codec import events
 from spyglass_server.engine.types import FinishReason
 from spyglass_server.outbox import Outbox
 
@@ -13,10 +13,10 @@ async def frames(outbox: Outbox) -> list[inference_pb2.GenerateResponse]:
 
 async def test_deltas_of_a_choice_merge_until_they_are_taken() -> None:
     outbox = Outbox()
-    outbox.push(codec.delta(1, 0, "a", [1], None, None))
-    outbox.push(codec.delta(1, 1, "x", [7], None, None))
-    outbox.push(codec.delta(1, 0, "b", [2], FinishReason.STOP, "stop"))
-    outbox.push(codec.finished(1, None, None))
+    outbox.push(events.delta(1, 0, "a", [1], None, None))
+    outbox.push(events.delta(1, 1, "x", [7], None, None))
+    outbox.push(events.delta(1, 0, "b", [2], FinishReason.STOP, "stop"))
+    outbox.push(events.finished(1, None, None))
     (frame,) = await frames(outbox)
     first, second, last = frame.events
     assert (first.delta.text, list(first.delta.token_ids), first.delta.stop_string) == ("ab", [1, 2], "stop")
@@ -29,7 +29,7 @@ async def test_a_slow_reader_gets_frames_of_bounded_size_and_everything() -> Non
     outbox = Outbox()
     for step in range(40):
         for event_id in range(256):
-            outbox.push(codec.delta(event_id, 0, f"{step:500d}", [step], None, None))
+            outbox.push(events.delta(event_id, 0, f"{step:500d}", [step], None, None))
     taken = await frames(outbox)
     assert len(taken) > 3
     assert max(frame.ByteSize() for frame in taken) < 2 << 20
@@ -42,7 +42,7 @@ async def test_probabilities_merge_too_and_stay_within_a_frame() -> None:
     rivals = [inference_pb2.TokenLogprob(token_id=i, logprob=-0.1, bytes=b"x" * 40) for i in range(20)]
     for token in range(8000):
         told = inference_pb2.TokenLogprobs(logprob=-token, top=rivals)
-        outbox.push(codec.delta(1, 0, "a", [token], None, None, logprobs=told))
+        outbox.push(events.delta(1, 0, "a", [token], None, None, logprobs=told))
     taken = await frames(outbox)
     assert max(frame.ByteSize() for frame in taken) < 2 << 20
     deltas = [event.delta for frame in taken for event in frame.events]
@@ -54,11 +54,11 @@ async def test_probabilities_merge_too_and_stay_within_a_frame() -> None:
 async def test_what_is_pushed_behind_a_full_frame_still_merges() -> None:
     outbox = Outbox()
     for event_id in range(3):
-        outbox.push(codec.delta(event_id, 0, "x" * (1 << 20), [0], None, None))
+        outbox.push(events.delta(event_id, 0, "x" * (1 << 20), [0], None, None))
     reader = outbox.frames()
     assert [event.id for event in (await anext(reader)).events] == [0]
-    outbox.push(codec.delta(2, 0, "y", [1], None, None))
-    outbox.push(codec.delta(0, 0, "z", [1], None, None))
+    outbox.push(events.delta(2, 0, "y", [1], None, None))
+    outbox.push(events.delta(0, 0, "z", [1], None, None))
     outbox.close()
     rest = [(event.id, event.delta.text[-1]) async for frame in reader for event in frame.events]
     assert rest == [(1, "x"), (2, "y"), (0, "z")]

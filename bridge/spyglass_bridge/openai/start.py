@@ -11,10 +11,8 @@ from typing import Any
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
-from spyglass_bridge.openai.requests import (
+from spyglass_bridge.openai.parts import (
     AssistantMessage,
-    ChatRequest,
-    CompletionRequest,
     FunctionDefinition,
     ImagePart,
     JsonObjectFormat,
@@ -26,6 +24,7 @@ from spyglass_bridge.openai.requests import (
     TextPart,
     ToolMessage,
 )
+from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 
 # Leaves room below gRPC's limit of 4 MiB for the rest of the message.
 _MAX_START_BYTES = (4 << 20) - (64 << 10)

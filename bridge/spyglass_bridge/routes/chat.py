@@ -4,7 +4,8 @@ from aiohttp import web
 
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.forms import ChatForm
-from spyglass_bridge.openai.requests import ChatRequest, parse
+from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.requests import ChatRequest
 from spyglass_bridge.openai.start import CallContext, Draft, draft_chat
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 

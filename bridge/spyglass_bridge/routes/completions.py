@@ -4,7 +4,8 @@ from aiohttp import web
 
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.forms import TextForm
-from spyglass_bridge.openai.requests import CompletionRequest, parse
+from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.requests import CompletionRequest
 from spyglass_bridge.openai.start import CallContext, Draft, draft_completions
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 

@@ -6,7 +6,8 @@ from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.native import NativeAnswer
-from spyglass_bridge.openai.requests import NativeRequest, parse
+from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.requests import NativeRequest
 from spyglass_bridge.openai.start import CallContext, Draft, draft_completions
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 from spyglass_bridge.routes.models import model_in_path

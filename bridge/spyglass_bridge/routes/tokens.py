@@ -4,7 +4,8 @@ from aiohttp import web
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import invalid
-from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest, parse
+from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from spyglass_bridge.openai.start import CallContext, Draft, draft_chat, draft_completions
 from spyglass_bridge.routes.answer import read_request
 from spyglass_bridge.routes.models import find_model

@@ -1,0 +1,214 @@
+"""What requests are made of: messages and their parts, tools, formats, stops.
+
+Owns types and ranges, and the wording of what is none of them. Knows nothing of whole requests.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from spyglass_bridge.errors import invalid
+
+
+def _kind(key: str) -> Callable[[Any], str | None]:
+    """Tells the members of a union apart by a field. Tags stand in <> so that paths can leave them out."""
+    return lambda value: f"<{value.get(key)}>" if isinstance(value, dict) else None
+
+
+def _string_or_list(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    return "<list>" if isinstance(value, list) else None
+
+
+class Object(BaseModel):
+    """What a request may hold: types are strict, and there is nothing else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(Object):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Object):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Object):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+_TextParts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+_Parts = Annotated[
+    list[
+        Annotated[
+            Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+            Discriminator(
+                _kind("type"),
+                custom_error_type="unknown_part",
+                custom_error_message="Each part must be an object whose type is text or image_url",
+            ),
+        ]
+    ],
+    Field(min_length=1, fail_fast=True),
+]
+_STRING_OR_PARTS = Discriminator(
+    _string_or_list,
+    custom_error_type="unknown_content",
+    custom_error_message="Content must be a string or a list of parts",
+)
+_TextContent = Annotated[Annotated[str, Tag("<string>")] | Annotated[_TextParts, Tag("<list>")], _STRING_OR_PARTS]
+_Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<list>")], _STRING_OR_PARTS]
+
+
+class SystemMessage(Object):
+    role: Literal["system", "developer"]
+    content: _TextContent
+
+
+class UserMessage(Object):
+    role: Literal["user"]
+    content: _Content
+
+
+class FunctionCall(Object):
+    name: str
+    arguments: str
+
+
+class ToolCall(Object):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class AssistantMessage(Object):
+    """`content` may be missing only beside tool calls."""
+
+    role: Literal["assistant"]
+    content: _TextContent | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+
+
+class ToolMessage(Object):
+    role: Literal["tool"]
+    content: _Content
+    tool_call_id: str
+
+
+Message = Annotated[
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    Discriminator(
+        _kind("role"),
+        custom_error_type="unknown_role",
+        custom_error_message="Each message must be an object whose role is system, developer, user, assistant or tool",
+    ),
+]
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[
+    Annotated[StopString, Tag("<string>")]
+    | Annotated[list[StopString], Field(max_length=16, fail_fast=True), Tag("<list>")],
+    Discriminator(
+        _string_or_list,
+        custom_error_type="unknown_stop",
+        custom_error_message="Stop must be a string or a list of up to 16 strings",
+    ),
+]
+
+
+class StreamOptions(Object):
+    """`continuous_usage_stats` tells the usage so far in every chunk too."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.continuous_usage_stats and self.include_usage is False:
+            raise invalid(
+                "continuous_usage_stats is only for a stream with usage.", "stream_options.continuous_usage_stats"
+            )
+        return self
+
+
+class TextFormat(Object):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Object):
+    type: Literal["json_object"]
+
+
+class JsonSchema(Object):
+    """`strict` changes nothing: a schema holds in every detail, or is refused."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Object):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class RegexFormat(Object):
+    type: Literal["regex"]
+    regex: str
+
+
+Format = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")]
+    | Annotated[RegexFormat, Tag("<regex>")],
+    Discriminator(
+        _kind("type"),
+        custom_error_type="unknown_format",
+        custom_error_message="The format must be an object whose type is text, json_object, json_schema or regex",
+    ),
+]
+
+
+class FunctionDefinition(Object):
+    """`parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Object):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Object):
+    name: str
+
+
+class NamedTool(Object):
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[NamedTool, Tag("<object>")],
+    Discriminator(
+        lambda value: "<string>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None,
+        custom_error_type="unknown_tool_choice",
+        custom_error_message="The choice must be none, auto, required or an object that names a function",
+    ),
+]

@@ -1,0 +1,131 @@
+"""From the bytes of a request to its type.
+
+Owns the refusals and their wording: a parameter that OpenAI's API has and this server does not honour stands in a table
+here, and is refused by its name unless its value changes nothing. Knows no request in particular.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from spyglass_bridge.errors import ApiError, invalid, unsupported
+from spyglass_bridge.openai.parts import Object
+
+# Parameters not honoured yet, each with the values that ask for nothing.
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+# Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
+# they have no effect on an answer there either, and none here.
+LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+# A participant's name: chat templates have no place for it.
+_MESSAGE_LABELS = frozenset({"name"})
+
+# What an answer of this API holds beside role, content and tool calls when it is sent back as a message.
+_NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "reasoning_content": (None,),
+    "refusal": (None,),
+}
+_NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "include_obfuscation": (None, False),
+}
+
+_MAX_FIELDS = 100
+_MAX_MESSAGES = 4096
+_MAX_VALUES = 200_000
+"""JSON values in a body, at most: more than any context has room for, and few enough to read quickly."""
+
+_Given = TypeVar("_Given", bound=Object)
+
+
+def parse(body: bytes, kind: type[_Given]) -> _Given:
+    """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
+    if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
+        raise invalid("The body holds too many values.")
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise invalid("The body must be a JSON object.")
+    try:
+        return kind.model_validate(_without_neutral(value, kind.model_fields))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[str, Any]:
+    """Leaves out what changes nothing, in the request and in its messages and stream options."""
+    neutral_values = {key: values for key, values in NEUTRAL_VALUES.items() if key not in honoured}
+    result = {key: value for key, value in _checked(body, neutral_values, "").items() if key not in LABELS}
+    if isinstance(messages := result.get("messages"), list):
+        if len(messages) > _MAX_MESSAGES:
+            raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")
+        result["messages"] = [_message(message, f"messages[{index}].") for index, message in enumerate(messages)]
+    if "stream_options" in result:
+        result["stream_options"] = _checked(result["stream_options"], _NEUTRAL_STREAM_OPTIONS, "stream_options.")
+    return result
+
+
+def _message(value: Any, prefix: str) -> Any:
+    found = _checked(value, _NEUTRAL_MESSAGE_VALUES, prefix)
+    return (
+        {key: item for key, item in found.items() if key not in _MESSAGE_LABELS} if isinstance(found, dict) else found
+    )
+
+
+def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:
+    """Takes the fields of a table out of an object; refuses one that asks for something."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > _MAX_FIELDS:
+        raise invalid(f"An object of a request may have at most {_MAX_FIELDS} fields.", prefix.rstrip(".") or None)
+    for key in value.keys() & neutral_values.keys():
+        if not any(_same(value[key], neutral) for neutral in neutral_values[key]):
+            raise unsupported(prefix + key)
+    return {key: item for key, item in value.items() if key not in neutral_values}
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equality as JSON has it: 0 is 0.0, but false is not 0."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    location = first["loc"]
+    if first["type"] == "extra_forbidden":
+        # The caller chose this name, so it may look like a tag.
+        param = _path((*_without_tags(location[:-1]), location[-1]))
+        return ApiError(400, f"Unknown parameter: {param}.", code="unknown_parameter", param=param)
+    param = _path(_without_tags(location))
+    if first["type"] == "missing":
+        return invalid(f"Missing parameter: {param}.", param)
+    return invalid(f"{param}: {first['msg']}.", param)
+
+
+def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(step for step in location if isinstance(step, int) or not step.startswith("<"))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content` for ("messages", 0, "content")."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return path.removeprefix(".")[:256]

@@ -1,0 +1,96 @@
+"""What happens to a generation, as messages.
+
+Owns the making of events. Knows nothing of when they are made.
+"""
+
+from collections.abc import Callable, Iterable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+
+from spyglass.v1 import inference_pb2
+from spyglass_server.engine.types import FinishReason, Logprobs
+from spyglass_server.prompt.tool_calls import CallPiece
+
+_FINISH_REASONS = {
+    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: inference_pb2.FINISH_REASON_TOOL_CALLS,
+}
+
+
+def accepted(event_id: int) -> inference_pb2.Event:
+    """The generation has its place in the queue."""
+    return inference_pb2.Event(id=event_id, accepted=inference_pb2.Accepted())
+
+
+def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_pb2.Event:
+    """The engine has begun it."""
+    return inference_pb2.Event(
+        id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
+    )
+
+
+def prompt_echo(
+    event_id: int, token_ids: Iterable[int] = (), text: str = "", logprobs: Iterable[inference_pb2.TokenLogprobs] = ()
+) -> inference_pb2.Event:
+    """The prompt, or probabilities of more of its tokens."""
+    return inference_pb2.Event(
+        id=event_id, prompt=inference_pb2.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs)
+    )
+
+
+def delta(
+    event_id: int,
+    index: int,
+    text: str,
+    token_ids: Iterable[int],
+    finish: FinishReason | None,
+    stop_string: str | None,
+    calls: Iterable[CallPiece] = (),
+    logprobs: inference_pb2.TokenLogprobs | None = None,
+    usage: inference_pb2.Usage | None = None,
+) -> inference_pb2.Event:
+    """More of one choice. There is one for every token: set field by field, it takes half the time."""
+    event = inference_pb2.Event(id=event_id)
+    more = event.delta
+    more.index = index
+    more.text = text
+    more.token_ids.extend(token_ids)
+    if finish is not None:
+        more.finish_reason = _FINISH_REASONS[finish]
+    if stop_string is not None:
+        more.stop_string = stop_string
+    for piece in calls:
+        more.tool_calls.add(index=piece.call, id=piece.id, name=piece.name, arguments_json=piece.arguments)
+    if logprobs is not None:
+        more.logprobs.append(logprobs)
+    if usage is not None:
+        more.usage.CopyFrom(usage)
+    return event
+
+
+def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> inference_pb2.TokenLogprobs:
+    """What is told of a token's probability."""
+    return inference_pb2.TokenLogprobs(
+        logprob=found.chosen,
+        bytes=bytes_of(token),
+        top=[
+            inference_pb2.TokenLogprob(token_id=rival, logprob=logprob, bytes=bytes_of(rival))
+            for rival, logprob in zip(found.top_tokens, found.top, strict=True)
+        ],
+    )
+
+
+def finished(event_id: int, usage: inference_pb2.Usage | None, error: status_pb2.Status | None) -> inference_pb2.Event:
+    """The generation is over."""
+    return inference_pb2.Event(id=event_id, finished=inference_pb2.Finished(usage=usage, error=error))
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """A time in seconds since 1970 as a protobuf message."""
+    if seconds is None:
+        return None
+    message = Timestamp()
+    message.FromMicroseconds(int(seconds * 1e6))
+    return message

@@ -1,0 +1,199 @@
+"""From a Start to the server's own words.
+
+Owns its validation, field by field. A field that is not honoured yet is refused by name. Knows nothing of how a
+generation runs.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spyglass.v1 import inference_pb2, options_pb2
+from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
+from spyglass_server.codec.checks import at_most, in_range
+from spyglass_server.engine.types import SamplingParams
+from spyglass_server.errors import InvalidRequest, Unsupported
+from spyglass_server.prompt.grammar import Kind, Shape
+from spyglass_server.prompt.prepare import Input, TextInput, TokensInput
+
+MAX_TOKENS = 16384
+"""The most tokens that one choice may have."""
+_MAX_N = 4
+_MAX_STOPS = 16
+_MAX_STOP_CHARACTERS = 256
+_MAX_REQUEST_ID_CHARACTERS = 128
+_MAX_BIASES = 1024
+_MAX_BIAS = 100.0
+_MAX_TOP_LOGPROBS = 20
+
+_NOT_HONOURED = ("idempotency_key", "traceparent", "cache_salt")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A validated Start. An image is its encoded bytes, or None where it is announced."""
+
+    request_id: str
+    model: str
+    input: Input
+    images: tuple[bytes | None, ...]
+    sampling: SamplingParams
+    n: int
+    max_tokens: int | None
+    min_tokens: int
+    top_logprobs: int | None
+    tells_prompt: bool
+    echo: bool
+    tells_usage: bool
+    shape: Shape | None
+    tool_use: ToolUse | None
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    timeout_s: float | None
+    caller_key: str | None
+    priority: int
+
+
+def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
+    """Validates a Start.
+
+    Raises:
+        InvalidRequest: a field is wrong, missing, or not honoured yet; the error names it.
+    """
+    _refuse_unsupported(start)
+    tool_use = decode_tools(start.chat)
+    given, images = _decode_input(start, tool_use, limits)
+    max_tokens = _optional_int(start.stopping, "max_tokens")
+    return Spec(
+        request_id=_request_id(start.request_id),
+        model=start.model,
+        input=given,
+        images=images,
+        sampling=_decode_sampling(start.sampling),
+        n=in_range("n", start.n if start.HasField("n") else 1, 1, _MAX_N),
+        max_tokens=max_tokens,
+        min_tokens=in_range("stopping.min_tokens", start.stopping.min_tokens, 0, max_tokens or MAX_TOKENS),
+        top_logprobs=_decode_logprobs(start.output),
+        tells_prompt=start.output.prompt_logprobs,
+        echo=start.output.echo,
+        tells_usage=start.output.running_usage,
+        shape=_decode_shape(start, tool_use),
+        tool_use=tool_use,
+        stop=_decode_stop(start.stopping.strings),
+        stop_token_ids=frozenset(at_most("stopping.token_ids", start.stopping.token_ids, _MAX_STOPS)),
+        ignore_eos=start.stopping.ignore_eos,
+        timeout_s=_decode_timeout(start),
+        caller_key=start.caller.bearer_key if start.HasField("caller") else None,
+        priority=start.priority,
+    )
+
+
+def _refuse_unsupported(start: inference_pb2.Start) -> None:
+    fields = {field.name for field, _ in start.ListFields()}
+    for name in _NOT_HONOURED:
+        if name in fields:
+            raise Unsupported(name)
+
+
+def _decode_input(
+    start: inference_pb2.Start, tool_use: ToolUse | None, limits: ImageLimits
+) -> tuple[Input, tuple[bytes | None, ...]]:
+    match start.WhichOneof("input"):
+        case "chat":
+            return decode_chat(start.chat, tool_use.tools if tool_use else (), limits)
+        case "text":
+            return TextInput(start.text), ()
+        case "tokens":
+            return TokensInput(tuple(start.tokens.ids)), ()
+        case _:
+            raise InvalidRequest("one of chat, text and tokens is needed", field="chat")
+
+
+def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
+    given = {field.name: value for field, value in sampling.ListFields()}
+    top_p = in_range("sampling.top_p", given.get("top_p", 1.0), 0.0, 1.0)
+    if top_p == 0:
+        raise InvalidRequest("sampling.top_p must be above 0", field="sampling.top_p")
+    return SamplingParams(
+        temperature=in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, 2.0),
+        top_p=top_p,
+        top_k=given.get("top_k", 0),
+        min_p=in_range("sampling.min_p", given.get("min_p", 0.0), 0.0, 1.0),
+        seed=given.get("seed", secrets.randbits(64)),
+        presence_penalty=in_range("sampling.presence_penalty", given.get("presence_penalty", 0.0), -2.0, 2.0),
+        frequency_penalty=in_range("sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -2.0, 2.0),
+        repetition_penalty=in_range("sampling.repetition_penalty", given.get("repetition_penalty", 1.0), 0.01, 5.0),
+        logit_bias=_decode_bias(sampling),
+    )
+
+
+def _decode_bias(sampling: options_pb2.Sampling) -> tuple[tuple[int, float], ...]:
+    field = "sampling.logit_bias"
+    biases = at_most(field, sorted(sampling.logit_bias.items()), _MAX_BIASES)
+    return tuple((token, in_range(field, bias, -_MAX_BIAS, _MAX_BIAS)) for token, bias in biases)
+
+
+def _decode_logprobs(output: options_pb2.Output) -> int | None:
+    top = in_range("output.top_logprobs", output.top_logprobs, 0, _MAX_TOP_LOGPROBS)
+    if top and not output.logprobs:
+        raise InvalidRequest("output.top_logprobs is only for logprobs", field="output.top_logprobs")
+    if output.prompt_logprobs and not output.logprobs:
+        raise InvalidRequest("output.prompt_logprobs is only for logprobs", field="output.prompt_logprobs")
+    return top if output.logprobs else None
+
+
+def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> Shape | None:
+    given = start.format
+    shape: Shape | None = None
+    match given.WhichOneof("kind"):
+        case "json_object":
+            shape = Shape(Kind.JSON_OBJECT)
+        case "json_schema":
+            shape = Shape(Kind.JSON_SCHEMA, given.json_schema.schema_json)
+        case "regex":
+            shape = Shape(Kind.REGEX, given.regex)
+        case "grammar":
+            shape = Shape(Kind.LARK, given.grammar)
+    if shape is not None and tool_use:
+        raise InvalidRequest("format and tools do not go together, unless none may be called", field="format")
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(start.stopping, name) and (shape is not None or (tool_use and tool_use.needs_grammar)):
+            raise InvalidRequest(
+                f"stopping.{name} goes with free text only: a format says when an answer ends",
+                field=f"stopping.{name}",
+            )
+    return shape
+
+
+def _decode_stop(strings: Sequence[str]) -> tuple[str, ...]:
+    for i, stop in enumerate(at_most("stopping.strings", strings, _MAX_STOPS)):
+        if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"a stop string has 1 to {_MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
+            )
+    return tuple(strings)
+
+
+def _decode_timeout(start: inference_pb2.Start) -> float | None:
+    if not start.HasField("timeout"):
+        return None
+    seconds = start.timeout.seconds + start.timeout.nanos / 1e9
+    if seconds <= 0:
+        raise InvalidRequest("timeout must be above 0", field="timeout")
+    return seconds
+
+
+def _optional_int(stopping: options_pb2.Stopping, name: str) -> int | None:
+    if not stopping.HasField(name):  # type: ignore[arg-type]
+        return None
+    value: int = getattr(stopping, name)
+    return in_range(f"stopping.{name}", value, 1, MAX_TOKENS)
+
+
+def _request_id(given: str) -> str:
+    if len(given) > _MAX_REQUEST_ID_CHARACTERS or not (given.isprintable() or not given):
+        raise InvalidRequest(
+            f"request_id has at most {_MAX_REQUEST_ID_CHARACTERS} printable characters", field="request_id"
+        )
+    return given or "gen-" + secrets.token_hex(12)
