@@ -141,16 +141,20 @@ async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Pa
         await asked_for(shown)
         assert f"red one.png  60 × 20, {len(red)} bytes" in shown.text
         assert "ff0000" in shown.backgrounds()
-        shown.type(f"/image {tmp_path}/bl\t")
+        shown.type("/im\t")
+        await shown.until(lambda text: text.endswith("› /image"))
+        shown.type(f"{tmp_path}/bl\t")
         await shown.until("/blue.png")
         shown.type("\r")
         await asked_for(shown)
         assert f"blue.png  20 × 20, {len(blue)} bytes" in shown.text
         assert "0000ff" in shown.backgrounds()
         await enter(shown, f"/file {tmp_path}/notes.md")
-        assert "notes.md  1 lines" in shown.text
+        assert "notes.md  16 characters" in shown.text
         await enter(shown, f"/file {tmp_path}/blue.png")
         assert "blue.png is no text in UTF-8" in shown.text
+        await enter(shown, f"/image {tmp_path}/notes.md")
+        assert "notes.md is no picture that can be read" in shown.text
         await enter(shown, "/image none.png")
         assert "none.png: No such file or directory" in shown.text
         await enter(shown, "/image ~nobody-here/none.png")
@@ -197,17 +201,24 @@ async def test_a_question_is_found_again_by_search(chat: Chat, service: FakeServ
     assert said(service.turns[1])[-1] == (USER, ["the first question"])
 
 
-async def test_what_is_typed_during_an_answer_is_the_next_question(chat: Chat, service: FakeService) -> None:
-    may_end = asyncio.Event()
+def waiting(may_end: asyncio.Event, end: Script | None = None) -> Script:
+    """A script that says one word and waits before it ends, well or as another one does."""
 
-    async def slow(turn: Turn) -> None:
+    async def script(turn: Turn) -> None:
         turn.accept()
         turn.say("first ")
         await may_end.wait()
+        if end is not None:
+            await end(turn)
+            return
         turn.say("", reason=pb.FINISH_REASON_STOP)
         turn.finish()
 
-    service.script = slow
+    return script
+
+
+async def test_what_is_typed_during_an_answer_is_the_next_question(chat: Chat, service: FakeService) -> None:
+    service.script = waiting(may_end := asyncio.Event())
     async with chat() as shown:
         await asked_for(shown)
         shown.type("q\r")
@@ -219,7 +230,43 @@ async def test_what_is_typed_during_an_answer_is_the_next_question(chat: Chat, s
     assert said(service.turns[1])[-1] == (USER, ["next question"])
 
 
-async def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(chat: Chat, service: FakeService) -> None:
+async def test_what_is_pasted_during_an_answer_is_one_question(chat: Chat, service: FakeService) -> None:
+    async with chat() as shown:
+        service.script = waiting(asked := asyncio.Event())
+        await asked_for(shown)
+        shown.type("q\r")
+        await shown.until("first")
+        shown.type("\x1b[200~two\rlines\x1b[201~\r")
+        service.script = repeat
+        asked.set()
+        await shown.until("› two\n  lines\ntwo lines\n[7")
+    assert said(service.turns[1])[-1] == (USER, ["two\nlines"])
+
+
+async def test_what_is_typed_before_a_failure_is_a_question_of_its_own(chat: Chat, service: FakeService) -> None:
+    async with chat() as shown:
+        service.script = waiting(asked := asyncio.Event(), full)
+        await asked_for(shown)
+        shown.type("q\r")
+        await shown.until("first")
+        shown.type("another\r")
+        service.script = repeat
+        asked.set()
+        await shown.until("› another\nanother\n[7")
+
+
+async def test_keys_disturb_no_answer_to_one_question(chat: Chat, service: FakeService) -> None:
+    service.script = waiting(asked := asyncio.Event())
+    async with chat("q") as shown:
+        await shown.until("first")
+        shown.type("keys\r")
+        asked.set()
+        assert await shown.end() == 0
+        await shown.until("$0.500000]")
+        assert shown.text == "first\n[7 (2 cached) + 3 tokens, $0.500000]"
+
+
+async def test_ctrl_c_stops_the_answer_also_of_a_server_that_goes_on(chat: Chat, service: FakeService) -> None:
     service.script = until_cancelled
     async with chat() as shown:
         await asked_for(shown)
@@ -237,7 +284,8 @@ async def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(chat: Chat, servi
         shown.type(CTRL_C)
         await asyncio.wait_for(service.turns[1].cancelled.wait(), 30)
         shown.type(CTRL_C)
-        assert await shown.end() == 130
+        await shown.until("the server does not end the answer")
+        await shown.until(lambda text: text.endswith("› r"))
     assert said(service.turns[1]) == [(USER, ["q"]), (ASSISTANT, ["first "]), (USER, ["r"])]
 
 
@@ -283,6 +331,36 @@ async def test_markdown_looks_like_what_it_means(chat: Chat, service: FakeServic
             + "\n\nThe end\n\n[1]: https://example.org/1\n[7 (2 cached) + 3 tokens, $0.500000]"
         )
         assert shown.colours_of("def") == {"brightblue"}
+
+
+async def test_tables_and_pictures_lose_nothing(chat: Chat, service: FakeService) -> None:
+    long = "z" * 150
+    service.script = says(
+        f"| a | b |\r\n|---|---|\r\n| {long} | 日本語の長い説明 |\r\n\r\n![alt](https://example.org/p.png)\r\n"
+    )
+    async with chat("q") as shown:
+        assert await shown.end() == 0
+        await shown.until("$0.500000]")
+        assert shown.text.count("z") == 150
+        assert "alt (https://example.org/p.png)" in shown.text
+        assert "�" not in shown.text
+
+
+async def test_an_answer_is_cut_off(chat: Chat, service: FakeService) -> None:
+    service.script = cut_off
+    async with chat("q") as shown:
+        await shown.until("(cut off at its longest)]")
+        assert await shown.end() == 0
+    async with chat("--json-schema", "{}", "q") as shown:
+        await shown.until("spyglass: the answer is cut off before it has its shape")
+        assert await shown.end() == 1
+
+
+async def cut_off(turn: Turn) -> None:
+    """Ends with max_tokens."""
+    turn.accept()
+    turn.say("some words", reason=pb.FINISH_REASON_LENGTH)
+    turn.finish()
 
 
 async def test_nothing_from_a_model_controls_the_terminal(chat: Chat, service: FakeService) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
-from client.fake_service import FakeService, make_status, until_cancelled
+from client.fake_service import FakeService, Turn, make_status, until_cancelled
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.cli import main
 
 Run = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
@@ -86,6 +87,20 @@ async def test_chat_options_from_the_environment(
 async def test_chat_reads_the_question_from_stdin(run: Run, words: tuple[str, ...]) -> None:
     assert await run(*words, stdin="from a pipe\n") == (0, "from a pipe \n", "")
     assert await run(*words, stdin=" \n") == (1, "", "spyglass: the question on stdin is empty\n")
+    assert await run(*words, stdin="\udcff") == (1, "", "spyglass: the question on stdin is no text in UTF-8\n")
+
+
+async def test_an_answer_that_is_cut_off_is_told_of(run: Run, service: FakeService) -> None:
+    async def cut_off(turn: Turn) -> None:
+        turn.accept()
+        turn.say("some words", reason=pb.FINISH_REASON_LENGTH)
+        turn.finish()
+
+    service.script = cut_off
+    assert await run("chat", "q") == (0, "some words\n", "spyglass: the answer is cut off at its longest\n")
+    code, out, error = await run("chat", "--json-schema", "{}", "q")
+    assert (code, out) == (1, "some words\n")
+    assert "--max-tokens is too small" in error
 
 
 async def test_chat_without_a_question_on_a_terminal(

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from spyglass_client.aio import AsyncClient
 from spyglass_client.chat.conversation import Conversation
+from spyglass_client.chat.keyboard import typing_ahead
 from spyglass_client.chat.writing import PlainWriter, Writer, summary, write_answer
 from spyglass_client.request import Options
 
@@ -40,25 +41,33 @@ async def _chat(args: argparse.Namespace, question: str | None) -> None:
     )
     async with AsyncClient(args.grpc, api_key=args.api_key) as client:
         conversation = Conversation(client, options, args.system)
-        pictures = [(path, conversation.attach_picture(path)) for path in args.image]
-        for path in args.file:
-            conversation.attach_file(path)
         if question is None:
-            await _talk(args, conversation, client, pictures)
-            return
-        answer = await write_answer(conversation.ask(question), _writer(args, sys.stdout))
-        if sys.stdout.isatty():
-            sys.stderr.write(summary(answer) + "\n")
+            await _talk(args, conversation, client)
+        else:
+            await _ask(args, conversation, question)
 
 
-async def _talk(
-    args: argparse.Namespace, conversation: Conversation, client: AsyncClient, pictures: list[tuple[str, bytes]]
-) -> None:
+async def _talk(args: argparse.Namespace, conversation: Conversation, client: AsyncClient) -> None:
     from spyglass_client.chat.dialogue import Dialogue
 
     model = args.model or (await client.models())[0].id
     dialogue = Dialogue(conversation, is_markdown=args.json_schema is None)
-    await dialogue.run(f"{model} at {client.target}", pictures)
+    await dialogue.run(f"{model} at {client.target}", args.image, args.file)
+
+
+async def _ask(args: argparse.Namespace, conversation: Conversation, question: str) -> None:
+    for path in args.image:
+        conversation.attach_picture(path)
+    for path in args.file:
+        conversation.attach_file(path)
+    with typing_ahead():
+        answer = await write_answer(conversation.ask(question), _writer(args, sys.stdout))
+    if answer.finish_reason == "length" and args.json_schema is not None:
+        raise ValueError("the answer is cut off before it has its shape: --max-tokens is too small")
+    if sys.stdout.isatty():
+        sys.stderr.write(summary(answer) + "\n")
+    elif answer.finish_reason == "length":
+        sys.stderr.write("spyglass: the answer is cut off at its longest\n")
 
 
 def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
@@ -70,18 +79,25 @@ def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
 
 
 def _question(argument: str | None, stdin: TextIO, stdout: TextIO) -> str | None:
-    """The question; None where there is to be a conversation."""
+    """The question; None where there is to be a conversation. Raises ValueError for one that says nothing."""
     if argument is not None and argument != "-":
-        return argument
+        return _checked(argument, "the question")
     if argument is None and stdin.isatty():
         if not stdout.isatty():
             raise argparse.ArgumentError(None, 'give a question, such as: spyglass chat "Hello!"')
         if not _has_extra():
             raise argparse.ArgumentError(None, "a conversation needs: pip install 'spyglass[chat]'; or give a question")
         return None
-    question = stdin.read().strip()
-    if not question:
-        raise ValueError("the question on stdin is empty")
+    return _checked(stdin.read().strip(), "the question on stdin")
+
+
+def _checked(question: str, name: str) -> str:
+    if not question.strip():
+        raise ValueError(f"{name} is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is no text in UTF-8") from None
     return question
 
 

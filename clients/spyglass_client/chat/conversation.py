@@ -4,6 +4,7 @@ Owns which turns the model is shown. Knows nothing of terminals.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from spyglass_client.aio import AsyncClient
@@ -24,13 +25,18 @@ class Conversation:
         self._attached: list[str | ImagePart] = []
         self._asked: Message | None = None
 
-    def attach_picture(self, path: str) -> bytes:
-        """Attaches a picture to the next question and returns its file's bytes. Raises OSError or ValueError."""
+    @property
+    def has_attachments(self) -> bool:
+        """Whether something is attached to the next question."""
+        return bool(self._attached)
+
+    def attach_picture(self, path: str, look: Callable[[bytes], None] = lambda data: None) -> None:
+        """Attaches a picture to the next question, unless `look` refuses its bytes. Raises OSError or ValueError."""
         data = Path(path).read_bytes()
         if not data:
             raise ValueError(f"{path} is empty")
+        look(data)
         self._attached.append(image(data))
-        return data
 
     def attach_file(self, path: str) -> str:
         """Attaches a text to the next question and returns it. Raises OSError, and ValueError for what is no text."""
@@ -38,6 +44,8 @@ class Conversation:
             text = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"{path} is no text in UTF-8") from None
+        if not text.strip():
+            raise ValueError(f"{path} is empty")
         longest = max(map(len, re.findall("`+", text)), default=0)
         fence = "`" * max(3, longest + 1)
         self._attached.append(f"{Path(path).name}:\n{fence}\n{text.rstrip()}\n{fence}\n\n")

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from spyglass_client.answer import Answer
 from spyglass_client.chat.conversation import Conversation
+from spyglass_client.chat.keyboard import is_typed_ahead, typing_ahead, whole_pastes
 from spyglass_client.chat.markdown import open_writer
-from spyglass_client.chat.terminal import Terminal, typing_ahead
+from spyglass_client.chat.terminal import Terminal
 from spyglass_client.chat.writing import describe, summary, write_answer
-from spyglass_client.errors import SpyglassError
+from spyglass_client.errors import DeadlineError, SpyglassError
+from spyglass_client.generation import AsyncGeneration
+
+_PATIENCE_S = 2.0
+"""So long a stopped answer may take to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,16 @@ class Dialogue:
         self._terminal = Terminal({name: command.takes_path for name, command in self._commands.items()})
         self._typed = ""
 
-    async def run(self, greeting: str, pictures: Iterable[tuple[str, bytes]]) -> None:
-        """Talks until the end. `pictures`, with their names, are those that are attached already."""
+    async def run(self, greeting: str, pictures: Iterable[str], files: Iterable[str]) -> None:
+        """Talks until the end. The paths of pictures and files are attached to the first question.
+
+        Raises OSError or ValueError for one that cannot be.
+        """
         self._terminal.say(greeting)
-        for path, data in pictures:
-            self._terminal.show_picture(path, data)
+        for path in pictures:
+            self._attach_picture(path)
+        for path in files:
+            self._attach_file(path)
         with typing_ahead():
             while await self._take_next():
                 pass
@@ -60,7 +71,8 @@ class Dialogue:
         try:
             typed, self._typed = self._typed, ""
             line = await self._terminal.read(typed)
-            await self._take(line.strip())
+            with whole_pastes():
+                await self._take(line.strip())
         except KeyboardInterrupt:
             self._terminal.say("Ctrl-D leaves.")
         except EOFError:
@@ -79,24 +91,57 @@ class Dialogue:
             await self._ask(line)
 
     async def _ask(self, question: str) -> None:
-        """Asks; what is not answered is there to be sent again. Ctrl-C stops the answer, and a second one leaves."""
-        generation = self._conversation.ask(question)
-        self._typed = question
-        writer = open_writer(self._terminal.console, is_markdown=self._is_markdown)
-        with _on_interrupt(generation.cancel):
-            answer = await write_answer(generation, writer)
+        """Asks; what is not answered is there to be sent again, unless something else has been typed meanwhile."""
+        try:
+            answer = await self._answer(self._conversation.ask(question))
+        except SpyglassError:
+            self._typed = "" if is_typed_ahead() else question
+            raise
         self._conversation.keep(answer)
-        self._typed = "" if answer.text else question
         self._terminal.say(summary(answer))
+
+    async def _answer(self, generation: AsyncGeneration) -> Answer:
+        """Shows an answer. Ctrl-C stops it; nobody waits long, or for a second one, until the server does.
+
+        Raises SpyglassError.
+        """
+        writer = open_writer(self._terminal.console, is_markdown=self._is_markdown)
+        answering = asyncio.create_task(write_answer(generation, writer), name="spyglass chat answer")
+        is_stopped = False
+
+        def stop() -> None:
+            nonlocal is_stopped
+            if is_stopped:
+                answering.cancel()
+            is_stopped = True
+            generation.cancel()
+            asyncio.get_running_loop().call_later(_PATIENCE_S, answering.cancel)
+
+        try:
+            with _on_interrupt(stop):
+                return await answering
+        except asyncio.CancelledError:
+            if not is_stopped:
+                raise
+            raise DeadlineError("the server does not end the answer") from None
+        except SpyglassError:
+            if self._conversation.has_attachments:
+                self._terminal.say("What is attached stays so; /detach takes it away.")
+            raise
+
+    def _attach_picture(self, path: str) -> None:
+        self._conversation.attach_picture(path, lambda data: self._terminal.show_picture(path, data))
+
+    def _attach_file(self, path: str) -> None:
+        self._terminal.say(f"{path}  {len(self._conversation.attach_file(path)):,} characters")
 
     async def _attach_pictures(self, rest: str) -> None:
         for path in _paths(rest):
-            self._terminal.show_picture(path, self._conversation.attach_picture(path))
+            self._attach_picture(path)
 
     async def _attach_files(self, rest: str) -> None:
         for path in _paths(rest):
-            text = self._conversation.attach_file(path)
-            self._terminal.say(f"{path}  {len(text.splitlines()):,} lines")
+            self._attach_file(path)
 
     async def _detach(self, rest: str) -> None:
         self._conversation.detach()
@@ -143,12 +188,11 @@ def _at_home(path: str) -> str:
 
 @contextmanager
 def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Makes the first Ctrl-C act; the second one does what it did before."""
+    """Makes Ctrl-C act."""
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
         loop.call_soon_threadsafe(act)
 
     signal.signal(signal.SIGINT, interrupted)

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
-from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.markdown import Heading, ImageItem, Markdown, MarkdownElement, TableElement
 from rich.segment import Segment, Segments
 from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -91,7 +92,8 @@ class MarkdownWriter:
         drawn: list[list[Segment]] = []
         for block in blocks:
             lines = self._console.render_lines(_Markdown(block), pad=False)
-            told = [number for number, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+            lines = [_unpadded(line) for line in lines]
+            told = [number for number, line in enumerate(lines) if line]
             if told and (drawn or not self._is_first):
                 drawn.append([])
             if told:
@@ -103,10 +105,33 @@ class _Heading(Heading):
     LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}  # all to the left
 
 
+class _Table(TableElement):
+    """Loses nothing: what is too wide for its column goes on in the next line."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            assert isinstance(table, Table)
+            for column in table.columns:
+                column.overflow = "fold"
+            yield table
+
+
+class _Image(ImageItem):
+    """A picture that nobody sees: what it shows, and where it is."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text.assemble(self.text, f" ({self.destination}) ", end="")
+
+
 class _Markdown(Markdown):
     """Markdown as models write it: a line break is one, HTML is text like any other, a link shows where it leads."""
 
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "heading_open": _Heading}
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **Markdown.elements,
+        "heading_open": _Heading,
+        "table_open": _Table,
+        "image": _Image,
+    }
 
     def __init__(self, text: str) -> None:
         super().__init__("", code_theme="ansi_dark", hyperlinks=False)
@@ -128,6 +153,16 @@ def _blocks(text: str) -> list[str]:
     lines = text.split("\n")
     begins = [token.map[0] for token in _parse(text) if not token.level and token.map]
     return ["\n".join(lines[begin:end]) for begin, end in pairwise([0, *begins[1:], len(lines)])]
+
+
+def _unpadded(line: list[Segment]) -> list[Segment]:
+    """A line without the spaces at its end: a terminal that takes a character for wider would break it."""
+    kept = list(line)
+    while kept and not kept[-1].text.strip() and not (kept[-1].style and kept[-1].style.bgcolor):
+        kept.pop()
+    if kept and not (kept[-1].style and kept[-1].style.bgcolor):
+        kept[-1] = Segment(kept[-1].text.rstrip(), kept[-1].style)
+    return kept
 
 
 def _joined(lines: list[list[Segment]]) -> Segments:

@@ -4,10 +4,8 @@ Owns how things look and how lines are read. Knows nothing of what a line means.
 """
 
 import io
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 from PIL import Image, ImageOps
 from prompt_toolkit import PromptSession
@@ -24,9 +22,6 @@ from rich_pixels import Pixels
 from spyglass_client.chat.markdown import open_console
 from spyglass_client.chat.writing import printable
 
-if sys.platform != "win32":
-    import termios
-
 _PICTURE_CELLS = (40, 12)
 """The most columns and lines of a picture; a line of cells shows two of pixels."""
 
@@ -40,6 +35,7 @@ class Terminal:
             completer=_Completer(commands),
             complete_while_typing=False,
             multiline=True,
+            enable_suspend=True,
             prompt_continuation="  ",
             placeholder=FormattedText([("class:placeholder", "Ask something, or /help")]),
             key_bindings=_keys(),
@@ -59,15 +55,14 @@ class Terminal:
         self.console.print(Text(printable(text), "red"))
 
     def show_picture(self, name: str, data: bytes) -> None:
-        """Shows a picture as well as cells can, with its name and size. One that cannot be read has only a name."""
+        """Shows a picture as well as cells can, with its name and size. Raises ValueError for what is none."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 width, height, preview = _preview(data)
-        except Exception:  # Pillow has no end of them; whether it is a picture is for the server to say
-            self.say(f"{name}  {len(data):,} bytes")
-            return
-        if self.console.color_system not in (None, "standard"):
+        except Exception:  # Pillow has no end of them
+            raise ValueError(f"{name} is no picture that can be read") from None
+        if self.console.color_system not in (None, "standard") and not self.console.no_color:
             self.console.print(Pixels.from_image(preview), end="")
         self.say(f"{name}  {width} × {height}, {len(data):,} bytes")
 
@@ -94,19 +89,25 @@ class _Completer(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         command, space, rest = document.text_before_cursor.partition(" ")
         if not space:
-            for known in self._commands:
+            for known, takes_path in self._commands.items():
                 if command and known.startswith(command):
-                    yield Completion(known, -len(command))
+                    yield Completion(known + " " * takes_path, -len(command), display=known)
         elif self._commands.get(command):
-            yield from self._paths.get_completions(Document(rest.lstrip()), complete_event)
+            for found in self._paths.get_completions(Document(rest.lstrip()), complete_event):
+                slash = "/" * found.display_text.endswith("/")
+                yield Completion(found.text + slash, found.start_position, display=found.display)
 
 
 def _keys() -> KeyBindings:
-    """Enter sends; with Alt, or as Ctrl-J, it begins a new line."""
+    """Enter sends, or takes what a menu offers; with Alt, or as Ctrl-J, it begins a new line."""
     keys = KeyBindings()
 
     def send(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
+        buffer = event.current_buffer
+        if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
+            buffer.complete_state = None
+        else:
+            buffer.validate_and_handle()
 
     def begin_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
@@ -116,20 +117,3 @@ def _keys() -> KeyBindings:
     for line in (("escape", "enter"), ("c-j",)):
         keys.add(*line, filter=in_line)(begin_line)
     return keys
-
-
-@contextmanager
-def typing_ahead() -> Iterator[None]:
-    """What is typed while nobody reads is not shown, and is read later as it was typed."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    changed = termios.tcgetattr(sys.stdin)
-    changed[0] &= ~termios.ICRNL
-    changed[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

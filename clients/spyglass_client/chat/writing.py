@@ -53,8 +53,8 @@ async def write_answer(generation: AsyncGeneration, writer: Writer) -> Answer:
 
 
 def printable(text: str) -> str:
-    """Text from a model without what could control a terminal; newlines and tabs stay."""
-    return _CONTROLS.sub("�", text)
+    """Text from a model without what could control a terminal; newlines and tabs stay, also where they are CR LF."""
+    return _CONTROLS.sub("�", text.replace("\r", ""))
 
 
 def summary(answer: Answer) -> str:

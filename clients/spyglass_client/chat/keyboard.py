@@ -1,0 +1,48 @@
+"""The keyboard while an answer is drawn: what is typed then disturbs nothing, and is read later.
+
+Owns the terminal's modes between two questions. Knows nothing of what is drawn.
+"""
+
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+if sys.platform != "win32":
+    import termios
+
+_MARK_PASTES, _MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+
+
+@contextmanager
+def typing_ahead() -> Iterator[None]:
+    """What is typed while nobody reads is not shown, and is read later as it was typed; Ctrl-C works as ever."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    changed = termios.tcgetattr(sys.stdin)
+    changed[0] &= ~termios.ICRNL
+    changed[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def whole_pastes() -> Iterator[None]:
+    """What is pasted while nobody reads is read later as one piece, whatever lines it has."""
+    sys.stdout.write(_MARK_PASTES)
+    sys.stdout.flush()
+    try:
+        yield
+    finally:
+        sys.stdout.write(_MARK_NO_PASTES)
+        sys.stdout.flush()
+
+
+def is_typed_ahead() -> bool:
+    """Whether something has been typed that nobody has read yet."""
+    return sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])
