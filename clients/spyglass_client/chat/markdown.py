@@ -6,11 +6,12 @@ Owns how an answer looks. Needs the `chat` extra.
 import sys
 import time
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Heading, ImageItem, Markdown, MarkdownElement, TableElement
@@ -84,8 +85,10 @@ class MarkdownWriter:
         if not self._pending.strip():
             return Spinner("dots")
         if self._pending.count("\n") > _MOST_LINES_DRAWN:
-            return _joined(self._console.render_lines(Text(self._pending), pad=False)[-room:])
-        return _joined(self._drawn(_blocks(self._pending))[-room:])
+            lines = self._console.render_lines(Text(self._pending), pad=False)
+        else:
+            lines = self._drawn(_blocks(self._pending))
+        return _joined([_certain(line, self._console.width) for line in lines[-room:]])
 
     def _drawn(self, blocks: Iterable[str]) -> list[list[Segment]]:
         """The lines of blocks, with an empty one before each block that is not the very first."""
@@ -162,6 +165,22 @@ def _unpadded(line: list[Segment]) -> list[Segment]:
         kept.pop()
     if kept and not (kept[-1].style and kept[-1].style.bgcolor):
         kept[-1] = Segment(kept[-1].text.rstrip(), kept[-1].style)
+    return kept
+
+
+def _certain(line: list[Segment], width: int) -> list[Segment]:
+    """As much of a line as has room, even if a terminal gives a cell to each mark and each part of an emoji.
+
+    Of a line that broke unexpectedly something would be left when the draft is taken away.
+    """
+    kept = []
+    for segment in line:
+        text = segment.text
+        if not text.isascii():
+            widths = accumulate(max(1, cell_len(character)) for character in text)
+            text = text[: sum(so_far <= width for so_far in widths)]
+        kept.append(Segment(text, segment.style))
+        width -= sum(max(1, cell_len(character)) for character in text)
     return kept
 
 
