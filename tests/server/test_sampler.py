@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spyglass_server.engine.types import SamplingParams
-from spyglass_server.runtime.sampler import Draw, sample, uniform
+from spyglass_server.runtime.sampler import Draw, sample
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0]])
 
@@ -69,6 +69,29 @@ def test_a_choice_does_not_depend_on_its_company(params: list[SamplingParams]) -
 
 
 def test_random_numbers_differ_by_seed_choice_and_position() -> None:
-    numbers = {uniform(seed, choice, position) for seed in range(5) for choice in range(5) for position in range(5)}
-    assert len(numbers) == 125
-    assert all(0 <= number < 1 for number in numbers)
+    logits = torch.zeros(1, 1 << 20)
+    draws = [
+        Draw(0, SamplingParams(seed=seed), choice, position)
+        for seed in (0, 1, 2**64 - 1)
+        for choice in range(3)
+        for position in range(3)
+    ]
+    assert len(set(sample(logits, draws))) == 27
+
+
+def test_tokens_are_as_independent_as_their_probabilities() -> None:
+    drawn = np.array(sample(torch.zeros(1, 1000), [Draw(0, SamplingParams(), 0, at) for at in range(20_000)]))
+    counts = np.bincount(drawn, minlength=1000)
+    assert 800 < ((counts - 20) ** 2 / 20).sum() < 1200  # chi-square of 999 degrees of freedom
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.95}, {"min_p": 0.02}, {"top_k": 200}])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_rounding_changes_hardly_a_choice(params: dict[str, float], temperature: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(400, 5000, generator=generator) * 2
+    noisy = logits + torch.randn(logits.shape, generator=generator) * 1e-5
+    draws = [Draw(i, SamplingParams(temperature=temperature, **params), 0, i) for i in range(400)]  # type: ignore[arg-type]
+    changed = sum(one != other for one, other in zip(sample(logits, draws), sample(noisy, draws), strict=True))
+    assert changed <= 1

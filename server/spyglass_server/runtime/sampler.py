@@ -1,7 +1,7 @@
 """Chooses tokens from logits.
 
 Owns temperature, the filters and the random numbers, and the probabilities that are told. A random number depends on
-nothing but seed, choice and position, so that an answer does not change with what else is in the batch.
+nothing but seed, choice, position and token, so that an answer does not change with what else is in the batch.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from spyglass_server.engine.types import Logprobs, SamplingParams
 
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""What SplitMix64 adds to its state for each number: 2^64 by the golden ratio, as an int64."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -22,12 +25,6 @@ class Draw:
     params: SamplingParams
     choice: int
     position: int
-
-
-def uniform(seed: int, choice: int, position: int) -> float:
-    """A random number in [0, 1) from a counter-based generator (Philox)."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, choice, position]))
-    return generator.random()
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -52,26 +49,62 @@ def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logpr
 
 
 def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Inverts the distribution function of the tokens that the filters leave, most probable first."""
+    """Adds Gumbel noise to the scaled logits of the tokens that the filters leave, and takes the largest sum.
+
+    Each token has a random number of its own, so rounding that differs with the batch decides only where two sums are
+    as close as that; to go through tokens by probability would let it decide wherever two of them are equally probable.
+    """
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
     picked = logits[[draw.row for draw in draws]].double()
     below_best = picked - picked.amax(dim=-1, keepdim=True)  # stays finite at any temperature
-    scaled, order = (below_best / column([d.params.temperature for d in draws])).sort(descending=True, stable=True)
-    probs = scaled.softmax(dim=-1)
-    rank = torch.arange(probs.shape[1], device=logits.device)[None]
-    top_k = column([d.params.top_k or probs.shape[1] for d in draws])
-    probs = torch.where(rank < top_k, probs, 0.0)
-    before = probs.cumsum(dim=-1) - probs
-    keep = before < column([d.params.top_p for d in draws]) * probs.sum(dim=-1, keepdim=True)
-    keep &= probs >= column([d.params.min_p for d in draws]) * probs[:, :1]
-    keep[:, 0] = True
-    probs = torch.where(keep, probs, 0.0)
-    cumulative = probs.cumsum(dim=-1)
-    target = column([uniform(d.params.seed, d.choice, d.position) for d in draws]) * cumulative[:, -1:]
-    index = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last_kept = keep.long().sum(dim=-1, keepdim=True) - 1  # rounding must not lead past the kept ones
-    chosen: list[int] = order.gather(1, torch.minimum(index, last_kept)).squeeze(1).tolist()
+    scaled = below_best / column([draw.params.temperature for draw in draws])
+    keep = scaled.exp() >= column([draw.params.min_p for draw in draws])
+    if any(draw.params.top_k or draw.params.top_p < 1 for draw in draws):
+        keep &= _best(
+            scaled,
+            column([draw.params.top_k or scaled.shape[1] for draw in draws]),
+            column([draw.params.top_p for draw in draws]),
+        )
+    sums = torch.where(keep, scaled + _gumbel(draws, logits), -torch.inf)
+    chosen: list[int] = sums.argmax(dim=-1).tolist()
     return chosen
+
+
+def _best(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Which tokens [draws, vocabulary] are among the `top_k` best, and there among those that reach `top_p` first."""
+    ordered, order = scaled.sort(descending=True, stable=True)
+    rank = torch.arange(scaled.shape[1], device=scaled.device)[None]
+    probs = torch.where(rank < top_k, ordered.softmax(dim=-1), 0.0)
+    before = probs.cumsum(dim=-1) - probs
+    keep = (rank < top_k) & (before < top_p * probs.sum(dim=-1, keepdim=True))
+    keep[:, 0] = True
+    return torch.zeros_like(keep).scatter_(1, order, keep)
+
+
+def _gumbel(draws: Sequence[Draw], logits: Tensor) -> Tensor:
+    """Standard Gumbel noise [draws, vocabulary] in float64."""
+    first = torch.tensor([_start(draw) for draw in draws], dtype=torch.int64, device=logits.device)
+    token = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 11)  # 53 of them, as many as a float64 has
+    return (bits.double().add_(0.5).mul_(2.0**-53)).log_().neg_().log_().neg_()
+
+
+def _start(draw: Draw) -> int:
+    """Where a draw's random numbers begin: 64 bits from a counter-based generator (Philox), with a sign."""
+    bits = np.random.Philox(key=draw.params.seed, counter=[0, 0, draw.choice, draw.position])
+    return int(bits.random_raw()) - 2**63
+
+
+def _split_mix(state: Tensor) -> Tensor:
+    """The numbers that SplitMix64 (Steele, Lea and Flood, 2014) gives in its int64 states; products wrap around."""
+    state = (state ^ _shifted(state, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    state = (state ^ _shifted(state, 27)) * (0x94D049BB133111EB - 2**64)
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """Moves 64 bits to the right and fills up with zeros."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
