@@ -24,7 +24,7 @@ def test_every_row_names_a_test_that_is_there(row: list[str]) -> None:
 
 def test_every_parameter_has_a_row() -> None:
     told = set(re.findall(r"\w+", " ".join(row[0] for row in ROWS)))
-    tables = (reading.NEUTRAL_VALUES, reading._NEUTRAL_STREAM_OPTIONS, reading.LABELS, reading._MESSAGE_LABELS)
+    tables = (reading.NEUTRAL_VALUES, reading.NEUTRAL_STREAM_OPTIONS, reading.LABELS, reading.MESSAGE_LABELS)
     known = {name for table in tables for name in table}
     known |= requests.ChatRequest.model_fields.keys() | requests.CompletionRequest.model_fields.keys()
     assert known - told == set()

@@ -48,7 +48,7 @@ def tokenizer(tiny_checkpoint: Path) -> TextTokenizer:
 
 def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> list[pb.Event]:
     """The server's events of an answer, a byte a token."""
-    choices = Choices([Detokenizer(tokenizer, STOPS)], tools)
+    choices = Choices([Detokenizer(tokenizer)], STOPS, tools)
     tokens = tokenizer.encode_text(text)
     found = []
     for number, token in enumerate(tokens):
@@ -56,6 +56,20 @@ def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> li
         if (delta := choices.push(TokenOutput(1, 0, token, finish))) is not None:
             found.append(events.delta(1, 0, *delta))
     return found
+
+
+def test_stop_strings_are_looked_for_in_text_only(tokenizer: TextTokenizer) -> None:
+    call = '{"name": "look", "parameters": {"at": "STOP"}}'
+    choices = Choices([Detokenizer(tokenizer)], ["STOP", "}", "name"], ["look"])
+    deltas = [choices.push(TokenOutput(1, 0, token)) for token in tokenizer.encode_text(call)]
+    assert choices.push(TokenOutput(1, 0, 0, FinishReason.STOP)).finish is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
+    arguments = "".join(piece.arguments for delta in deltas if delta for piece in delta.calls)
+    assert arguments == '{"at": "STOP"}'
+    choices = Choices([Detokenizer(tokenizer)], ["STOP"], ["look"])
+    deltas = [choices.push(TokenOutput(1, 0, token)) for token in tokenizer.encode_text("some STOP " + call)]
+    told = [delta for delta in deltas if delta]
+    assert "".join(delta.text for delta in told) == "some "
+    assert (told[-1].finish, told[-1].stop_string, choices.is_done) == (FinishReason.STOP, "STOP", True)
 
 
 async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:

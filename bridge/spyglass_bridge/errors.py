@@ -102,7 +102,7 @@ def from_status(status: status_pb2.Status) -> ApiError:
     message = status.message if details.marked and answer.http_status != 500 else ""
     param = http_name(details.field) if details.field else None
     if details.field and param:
-        message = message.replace(details.field, param)
+        message = re.sub(rf"(?<!\w){re.escape(details.field)}(?!\w)", lambda match: param, message)
     return ApiError(
         answer.http_status,
         message or answer.message,

@@ -4,6 +4,7 @@ Owns the list of operations. Knows nothing of how they are served.
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +13,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from spyglass_bridge.openai import objects
-from spyglass_bridge.openai.reading import LABELS, NEUTRAL_VALUES
+from spyglass_bridge.openai.reading import (
+    LABELS,
+    MESSAGE_LABELS,
+    NEUTRAL_MESSAGE_VALUES,
+    NEUTRAL_STREAM_OPTIONS,
+    NEUTRAL_VALUES,
+)
 from spyglass_bridge.openai.requests import (
     ChatRequest,
     CompletionRequest,
@@ -21,6 +28,7 @@ from spyglass_bridge.openai.requests import (
     TokenizeRequest,
 )
 
+_MESSAGES = {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"}
 _REFERENCE = "#/components/schemas/{model}"
 _PATH_SCHEMAS: dict[str, Any] = {
     "model": {"type": "string", "minLength": 1},
@@ -103,7 +111,7 @@ def openapi() -> dict[str, Any]:
         [(model, "validation" if model in inputs else "serialization") for model in ordered], ref_template=_REFERENCE
     )
     for model in (ChatRequest, CompletionRequest):
-        _tell_neutral(schemas["$defs"][model.__name__], model)
+        _tell_neutral(schemas["$defs"][model.__name__], schemas["$defs"], model)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         for path in operation.paths:
@@ -133,17 +141,27 @@ def schema_of(variant: str) -> dict[str, Any] | None:
         return None
     schema = model.model_json_schema(mode="validation" if variant == "input" else "serialization")
     if variant == "input":
-        _tell_neutral(schema, ChatRequest)
+        _tell_neutral(schema, schema["$defs"], ChatRequest)
     return schema
 
 
-def _tell_neutral(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing."""
-    for name in sorted(LABELS):
+def _tell_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[BaseModel]) -> None:
+    """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing.
+
+    `parts` are the schemas that the request's refers to.
+    """
+    neutral = {name: values for name, values in NEUTRAL_VALUES.items() if name not in model.model_fields}
+    _add_neutral(schema, LABELS, neutral)
+    _add_neutral(parts["StreamOptions"], (), NEUTRAL_STREAM_OPTIONS)
+    for message in _MESSAGES & parts.keys():
+        _add_neutral(parts[message], MESSAGE_LABELS, NEUTRAL_MESSAGE_VALUES)
+
+
+def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping[str, Sequence[Any]]) -> None:
+    for name in sorted(labels):
         schema["properties"][name] = {"description": "A label, without an effect."}
-    for name, values in NEUTRAL_VALUES.items():
-        if name not in model.model_fields:
-            schema["properties"][name] = {"description": "Not honoured: asks for nothing.", "enum": list(values)}
+    for name, values in neutral.items():
+        schema["properties"][name] = {"description": "Not honoured: asks for nothing.", "enum": list(values)}
 
 
 def _described(operation: Operation, path: str) -> dict[str, Any]:

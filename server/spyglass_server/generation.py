@@ -39,6 +39,8 @@ from spyglass_server.errors import (
 )
 from spyglass_server.output import Choices
 from spyglass_server.prompt import Prompt
+from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.grammar import shape_failed
 from spyglass_server.services import Services
 from spyglass_server.upload import Upload
 
@@ -221,9 +223,9 @@ class Generation:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""
         engine = self._services.engine
         prompts = self._services.prompts
-        detokenizers = [prompts.detokenizer(spec.stop) for _ in range(spec.n)]
+        detokenizers = [Detokenizer(prompts.tokenizer) for _ in range(spec.n)]
         tool_names = {tool.name for tool in spec.tool_use.tools} if spec.tool_use else ()
-        self._choices = choices = Choices(detokenizers, tool_names, prompts.tool_tag_id)
+        self._choices = choices = Choices(detokenizers, spec.stop, tool_names, prompts.tool_tag_id)
         bytes_of = prompts.tokenizer.token_bytes
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[int] = loop.create_future()
@@ -268,6 +270,9 @@ class Generation:
                     tiles.release()
                 case RequestBegun(cached_tokens=cached_tokens):
                     begun.set_result(cached_tokens)
+                case RequestFailed(detail=detail, by_grammar=True):
+                    log.warning("the grammar of request %s failed: %s", spec.request_id, detail)
+                    settle(shape_failed(spec.shape.kind.value if spec.shape else "chat.tools"))
                 case RequestFailed(detail=detail):
                     log.error("request %s failed in the engine: %s", spec.request_id, detail)
                     settle(SpyglassError("internal error"))

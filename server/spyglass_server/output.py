@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from spyglass_server.engine.types import FinishReason, TokenOutput
-from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.detokenizer import Detokenizer, StopStrings
 from spyglass_server.prompt.tool_calls import CallPiece, ToolParser
 
 
@@ -26,10 +26,15 @@ class Choices:
     """The choices of one generation."""
 
     def __init__(
-        self, detokenizers: Sequence[Detokenizer], tool_names: Collection[str] = (), tool_tag_id: int | None = None
+        self,
+        detokenizers: Sequence[Detokenizer],
+        stop: Sequence[str] = (),
+        tool_names: Collection[str] = (),
+        tool_tag_id: int | None = None,
     ) -> None:
         """`tool_tag_id` is the token after which tools are called, besides at the beginning."""
         self._detokenizers = detokenizers
+        self._stops = [StopStrings(stop) for _ in detokenizers]
         self._parsers = [ToolParser(tool_names) for _ in detokenizers] if tool_names else []
         self._tool_tag_id = tool_tag_id
         self._running = set(range(len(detokenizers)))
@@ -41,25 +46,28 @@ class Choices:
         return not self._running
 
     def push(self, output: TokenOutput) -> DeltaParts | None:
-        """Takes a token; returns None when its choice has already ended."""
+        """Takes a token; returns None when its choice has already ended.
+
+        Stop strings are looked for in what is text: calls of tools are none.
+        """
         if output.choice not in self._running:
             return None
-        detokenizer = self._detokenizers[output.choice]
+        detokenizer, stop = self._detokenizers[output.choice], self._stops[output.choice]
         self.num_tokens += 1
         finish = output.finish
-        text = ""
-        if finish is not FinishReason.STOP:  # a stop token is no text
-            text = detokenizer.push(output.token)
-        if finish is not None and detokenizer.stopped_by is None:
+        text = "" if finish is FinishReason.STOP else detokenizer.push(output.token)  # a stop token is no text
+        if finish is not None:
             text += detokenizer.flush()
-        if detokenizer.stopped_by is not None:
-            finish = FinishReason.STOP
         calls: Sequence[CallPiece] = ()
         if self._parsers:
             text, calls, finish = self._parse(self._parsers[output.choice], output.token, text, finish)
+        text = stop.push(text)
+        if stop.met is not None:
+            finish, calls = FinishReason.STOP, ()
         if finish is not None:
+            text += stop.flush()
             self._running.discard(output.choice)
-        return DeltaParts(text, (output.token,), finish, detokenizer.stopped_by, calls)
+        return DeltaParts(text, (output.token,), finish, stop.met, calls)
 
     def _parse(
         self, parser: ToolParser, token: int, text: str, finish: FinishReason | None

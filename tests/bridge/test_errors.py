@@ -127,3 +127,10 @@ def test_messages_reach_the_caller_only_when_the_server_meant_them_for_people() 
 )
 def test_fields_have_their_http_names(field: str, name: str) -> None:
     assert http_name(field) == name
+
+
+def test_a_field_is_renamed_in_a_message_where_it_is_a_word() -> None:
+    status = make_status(
+        code_pb2.INVALID_ARGUMENT, "the context has no room for text", "context_length", field_path="text"
+    )
+    assert from_status(status).message == "the context has no room for prompt"

@@ -81,6 +81,16 @@ def test_completions_are_as_described_and_streams_join_to_them(
         assert all(choice["text"].startswith("<|begin_of_text|>Once") for choice in whole["choices"])
 
 
+def test_what_is_taken_without_an_effect_is_described(http: httpx.Client, description: dict[str, Any]) -> None:
+    messages = [
+        {"role": "user", "content": "Hi", "name": "me"},
+        {"role": "assistant", "content": "Hello", "refusal": None, "annotations": [], "name": "you"},
+        {"role": "user", "content": "Bye"},
+    ]
+    body = CHAT | {"messages": messages, "user": "me", "stream": True, "stream_options": {"include_obfuscation": False}}
+    assert http.post("/v1/chat/completions", json=check(description, body, "ChatRequest")).status_code == 200
+
+
 @pytest.mark.parametrize("include_usage", [None, True])
 @pytest.mark.parametrize(
     ("route", "body"),

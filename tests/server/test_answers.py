@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import pytest_asyncio
+from google.rpc import code_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,7 +100,11 @@ async def test_an_answer_has_at_least_min_tokens(server: TestServer) -> None:
 async def test_the_same_seed_gives_the_same_answer_alone_and_in_a_batch(server: TestServer) -> None:
     penalties = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "min_p": 0.01, "top_k": 100}
     starts = [
-        ask(f"question {i}", 24, sampling={"seed": i, "temperature": 1.0} | (penalties if i % 2 else {}))
+        ask(
+            f"question {i}",
+            24,
+            sampling={"seed": i, "temperature": (1.0, 2.0)[i // 2 % 2]} | (penalties if i % 2 else {}),
+        )
         for i in range(20)
     ]
     alone = [token_ids(await answers(server, [start])) for start in starts]
@@ -312,6 +317,18 @@ async def test_an_object_may_be_anything_but_is_one(server: TestServer) -> None:
         assert text.startswith("{")
         if deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_STOP:
             assert isinstance(json.loads(text), dict)
+
+
+async def test_a_shape_that_proves_impossible_later_is_a_callers_fault(server: TestServer) -> None:
+    endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    costly = {"regex": "a{100000}"}
+    schema = {"json_schema": options_pb2.JsonSchemaFormat(schema_json=json.dumps(endless))}
+    stream = server.open_stream()
+    for event_id, shape in enumerate((schema, costly), 1):
+        await stream.start(event_id, ask(format=shape, count=200))
+    await stream.finish()
+    for event_id in (1, 2):
+        assert stream.finished(event_id).error.code == code_pb2.INVALID_ARGUMENT
 
 
 REFUSED = {

@@ -109,6 +109,13 @@ def test_wrong_fields_are_named(field: str) -> None:
     assert refusal.value.field == field
 
 
+def test_parameters_are_the_schema_of_an_object() -> None:
+    for parameters in ('{"type": "string"}', '{"type": ["object", "null"]}'):
+        with pytest.raises(InvalidRequest) as refusal:
+            decode(tools("f", parameters=parameters))
+        assert refusal.value.field == "chat.tools[0].parameters_json"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

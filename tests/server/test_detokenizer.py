@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.detokenizer import Detokenizer, StopStrings
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 texts = st.text(st.sampled_from("abcn. é€😀👩🏽‍🚀\u0301\n"), max_size=40)
@@ -19,12 +19,7 @@ def tokenizer(tiny_checkpoint: Path) -> TextTokenizer:
 
 
 def pieces(detokenizer: Detokenizer, tokens: list[int]) -> list[str]:
-    given_out = []
-    for token in tokens:
-        given_out.append(detokenizer.push(token))
-        if detokenizer.stopped_by is not None:
-            return given_out
-    return [*given_out, detokenizer.flush()]
+    return [*map(detokenizer.push, tokens), detokenizer.flush()]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,16 +42,16 @@ def test_any_tokens_read_as_the_tokenizer_reads_them(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts, st.lists(st.text(st.sampled_from("abc."), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_text_ends_before_the_first_stop_string(tokenizer: TextTokenizer, text: str, stops: list[str]) -> None:
-    detokenizer = Detokenizer(tokenizer, stops)
-    given_out = "".join(pieces(detokenizer, tokenizer.encode_text(text)))
-    assert not any(stop in given_out for stop in stops)
-    if detokenizer.stopped_by is None:
+    stop = StopStrings(stops)
+    given_out = "".join(map(stop.push, pieces(Detokenizer(tokenizer), tokenizer.encode_text(text)))) + stop.flush()
+    assert not any(string in given_out for string in stops)
+    if stop.met is None:
         assert given_out == text
     else:
-        assert text.startswith(given_out + detokenizer.stopped_by)
+        assert text.startswith(given_out + stop.met)
 
 
-def test_a_beginning_of_a_stop_string_is_held_back_until_it_is_clear(tokenizer: TextTokenizer) -> None:
-    detokenizer = Detokenizer(tokenizer, ["abc"])
-    given_out = [detokenizer.push(token) for token in tokenizer.encode_text("xababd")]
+def test_a_beginning_of_a_stop_string_is_held_back_until_it_is_clear() -> None:
+    stop = StopStrings(["abc"])
+    given_out = [stop.push(character) for character in "xababd"]
     assert given_out == ["x", "", "", "ab", "", "abd"]

@@ -1,6 +1,8 @@
 """Grammars of JSON schemas: what they let through holds to the schema."""
 
+import itertools
 import json
+import re
 from typing import Any, Literal
 
 import jsonschema
@@ -124,3 +126,94 @@ def test_parts_that_may_not_exclude_each_other_are_refused(parts: list[Any]) -> 
 def test_schemas_that_are_wrong_are_refused(wrong: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot be held to"):
         to_grammar(Shape(Kind.JSON_SCHEMA, wrong))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r'^[^"\\]{1,3}$',
+        r'^[^"]{1,3}$',
+        r"^[^\\]{1,3}$",
+        r'^[^\w\\"]{1,2}$',
+        r"^[\x00-\x1fb]{1,2}$",
+        r"^[\n\t]{1,2}$",
+        r"^[^\]a]{1,2}$",
+        r"^\[[ab]\]$",
+        r"^a|[^b]+$",
+        r"^.{2}$",
+    ],
+)
+def test_a_string_that_is_let_through_has_its_pattern(pattern: str) -> None:
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern})))
+    letters = ["", *'"\\/ab[]é\n\x01']
+    found = 0
+    for text in map("".join, itertools.product(letters, repeat=3)):
+        if lets_through(grammar, json.dumps(text, ensure_ascii=False)):
+            assert re.search(pattern, text, re.ASCII), text
+            found += 1
+    assert found
+
+
+def test_names_that_are_let_through_have_their_pattern() -> None:
+    schema = {"type": "object", "patternProperties": {'^[^"]+$': {"type": "null"}}, "additionalProperties": False}
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    assert lets_through(grammar, '{"a": null}')
+    assert not lets_through(grammar, r'{"\"": null}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": [{"id": 2**60}]},
+        {"type": "integer", "minimum": 2**53 + 1},
+        {"type": "integer", "maximum": -(2**60)},
+        {"type": "string", "minLength": 10**20},
+        {"properties": {"a": {"const": 10**30}}},
+    ],
+)
+def test_numbers_that_would_be_rounded_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="is beyond 2\\^53"):
+        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+
+
+def test_a_range_of_64_bits_is_narrowed() -> None:
+    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1, "default": 2**70}
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    assert lets_through(grammar, str(2**53))
+    assert not lets_through(grammar, str(2**64))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(Kind.JSON_SCHEMA, '{"$ref": "#"}'),
+        Shape(
+            Kind.JSON_SCHEMA, '{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}'
+        ),
+        Shape(Kind.REGEX, r"[^\s\S]"),
+        Shape(Kind.LARK, "start: start"),
+    ],
+)
+def test_a_shape_that_no_answer_has_is_refused(shape: Shape) -> None:
+    with pytest.raises(InvalidRequest, match="there is no such answer"):
+        to_grammar(shape)
+
+
+@pytest.mark.parametrize(
+    ("regex", "text", "holds"),
+    [
+        (r"\d{2}", "12", True),
+        (r"\d{2}", "١٢", False),
+        (r"\w+", "a_1", True),
+        (r"\w+", "é", False),
+        (r"[\d-]+", "1-2", True),
+        (r"[^\d]+", "é", True),
+        (r"\D", "1", False),
+        (r"a\sb", "a b", True),
+        (r"a\sb", "a\u2003b", False),
+        (r"\\d", r"\d", True),
+    ],
+)
+def test_classes_of_regular_expressions_are_of_ascii(regex: str, text: str, holds: bool) -> None:
+    assert lets_through(to_grammar(Shape(Kind.REGEX, regex)), text) is holds

@@ -33,17 +33,17 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 # they have no effect on an answer there either, and none here.
 LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
 # A participant's name: chat templates have no place for it.
-_MESSAGE_LABELS = frozenset({"name"})
+MESSAGE_LABELS = frozenset({"name"})
 
 # What an answer of this API holds beside role, content and tool calls when it is sent back as a message.
-_NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
     "reasoning_content": (None,),
     "refusal": (None,),
 }
-_NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "include_obfuscation": (None, False),
 }
 
@@ -80,15 +80,13 @@ def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[st
             raise invalid(f"A conversation has at most {_MAX_MESSAGES} messages.", "messages")
         result["messages"] = [_message(message, f"messages[{index}].") for index, message in enumerate(messages)]
     if "stream_options" in result:
-        result["stream_options"] = _checked(result["stream_options"], _NEUTRAL_STREAM_OPTIONS, "stream_options.")
+        result["stream_options"] = _checked(result["stream_options"], NEUTRAL_STREAM_OPTIONS, "stream_options.")
     return result
 
 
 def _message(value: Any, prefix: str) -> Any:
-    found = _checked(value, _NEUTRAL_MESSAGE_VALUES, prefix)
-    return (
-        {key: item for key, item in found.items() if key not in _MESSAGE_LABELS} if isinstance(found, dict) else found
-    )
+    found = _checked(value, NEUTRAL_MESSAGE_VALUES, prefix)
+    return {key: item for key, item in found.items() if key not in MESSAGE_LABELS} if isinstance(found, dict) else found
 
 
 def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:
@@ -118,11 +116,11 @@ def _refusal(error: ValidationError) -> ApiError:
     param = _path(_without_tags(location))
     if first["type"] == "missing":
         return invalid(f"Missing parameter: {param}.", param)
-    return invalid(f"{param}: {first['msg']}.", param)
+    return invalid(f"{param}: {first['msg'].removeprefix('Value error, ')}.", param)
 
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    return tuple(step for step in location if isinstance(step, int) or not step.startswith("<"))
+    return tuple(step for step in location if isinstance(step, int) or not (step.startswith("<") or step == "[key]"))
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -4,9 +4,10 @@ Owns their fields and ranges, and what of them does not go together. Knows nothi
 behind.
 """
 
+import re
 from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from spyglass_bridge.errors import invalid
 from spyglass_bridge.openai.parts import (
@@ -29,8 +30,17 @@ _MAX_TOLD = 65_536
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
-_TokenId = Annotated[int, Field(ge=0, lt=2**32, strict=False)]
-"""Of a token; JSON's objects have them as strings."""
+
+
+def _token_id(name: Any) -> int:
+    """A token's id as JSON's objects have it: in digits."""
+    if not isinstance(name, str) or not re.fullmatch(_TOKEN_ID, name) or int(name) >= 2**32:
+        raise ValueError("a bias is named by the id of a token")
+    return int(name)
+
+
+_TOKEN_ID = "^(0|[1-9][0-9]{0,9})$"
+_TokenId = Annotated[int, BeforeValidator(_token_id, json_schema_input_type=Annotated[str, Field(pattern=_TOKEN_ID)])]
 
 
 class _Sampling(Object):

@@ -150,7 +150,9 @@ class Stopping(_message.Message):
     """Run on over the model's own stop tokens, to max_tokens."""
     @_builtins.property
     def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The choice ends before the first of these in its text; at most 16, of 1 to 256 characters."""
+        """The choice ends before the first of these in its text, which calls of tools are none of; at most 16, of 1 to 256
+        characters.
+        """
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -81,6 +81,8 @@ def _decode_tool(tool: chat_pb2.Tool, path: str) -> Tool:
             "a tool's name has 1 to 64 letters, digits, underscores, dots and hyphens", field=f"{path}.name"
         )
     parameters = _json_object(tool.parameters_json or _NO_PARAMETERS, f"{path}.parameters_json", "a tool's parameters")
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest("a tool's parameters are the schema of an object", field=f"{path}.parameters_json")
     return Tool(tool.name, tool.description, parameters, tool.strict)
 
 

@@ -146,7 +146,7 @@ class Scheduler:
             if output.error is not None:
                 self._pages.forget(sequence.pages)  # what made it fail may stand in them
                 self.cancel(sequence.request.id)
-                events.append(RequestFailed(sequence.request.id, output.error))
+                events.append(RequestFailed(sequence.request.id, output.error, output.by_grammar))
                 continue
             sequence.num_computed = row.end
             self._waiting.charge(_tenant(sequence), len(row.tokens))
@@ -333,7 +333,7 @@ class Scheduler:
                     branch.matcher.advance(token)
                 except GrammarFailed as error:
                     self.cancel(branch.request.id)
-                    return [*events, RequestFailed(branch.request.id, str(error))]
+                    return [*events, RequestFailed(branch.request.id, str(error), by_grammar=True)]
             events.append(TokenOutput(branch.request.id, choice, token, finish, its_logprobs))
             if finish is not None:
                 self._remove(branch)

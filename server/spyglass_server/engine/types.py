@@ -199,10 +199,11 @@ class PromptTold:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A request that cannot go on. `detail` is for the log, not for callers."""
+    """A request that cannot go on. `detail` is for the log; callers learn whether its grammar did it, and no more."""
 
     id: int
     detail: str
+    by_grammar: bool = False
 
 
 Event = ImagesTaken | RequestBegun | PromptTold | TokenOutput | RequestFailed
@@ -325,12 +326,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed."""
+    """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed, and
+    whether its grammar did it."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
     told: tuple[Logprobs, ...] = ()
     error: str | None = None
+    by_grammar: bool = False
 
 
 class DeviceLost(BaseException):

@@ -1,4 +1,4 @@
-"""Tokens of one choice to text, as they come.
+"""Tokens of one choice to text, as they come, and the strings at which the text ends.
 
 Owns incomplete characters and stop strings: text is given out only when no later token can change
 it. Knows nothing of other choices or of the wire.
@@ -11,40 +11,50 @@ from spyglass_server.prompt.tokenizer import TextTokenizer
 
 
 class Detokenizer:
-    """The text of one choice."""
+    """The text of one choice, in whole characters."""
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._stop = tuple(stop)
-        self._longest = max(map(len, self._stop), default=0)
-        self._held = ""
-        self.stopped_by: str | None = None
-        """The stop string that the text has met, if any; then no more tokens may be pushed."""
 
     def push(self, token: int) -> str:
         """Takes the next token and returns the text that is now certain."""
-        assert self.stopped_by is None
-        return self._emit(self._decode(self._tokenizer.token_bytes(token)))
+        return self._decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """Returns what is left when the choice has ended without a stop string."""
-        text = self._emit(self._decode(b"", True))
-        if self.stopped_by is None:
-            text, self._held = text + self._held, ""
-        return text
+        """Returns what is left when the choice has ended."""
+        return self._decode(b"", True)
 
-    def _emit(self, text: str) -> str:
+
+class StopStrings:
+    """The strings at which a text ends; it ends before the first of them."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._longest = max(map(len, self._stop), default=0)
+        self._held = ""
+        self.met: str | None = None
+        """The string that the text has met, if any; what comes after it is dropped."""
+
+    def push(self, text: str) -> str:
+        """Takes more of the text and returns what is now certain to be before a stop string."""
         if not self._stop:
             return text
+        if self.met is not None:
+            return ""
         self._held += text
         found = [(at, -len(stop), stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
-            at, _, self.stopped_by = min(found)
+            at, _, self.met = min(found)
             text, self._held = self._held[:at], ""
             return text
         keep = self._possible_start()
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return text
+
+    def flush(self) -> str:
+        """Returns what was held back, when the text is over."""
+        text, self._held = self._held, ""
         return text
 
     def _possible_start(self) -> int:

@@ -8,12 +8,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from spyglass_server.engine.types import GRAMMAR_LIMITS
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.schemas import ascii_classes, exact
 from spyglass_server.prompt.template import Tool
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _JSON_FORM: "JsonCompileOptions" = {
 """JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
 holds, whatever it says of that itself."""
 _MAX_REASON_CHARACTERS = 300
+_NOTHING = "NoExtensionBias"
+"""What the library says where no text holds to a grammar."""
 _FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
 """Text that begins in no way in which a call can begin."""
 _MOST_CALLS = 16
@@ -68,12 +72,15 @@ def to_grammar(shape: Shape) -> str:
         case Kind.JSON_OBJECT:
             grammar = _of_schema({"type": "object"})
         case Kind.JSON_SCHEMA:
-            grammar = _of_schema(_read_schema(shape))
+            try:
+                grammar = _of_schema(_narrowed(_read_schema(shape)))
+            except ValueError as error:
+                raise _refusal(shape, str(error)) from error
         case Kind.REGEX:
-            grammar = LLMatcher.grammar_from_regex(shape.source)
+            grammar = LLMatcher.grammar_from_regex(ascii_classes(shape.source))
         case Kind.LARK:
             grammar = LLMatcher.grammar_from_lark(shape.source)
-    if reason := LLMatcher.validate_grammar(grammar, limits=_LIMITS):
+    if reason := _fault(grammar):
         raise _refusal(shape, reason)
     return grammar
 
@@ -89,7 +96,7 @@ def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
     reason = ""
     for narrow in (must_call, False):  # schemas that nobody insists on may be too much together
         grammar = _calls(tools, must_call, several, narrow)
-        reason = LLMatcher.validate_grammar(grammar, limits=_LIMITS)
+        reason = _fault(grammar)
         if not reason:
             return grammar
     raise _refuse(reason, "chat.tools")
@@ -109,8 +116,12 @@ def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) 
 def _arguments(tool: Tool, number: int, narrow: bool) -> str:
     """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
     if tool.is_strict or narrow:
-        written = "%json " + json.dumps({**_closed(tool.parameters), "x-guidance": _JSON_FORM})
-        reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {written}"), limits=_LIMITS)
+        try:
+            schema = {**_narrowed(tool.parameters), "type": "object", "x-guidance": _JSON_FORM}
+            written = "%json " + json.dumps(schema)
+            reason = _fault(LLMatcher.grammar_from_lark(f"start: {written}"))
+        except ValueError as error:
+            reason = str(error)
         if not reason:
             return written
         if tool.is_strict:
@@ -138,24 +149,39 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def _of_schema(schema: dict[str, Any]) -> str:
-    return _as_it_is(_closed(schema))
-
-
-def _as_it_is(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_FORM)
 
 
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose objects have the properties that it names and no others, where it leaves that open.
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer("byte")
+
+
+def _fault(grammar: str) -> str:
+    """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
+    if reason := LLMatcher.validate_grammar(grammar, limits=_LIMITS):
+        return reason
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
+    matcher.compute_bitmask()
+    found = matcher.get_error()
+    return "there is no such answer" if found.startswith(_NOTHING) else found
+
+
+def _narrowed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that is held exactly, and whose objects have no properties but those that it names, where it leaves that
+    open.
 
     What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. A schema that
-    has objects of several parts stays as it is: each part knows the properties of its own only. So does one with a
-    `oneOf` that is refused: once closed, its parts could seem to exclude each other.
+    has objects of several parts stays open: each part knows the properties of its own only. So does one with a `oneOf`
+    that is refused: once closed, its parts could seem to exclude each other.
+
+    Raises ValueError for one that asks for what could hold only roughly.
     """
+    schema = exact(schema)
     if any(map(_is_in_parts, _objects(schema))):
         return schema
     has_choice = any("oneOf" in found for found in _objects(schema))
-    if has_choice and LLMatcher.validate_grammar(_as_it_is(schema), limits=_LIMITS):
+    if has_choice and LLMatcher.validate_grammar(_of_schema(schema), limits=_LIMITS):
         return schema
     return _close(schema)
 
@@ -205,6 +231,11 @@ def _read_schema(shape: Shape) -> dict[str, Any]:
 
 def _refusal(shape: Shape, reason: str) -> InvalidRequest:
     return _refuse(reason, shape.kind.value)
+
+
+def shape_failed(field: str) -> InvalidRequest:
+    """For an answer that has begun and can have its shape no more: it costs too much, or cannot go on."""
+    return _refuse("the answer cannot go on in it, or not at a bearable cost", field)
 
 
 def _refuse(reason: str, field: str) -> InvalidRequest:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from spyglass_server.errors import ContextTooLong, InvalidRequest
-from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import ImageTiles, decode_image, tile_image
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, Tool
@@ -115,10 +114,6 @@ class PromptMaker:
         positions = tuple(i for i, token in enumerate(tokens) if token == self._image_token_id)
         self._check(given, tokens, positions, len(tiles))
         return Prompt(tuple(tokens), positions, tuple(tiles))
-
-    def detokenizer(self, stop: Sequence[str]) -> Detokenizer:
-        """A fresh detokenizer for one choice."""
-        return Detokenizer(self.tokenizer, stop)
 
     def _tile(self, data: bytes, slot: ImageSlot) -> ImageTiles:
         spec = replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec

@@ -186,7 +186,7 @@ class ModelRunner:
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
             if not finite[at] or at in failed:
-                outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"))
+                outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"), by_grammar=at in failed)
                 continue
             logprobs: tuple[Logprobs, ...] = ()
             if (top := rows[i].top_logprobs) is not None:
