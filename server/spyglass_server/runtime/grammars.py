@@ -15,7 +15,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from spyglass_server.engine.types import GRAMMAR_LIMITS, GrammarFailed, Matcher
 
 _MOST_KNOWN = 64
-"""So many compiled grammars are kept for the next who asks for them; each takes some 100 kB."""
+_MOST_CHARACTERS = 2 << 20
+"""So many compiled grammars, of so many characters in all, are kept for the next who asks for them. Most take some 100 kB;
+those of the largest schemas take 9 MB for 120,000 characters."""
 
 
 class Grammars:
@@ -31,9 +33,9 @@ class Grammars:
         if grammar not in self._known:
             self._known[grammar] = self._thread.submit(self._compile, grammar)
         self._known.move_to_end(grammar)
-        if len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
         future = self._known[grammar]
+        while len(self._known) > _MOST_KNOWN or sum(map(len, self._known)) > _MOST_CHARACTERS:
+            self._known.popitem(last=False)
         return _Matcher(future.done, lambda: future.result().deep_copy())
 
     def _compile(self, grammar: str) -> LLMatcher:
