@@ -16,8 +16,8 @@ from spyglass_server.engine.types import GRAMMAR_LIMITS, GrammarFailed, Matcher
 
 _MOST_KNOWN = 64
 _MOST_CHARACTERS = 2 << 20
-"""So many compiled grammars, of so many characters in all, are kept for the next who asks for them. Most take some 100 kB;
-those of the largest schemas take 9 MB for 120,000 characters."""
+"""So many compiled grammars, of so many characters in all, are kept for the next who asks for them. Most take some
+100 kB; those of the largest schemas take 9 MB for 120,000 characters."""
 
 
 class Grammars:
