@@ -65,6 +65,12 @@ def test_stop_strings_are_looked_for_in_text_only(tokenizer: TextTokenizer) -> N
     assert choices.push(TokenOutput(1, 0, 0, FinishReason.STOP)).finish is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
     arguments = "".join(piece.arguments for delta in deltas if delta for piece in delta.calls)
     assert arguments == '{"at": "STOP"}'
+    for after in ("STOP", " words STOP more"):  # also where a call's end and a stop string come together
+        choices = Choices([Detokenizer(tokenizer)], ["STOP"], ["look"])
+        tokens = tokenizer.encode_text('{"name": "look", "parameters": {}}' + after)
+        told = [delta for token in tokens if (delta := choices.push(TokenOutput(1, 0, token)))]
+        assert "".join(piece.arguments for delta in told for piece in delta.calls) == "{}"
+        assert told[-1].finish is FinishReason.TOOL_CALLS
     choices = Choices([Detokenizer(tokenizer)], ["STOP"], ["look"])
     deltas = [choices.push(TokenOutput(1, 0, token)) for token in tokenizer.encode_text("some STOP " + call)]
     told = [delta for delta in deltas if delta]

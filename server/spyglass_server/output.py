@@ -61,9 +61,10 @@ class Choices:
         calls: Sequence[CallPiece] = ()
         if self._parsers:
             text, calls, finish = self._parse(self._parsers[output.choice], output.token, text, finish)
-        text = stop.push(text)
+        text = stop.push(text)  # of one push, calls come before text
         if stop.met is not None:
-            finish, calls = FinishReason.STOP, ()
+            has_called = self._parsers and self._parsers[output.choice].has_called
+            finish = FinishReason.TOOL_CALLS if has_called else FinishReason.STOP
         if finish is not None:
             text += stop.flush()
             self._running.discard(output.choice)

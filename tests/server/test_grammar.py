@@ -154,6 +154,30 @@ def test_a_string_that_is_let_through_has_its_pattern(pattern: str) -> None:
     assert found
 
 
+@pytest.mark.parametrize("pattern", [r"^\P{P}+$", r"^\PP$", r"^\p{Cc}+$", r"^(\p{gc=Control}|b)$", r"^[\p{Cc}b]+$"])
+def test_classes_by_name_let_no_quotes_through(pattern: str) -> None:
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern})))
+    for text in map("".join, itertools.product(["", "b", '"', "\\"], repeat=2)):
+        assert not (set(text) & {'"', "\\"} and lets_through(grammar, json.dumps(text)))
+
+
+def test_a_pattern_with_free_space_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="free space"):
+        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": "(?x)^a # [\nb$"})))
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "examples", "enum", "const", "pattern", "patternProperties", "maximum", "properties", "$defs"]
+)
+def test_properties_may_be_named_like_keywords(name: str) -> None:
+    inner = {"type": "string", "pattern": '^[^"]+$'}
+    schema = {"type": "object", "properties": {name: inner}, "required": [name], "$defs": {name: inner}}
+    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    assert lets_through(grammar, json.dumps({name: "a"}))
+    assert not lets_through(grammar, json.dumps({name: 'a"'}))
+    assert not lets_through(grammar, json.dumps({name: 1}))
+
+
 def test_names_that_are_let_through_have_their_pattern() -> None:
     schema = {"type": "object", "patternProperties": {'^[^"]+$': {"type": "null"}}, "additionalProperties": False}
     grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
@@ -168,6 +192,9 @@ def test_names_that_are_let_through_have_their_pattern() -> None:
         {"enum": [{"id": 2**60}]},
         {"type": "integer", "minimum": 2**53 + 1},
         {"type": "integer", "maximum": -(2**60)},
+        {"type": "integer", "exclusiveMinimum": 2**53},
+        {"type": "integer", "exclusiveMaximum": -(2**53)},
+        {"type": "integer", "minimum": 1e17, "maximum": 1e18},
         {"type": "string", "minLength": 10**20},
         {"properties": {"a": {"const": 10**30}}},
     ],
@@ -178,7 +205,7 @@ def test_numbers_that_would_be_rounded_are_refused(schema: dict[str, Any]) -> No
 
 
 def test_a_range_of_64_bits_is_narrowed() -> None:
-    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1, "default": 2**70}
+    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1, "default": 2**70, "example": 2**60}
     grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
     assert lets_through(grammar, str(2**53))
     assert not lets_through(grammar, str(2**64))

@@ -96,6 +96,8 @@ class Dialogue:
             answer = await self._answer(self._conversation.ask(question))
         except SpyglassError:
             self._typed = "" if is_typed_ahead() else question
+            if self._conversation.has_attachments:
+                self._terminal.say("What is attached stays so; /detach takes it away.")
             raise
         self._conversation.keep(answer)
         self._terminal.say(summary(answer))
@@ -105,8 +107,11 @@ class Dialogue:
 
         Raises SpyglassError.
         """
-        writer = open_writer(self._terminal.console, is_markdown=self._is_markdown)
-        answering = asyncio.create_task(write_answer(generation, writer), name="spyglass chat answer")
+
+        async def write() -> Answer:
+            return await write_answer(generation, open_writer(self._terminal.console, is_markdown=self._is_markdown))
+
+        answering = asyncio.create_task(write(), name="spyglass chat answer")
         is_stopped = False
 
         def stop() -> None:
@@ -124,10 +129,6 @@ class Dialogue:
             if not is_stopped:
                 raise
             raise DeadlineError("the server does not end the answer") from None
-        except SpyglassError:
-            if self._conversation.has_attachments:
-                self._terminal.say("What is attached stays so; /detach takes it away.")
-            raise
 
     def _attach_picture(self, path: str) -> None:
         self._conversation.attach_picture(path, lambda data: self._terminal.show_picture(path, data))

@@ -3,6 +3,7 @@
 Owns the terminal's modes between two questions. Knows nothing of what is drawn.
 """
 
+import os
 import select
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ _MARK_PASTES, _MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 @contextmanager
 def typing_ahead() -> Iterator[None]:
     """What is typed while nobody reads is not shown, and is read later as it was typed; Ctrl-C works as ever."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
+    if sys.platform == "win32" or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield
+        return
+    if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():  # in the background, where the terminal is another's
         yield
         return
     before = termios.tcgetattr(sys.stdin)

@@ -9,7 +9,22 @@ import re
 from typing import Any
 
 _MOST_EXACT = 2**53
-_ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]", "s": r"[\t-\r ]", "S": r"[^\t-\r ]"}
+_ASCII = {
+    "d": "[0-9]",
+    "D": "[^0-9]",
+    "w": "[A-Za-z0-9_]",
+    "W": "[^A-Za-z0-9_]",
+    "s": r"[\t-\r\x20]",
+    "S": r"[^\t-\r\x20]",
+}
+_PIECE = re.compile(r"\\[pP](\{[^}]*\}|.)|\\.|.|\\", re.DOTALL)
+_NAMED = ("properties", "$defs", "definitions", "dependentSchemas")
+"""Keywords under which names that people chose lead to schemas."""
+_SAYING_NOTHING = ("default", "examples")
+_BOUNDS = (
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"),
+    *("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
+)
 _WITHOUT_CONTROLS = r"[{}&&[^\x00-\x07\x0b\x0e-\x1f]]"
 
 
@@ -18,39 +33,46 @@ def exact(schema: Any) -> Any:
     if isinstance(schema, list):
         return [exact(one) for one in schema]
     if isinstance(schema, dict):
-        return {name: _exact_in(name, value) for name, value in schema.items()}
+        return {name: _exact_in(name, value) for name, value in schema.items() if name not in _SAYING_NOTHING}
     return schema
 
 
 def ascii_classes(regex: str) -> str:
-    r"""A regular expression whose `\d`, `\w` and `\s` are of ASCII, as in JSON's schemas."""
+    r"""A regular expression whose `\d`, `\w` and `\s` are of ASCII."""
     return re.sub(r"\\(.)", lambda found: _ASCII.get(found[1], found[0]), regex, flags=re.DOTALL)
 
 
 def _exact_in(keyword: str, value: Any) -> Any:
+    if isinstance(value, dict) and keyword in _NAMED:
+        return {name: exact(one) for name, one in value.items()}
+    if isinstance(value, dict) and keyword == "patternProperties":
+        return {_without_controls(pattern): exact(one) for pattern, one in value.items()}
     if keyword in ("const", "enum"):
         _check_numbers(value)
         return value
-    if keyword in ("default", "examples"):
-        return None
     if keyword == "pattern" and isinstance(value, str):
         return _without_controls(value)
-    if keyword == "patternProperties" and isinstance(value, dict):
-        return {_without_controls(pattern): exact(one) for pattern, one in value.items()}
-    if _is_number(value):
-        if keyword in ("maximum", "exclusiveMaximum"):
-            value = min(value, _MOST_EXACT)
-        elif keyword in ("minimum", "exclusiveMinimum"):
-            value = max(value, -_MOST_EXACT)
-        _check_numbers(value)
+    if keyword in _BOUNDS and _is_number(value):
+        return _bound(keyword, value)
     return exact(value)
+
+
+def _bound(keyword: str, value: float) -> float:
+    """A number that is exact, or that narrows the range to such numbers."""
+    if keyword in ("maximum", "exclusiveMaximum") and value > _MOST_EXACT:
+        return _MOST_EXACT
+    if keyword in ("minimum", "exclusiveMinimum") and value < -_MOST_EXACT:
+        return -_MOST_EXACT
+    if abs(value) > _MOST_EXACT or (abs(value) == _MOST_EXACT and keyword.startswith("exclusive")):
+        raise ValueError(f"{keyword} is beyond 2^53")
+    return value
 
 
 def _check_numbers(value: Any) -> None:
     if isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
             _check_numbers(one)
-    elif _is_number(value) and isinstance(value, int) and abs(value) > _MOST_EXACT:
+    elif isinstance(value, int) and abs(value) > _MOST_EXACT:
         raise ValueError(f"{value} is beyond 2^53")
 
 
@@ -60,13 +82,23 @@ def _is_number(value: Any) -> bool:
 
 def _without_controls(pattern: str) -> str:
     """A pattern whose classes leave out the characters that JSON writes in hexadecimal."""
+    if re.search(r"\(\?[a-zA-Z]*x", pattern):
+        raise ValueError("a pattern with free space in it")
     result, at = [], 0
     while at < len(pattern):
-        end = _end_of_class(pattern, at) if pattern[at] == "[" else at + 1 + (pattern[at] == "\\")
+        end = _end_of_class(pattern, at) if pattern[at] == "[" else _end_of_piece(pattern, at)
         part = pattern[at:end]
-        result.append(_WITHOUT_CONTROLS.format(part) if part[0] == "[" else part)
+        is_class = part[0] == "[" or part[:2] in (r"\p", r"\P")
+        result.append(_WITHOUT_CONTROLS.format(part) if is_class else part)
         at = end
     return "".join(result)
+
+
+def _end_of_piece(pattern: str, at: int) -> int:
+    """Where a character, an escape or a class that has a name ends."""
+    found = _PIECE.match(pattern, at)
+    assert found is not None
+    return found.end()
 
 
 def _end_of_class(pattern: str, at: int) -> int:

@@ -88,8 +88,8 @@ def _gumbel(draws: Sequence[Draw], logits: Tensor) -> Tensor:
     """Standard Gumbel noise [draws, vocabulary] in float64."""
     first = torch.tensor([_start(draw) for draw in draws], dtype=torch.int64, device=logits.device)
     token = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-    bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 11)  # 53 of them, as many as a float64 has
-    return (bits.double().add_(0.5).mul_(2.0**-53)).log_().neg_().log_().neg_()
+    bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 12)  # the half takes the last of 53
+    return bits.double().add_(0.5).mul_(2.0**-52).log_().neg_().log_().neg_()
 
 
 def _start(draw: Draw) -> int:
