@@ -88,7 +88,7 @@ def main() -> None:
         check_surface(image)
         if action == "generate":
             write_stubs(PROTOS)
-            write_image(RELEASED)
+            RELEASED.write_bytes(image.read_bytes())
             return
         write_stubs(fresh)
         stale = drift(fresh)
