@@ -79,7 +79,8 @@ def _best(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     rank = torch.arange(scaled.shape[1], device=scaled.device)[None]
     probs = torch.where(rank < top_k, ordered.softmax(dim=-1), 0.0)
     before = probs.cumsum(dim=-1) - probs
-    keep = (rank < top_k) & (before < top_p * probs.sum(dim=-1, keepdim=True))
+    reaches = before < top_p * probs.sum(dim=-1, keepdim=True)
+    keep = (rank < top_k) & (reaches | (top_p >= 1))  # rounding must not drop what a row alone would keep
     keep[:, 0] = True
     return torch.zeros_like(keep).scatter_(1, order, keep)
 
