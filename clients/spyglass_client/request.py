@@ -101,7 +101,7 @@ class Draft:
         uploads = []
         total_bytes = 0
         for index, (slot, picture) in enumerate(zip(slots, self.pictures, strict=True)):
-            data = _read(picture.source)
+            data = read_picture(picture.source)
             if total_bytes + len(data) <= inline_bytes:
                 total_bytes += len(data)
                 slot.data = data
@@ -242,7 +242,8 @@ def _shape(target: options_pb2.OutputFormat, options: Options) -> None:
         target.grammar = str(grammar)
 
 
-def _read(source: ImageSource) -> bytes:
+def read_picture(source: ImageSource) -> bytes:
+    """The bytes of a picture's file. Raises OSError for one that cannot be read and ValueError for an empty one."""
     if isinstance(source, bytes):
         name, data = "an image", source
     elif isinstance(source, str | os.PathLike):

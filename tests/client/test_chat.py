@@ -217,42 +217,34 @@ def waiting(may_end: asyncio.Event, end: Script | None = None) -> Script:
     return script
 
 
-async def test_what_is_typed_during_an_answer_is_the_next_question(chat: Chat, service: FakeService) -> None:
-    service.script = waiting(may_end := asyncio.Event())
+async def full(turn: Turn) -> None:
+    """Has no room."""
+    turn.finish(make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue \x1b[2Jis full", "QUEUE_FULL", retry_s=3))
+
+
+@pytest.mark.parametrize(
+    ("typed", "end", "question"),
+    [
+        ("next question\r", None, "next question"),
+        ("\x1b[200~two\rlines\x1b[201~\r", None, "two\nlines"),
+        ("another\r", full, "another"),
+    ],
+    ids=["typed", "pasted", "before a failure"],
+)
+async def test_what_is_typed_during_an_answer_is_the_next_question(
+    chat: Chat, service: FakeService, typed: str, end: Script | None, question: str
+) -> None:
+    service.script = waiting(may_end := asyncio.Event(), end)
     async with chat() as shown:
         await asked_for(shown)
         shown.type("q\r")
         await shown.until("first")
-        shown.type("next question\r")
+        shown.type(typed)
         service.script = repeat
         may_end.set()
-        await shown.until("› next question\nnext question\n[7")
-    assert said(service.turns[1])[-1] == (USER, ["next question"])
-
-
-async def test_what_is_pasted_during_an_answer_is_one_question(chat: Chat, service: FakeService) -> None:
-    async with chat() as shown:
-        service.script = waiting(asked := asyncio.Event())
-        await asked_for(shown)
-        shown.type("q\r")
-        await shown.until("first")
-        shown.type("\x1b[200~two\rlines\x1b[201~\r")
-        service.script = repeat
-        asked.set()
-        await shown.until("› two\n  lines\ntwo lines\n[7")
-    assert said(service.turns[1])[-1] == (USER, ["two\nlines"])
-
-
-async def test_what_is_typed_before_a_failure_is_a_question_of_its_own(chat: Chat, service: FakeService) -> None:
-    async with chat() as shown:
-        service.script = waiting(asked := asyncio.Event(), full)
-        await asked_for(shown)
-        shown.type("q\r")
-        await shown.until("first")
-        shown.type("another\r")
-        service.script = repeat
-        asked.set()
-        await shown.until("› another\nanother\n[7")
+        lines, answer = question.replace("\n", "\n  "), question.replace("\n", " ")
+        await shown.until(f"› {lines}\n{answer}\n[7")
+    assert said(service.turns[1])[-1] == (USER, [question])
 
 
 async def test_keys_disturb_no_answer_to_one_question(chat: Chat, service: FakeService) -> None:
@@ -294,11 +286,6 @@ async def deaf(turn: Turn) -> None:
     turn.accept()
     turn.begin()
     turn.say("deaf ")
-
-
-async def full(turn: Turn) -> None:
-    """Has no room."""
-    turn.finish(make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue \x1b[2Jis full", "QUEUE_FULL", retry_s=3))
 
 
 async def test_a_question_that_failed_can_be_sent_again(chat: Chat, service: FakeService) -> None:

@@ -14,7 +14,7 @@ from spyglass_client.aio import AsyncClient
 from spyglass_client.chat.conversation import Conversation
 from spyglass_client.chat.keyboard import typing_ahead
 from spyglass_client.chat.writing import PlainWriter, Writer, summary, write_answer
-from spyglass_client.request import Options
+from spyglass_client.request import Options, read_picture
 
 _EXTRA = ("rich", "rich_pixels", "prompt_toolkit")
 
@@ -57,7 +57,7 @@ async def _talk(args: argparse.Namespace, conversation: Conversation, client: As
 
 async def _ask(args: argparse.Namespace, conversation: Conversation, question: str) -> None:
     for path in args.image:
-        conversation.attach_picture(path)
+        conversation.attach_picture(read_picture(path))
     for path in args.file:
         conversation.attach_file(path)
     with typing_ahead():

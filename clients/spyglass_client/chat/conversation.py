@@ -4,7 +4,6 @@ Owns which turns the model is shown. Knows nothing of terminals.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from spyglass_client.aio import AsyncClient
@@ -30,12 +29,8 @@ class Conversation:
         """Whether something is attached to the next question."""
         return bool(self._attached)
 
-    def attach_picture(self, path: str, look: Callable[[bytes], None] = lambda data: None) -> None:
-        """Attaches a picture to the next question, unless `look` refuses its bytes. Raises OSError or ValueError."""
-        data = Path(path).read_bytes()
-        if not data:
-            raise ValueError(f"{path} is empty")
-        look(data)
+    def attach_picture(self, data: bytes) -> None:
+        """Attaches a picture to the next question."""
         self._attached.append(image(data))
 
     def attach_file(self, path: str) -> str:

@@ -20,6 +20,7 @@ from spyglass_client.chat.terminal import Terminal
 from spyglass_client.chat.writing import describe, summary, write_answer
 from spyglass_client.errors import DeadlineError, SpyglassError
 from spyglass_client.generation import AsyncGeneration
+from spyglass_client.request import read_picture
 
 _PATIENCE_S = 2.0
 """So long a stopped answer may take to end."""
@@ -131,7 +132,9 @@ class Dialogue:
             raise DeadlineError("the server does not end the answer") from None
 
     def _attach_picture(self, path: str) -> None:
-        self._conversation.attach_picture(path, lambda data: self._terminal.show_picture(path, data))
+        data = read_picture(path)
+        self._terminal.show_picture(path, data)
+        self._conversation.attach_picture(data)
 
     def _attach_file(self, path: str) -> None:
         self._terminal.say(f"{path}  {len(self._conversation.attach_file(path)):,} characters")
