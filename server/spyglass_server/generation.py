@@ -173,8 +173,9 @@ class Generation:
         """Tells the prompt, and of its first token that nothing comes before it."""
         tokenizer = self._services.prompts.tokenizer
         text = tokenizer.written_text(tokens) if spec.echo else ""
-        first = events.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written)
-        told = [first] if spec.tells_prompt else []
+        told = []
+        if spec.tells_prompt:
+            told.append(events.token_logprobs(tokens[0], Logprobs(0.0, (), ()), tokenizer.written))
         self._emit(events.prompt_echo(self._id, tokens, text[:_MOST_CHARACTERS], told))
         for begin in range(_MOST_CHARACTERS, len(text), _MOST_CHARACTERS):
             self._emit(events.prompt_echo(self._id, text=text[begin : begin + _MOST_CHARACTERS]))

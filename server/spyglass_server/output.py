@@ -59,26 +59,24 @@ class Choices:
         if finish is not None:
             text += detokenizer.flush()
         calls: Sequence[CallPiece] = ()
-        if self._parsers:
-            text, calls, finish = self._parse(self._parsers[output.choice], output.token, text, finish)
+        parser = self._parsers[output.choice] if self._parsers else None
+        if parser is not None:
+            text, calls = self._parse(parser, output.token, text, is_over=finish is not None)
         text = stop.push(text)  # of one push, calls come before text
         if stop.met is not None:
-            has_called = self._parsers and self._parsers[output.choice].has_called
-            finish = FinishReason.TOOL_CALLS if has_called else FinishReason.STOP
+            finish = FinishReason.STOP
+        if finish is FinishReason.STOP and parser is not None and parser.has_called:
+            finish = FinishReason.TOOL_CALLS
         if finish is not None:
             text += stop.flush()
             self._running.discard(output.choice)
         return DeltaParts(text, (output.token,), finish, stop.met, calls)
 
-    def _parse(
-        self, parser: ToolParser, token: int, text: str, finish: FinishReason | None
-    ) -> tuple[str, Sequence[CallPiece], FinishReason | None]:
+    def _parse(self, parser: ToolParser, token: int, text: str, *, is_over: bool) -> tuple[str, Sequence[CallPiece]]:
         """What is text and what calls tools."""
         if token == self._tool_tag_id:
             parser.see_tag()
         text, calls = parser.push(text)
-        if finish is not None:
+        if is_over:
             text += parser.finish()
-            if finish is FinishReason.STOP and parser.has_called:
-                finish = FinishReason.TOOL_CALLS
-        return text, calls, finish
+        return text, calls
