@@ -97,6 +97,7 @@ async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[
 def joined(choices: list[dict[str, Any]]) -> dict[str, Any]:
     """What a client makes of chunks."""
     content = "".join(choice["delta"].get("content", "") for choice in choices)
+    assert all(len(choice["delta"].get("tool_calls", ())) <= 1 for choice in choices)  # as OpenAI sends them
     calls: list[dict[str, Any]] = []
     for piece in (piece for choice in choices for piece in choice["delta"].get("tool_calls", ())):
         if "id" in piece:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from google.rpc import status_pb2
 
+from spyglass.deltas import append_tool_calls
 from spyglass.v1 import inference_pb2 as pb
 
 
@@ -31,7 +32,7 @@ class ChoiceDelta:
         self.text += later.text
         self.finish_reason = later.finish_reason
         self.logprobs += later.logprobs
-        self.tool_calls += later.tool_calls
+        append_tool_calls(self.tool_calls, later.tool_calls)
         if later.logprobs:
             self.token_ids += later.token_ids
 

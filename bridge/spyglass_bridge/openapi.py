@@ -28,7 +28,12 @@ from spyglass_bridge.openai.requests import (
     TokenizeRequest,
 )
 
-_MESSAGES = {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"}
+_PARTS_OF_MESSAGES = {
+    "messages": {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"},
+    "content": {"TextPart", "ImagePart"},
+    "tool_calls": {"ToolCall"},
+    "function": {"FunctionCall"},
+}
 _REFERENCE = "#/components/schemas/{model}"
 _PATH_SCHEMAS: dict[str, Any] = {
     "model": {"type": "string", "minLength": 1},
@@ -153,8 +158,9 @@ def _tell_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[Bas
     neutral = {name: values for name, values in NEUTRAL_VALUES.items() if name not in model.model_fields}
     _add_neutral(schema, LABELS, neutral)
     _add_neutral(parts["StreamOptions"], (), NEUTRAL_STREAM_OPTIONS)
-    for message in _MESSAGES & parts.keys():
-        _add_neutral(parts[message], MESSAGE_LABELS, NEUTRAL_MESSAGE_VALUES)
+    for place, labels in MESSAGE_LABELS.items():
+        for part in _PARTS_OF_MESSAGES[place] & parts.keys():
+            _add_neutral(parts[part], labels, NEUTRAL_MESSAGE_VALUES if place == "messages" else {})
 
 
 def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping[str, Sequence[Any]]) -> None:

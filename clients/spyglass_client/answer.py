@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_client.tools import ToolCall, ToolCallPiece
+from spyglass_client.tools import ToolCall, ToolCallPiece, joined_pieces
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -96,7 +96,7 @@ class TextChunk:
             self.token_ids + later.token_ids,
             later.finish_reason,
             self.logprobs + later.logprobs,
-            self.tool_calls + later.tool_calls,
+            joined_pieces(self.tool_calls, later.tool_calls),
         )
 
 

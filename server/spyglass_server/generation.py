@@ -225,8 +225,15 @@ class Generation:
         engine = self._services.engine
         prompts = self._services.prompts
         detokenizers = [Detokenizer(prompts.tokenizer) for _ in range(spec.n)]
-        tool_names = {tool.name for tool in spec.tool_use.tools} if spec.tool_use else ()
-        self._choices = choices = Choices(detokenizers, spec.stop, tool_names, prompts.tool_tag_id)
+        tool_use = spec.tool_use
+        tool_names = {tool.name for tool in tool_use.tools} if tool_use else ()
+        self._choices = choices = Choices(
+            detokenizers,
+            spec.stop,
+            tool_names,
+            prompts.tool_tag_id,
+            calls_are_constrained=tool_use is not None and tool_use.needs_grammar,
+        )
         bytes_of = prompts.tokenizer.token_bytes
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[int] = loop.create_future()

@@ -8,6 +8,7 @@ gets fewer and larger ones. Knows nothing of what the events mean.
 import asyncio
 from collections.abc import AsyncIterator
 
+from spyglass.deltas import append_tool_calls
 from spyglass.v1 import inference_pb2
 
 _FRAME_BYTES = 1 << 20
@@ -79,7 +80,9 @@ def _join(earlier: inference_pb2.Delta, later: inference_pb2.Delta) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
     earlier.logprobs.extend(later.logprobs)
-    earlier.tool_calls.extend(later.tool_calls)
+    append_tool_calls(earlier.tool_calls, later.tool_calls)
     earlier.finish_reason = later.finish_reason
     if later.HasField("stop_string"):
         earlier.stop_string = later.stop_string
+    if later.HasField("usage"):
+        earlier.usage.CopyFrom(later.usage)

@@ -31,11 +31,15 @@ class Choices:
         stop: Sequence[str] = (),
         tool_names: Collection[str] = (),
         tool_tag_id: int | None = None,
+        calls_are_constrained: bool = False,
     ) -> None:
-        """`tool_tag_id` is the token after which tools are called, besides at the beginning."""
+        """`tool_tag_id` is the token after which tools are called, besides at the beginning.
+
+        `calls_are_constrained`: a grammar holds calls to their form.
+        """
         self._detokenizers = detokenizers
         self._stops = [StopStrings(stop) for _ in detokenizers]
-        self._parsers = [ToolParser(tool_names) for _ in detokenizers] if tool_names else []
+        self._parsers = [ToolParser(tool_names, calls_are_constrained) for _ in detokenizers] if tool_names else []
         self._tool_tag_id = tool_tag_id
         self._running = set(range(len(detokenizers)))
         self.num_tokens = 0

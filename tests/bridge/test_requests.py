@@ -166,14 +166,67 @@ def test_unknown_parameters_are_refused_by_name(fields: dict[str, Any], param: s
     assert (refusal.code, refusal.param) == ("unknown_parameter", param)
 
 
-def test_an_answer_may_be_sent_back_as_a_message() -> None:
-    beside: dict[str, Any] = {"refusal": None, "tool_calls": None, "annotations": []}
-    plain = {"role": "assistant", "content": "Hi"}
-    starts = [
-        draft_chat(parse(json.dumps(ask(messages=[message])).encode(), ChatRequest), CONTEXT)
-        for message in (plain, plain | beside)
-    ]
-    assert starts[0] == starts[1]
+def start_of(*messages: dict[str, Any]) -> Any:
+    return draft_chat(parse(json.dumps(ask(messages=list(messages))).encode(), ChatRequest), CONTEXT)
+
+
+def called(arguments: str | None = "{}", **fields: Any) -> dict[str, Any]:
+    function = {"name": "f"} | ({} if arguments is None else {"arguments": arguments})
+    return {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": function} | fields]}
+
+
+ECHOED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"role": "assistant", "content": "Hi"},
+        {
+            "refusal": None,
+            "tool_calls": None,
+            "annotations": [],
+            "audio": None,
+            "function_call": None,
+            "parsed": {"a": 1},
+        },
+    ),
+    ({"role": "assistant", "content": "Hi"}, {"refusal": "", "reasoning_content": "", "what_comes_next_year": None}),
+    ({"role": "assistant", "content": "Hi"}, {"provider_specific_fields": {"refusal": None}, "name": "bob"}),
+    (called(), {"content": None}),
+    (called(), {"content": []}),
+    (called(), {"tool_calls": called(index=0)["tool_calls"]}),
+    (called(""), {"tool_calls": called(None)["tool_calls"]}),
+    (
+        called(),
+        {
+            "tool_calls": called(function={"name": "f", "arguments": "{}", "parsed_arguments": {}, "new": None})[
+                "tool_calls"
+            ]
+        },
+    ),
+    (called('{"a'), {"tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": '{"a'}}]}),
+    (
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}, "annotations": None}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("plain", "beside"), ECHOED)
+def test_what_cannot_change_the_prompt_is_taken_in_messages(plain: dict[str, Any], beside: dict[str, Any]) -> None:
+    assert start_of(plain | beside) == start_of(plain)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "assistant", "content": "Hi", "refusal": "no"}, "messages[0].refusal"),
+        ({"role": "assistant", "content": "Hi", "reasoning_content": "so"}, "messages[0].reasoning_content"),
+        ({"role": "assistant", "content": "Hi", "annotations": [{}]}, "messages[0].annotations"),
+        ({"role": "assistant", "content": "Hi", "index": 0}, "messages[0].index"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "parsed": 1}]}, "messages[0].content[0].parsed"),
+        (called(parsed_arguments={}), "messages[0].tool_calls[0].parsed_arguments"),
+    ],
+)
+def test_what_would_change_the_prompt_is_refused_in_messages(message: dict[str, Any], param: str) -> None:
+    assert refusal_of(messages=[message]).param == param
 
 
 def test_labels_have_no_effect() -> None:

@@ -403,13 +403,17 @@ def asking(
 
 
 def calls(stream: Stream, event_id: int) -> list[tuple[str, Any]]:
+    return [(name, json.loads("".join(arguments))) for name, arguments in pieces_of_calls(stream, event_id)]
+
+
+def pieces_of_calls(stream: Stream, event_id: int) -> list[tuple[str, list[str]]]:
     found: list[tuple[str, list[str]]] = []
     for delta in deltas(stream, event_id):
         for call in delta.tool_calls:
             if call.id:
                 found.append((call.name, []))
             found[call.index][1].append(call.arguments_json)
-    return [(name, json.loads("".join(arguments))) for name, arguments in found]
+    return found
 
 
 @pytest.mark.parametrize("with_picture", [False, True])
@@ -438,6 +442,32 @@ async def test_tools_that_must_be_called_are_called_as_their_schemas_say(
             assert name in (["weather"] if event_id > 20 else ["weather", "stop", "odd"])
             jsonschema.validate(arguments, WEATHER if name == "weather" else {"type": "object"})
     assert finished >= 15
+
+
+async def test_a_call_that_max_tokens_cuts_off_shows_nothing_of_its_form(server: TestServer) -> None:
+    braces = options_pb2.Sampling(temperature=1.0, logit_bias={90: 50.0})  # {
+    starts = [
+        start
+        for _ in range(18)
+        for start in (
+            asking(tool("weather", WEATHER), mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED),
+            asking(tool("weather", WEATHER), name="weather"),
+            asking(tool("weather", WEATHER, strict=True)),
+        )
+    ]
+    for number, start in enumerate(starts):
+        start.stopping.max_tokens = number // 3 * 3 + 1
+        if number % 3 == 2:  # it may answer in text, which does not begin with a brace
+            start.sampling.CopyFrom(braces)
+    stream = await answers(server, starts)
+    cut_in_arguments = 0
+    for event_id in range(1, len(starts) + 1):
+        assert stream.text(event_id) == ""
+        assert deltas(stream, event_id)[-1].finish_reason == inference_pb2.FINISH_REASON_LENGTH
+        written = ["".join(arguments) for _, arguments in pieces_of_calls(stream, event_id)]
+        assert all(arguments.startswith("{") for arguments in written)  # as far as it came
+        cut_in_arguments += bool(written)
+    assert cut_in_arguments >= 5
 
 
 async def test_a_strict_tool_need_not_be_called_but_only_as_its_schema_says(server: TestServer) -> None:

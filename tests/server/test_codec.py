@@ -14,6 +14,7 @@ from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec, decode_start
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
 from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.template import RawJson
 
 LIMITS = ImageLimits(max_images=2, max_bytes=100)
 
@@ -119,9 +120,9 @@ def test_parameters_are_the_schema_of_an_object() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        "",
         "[]",
         "{",
+        '{"city": "Par',
         "[" * 100_000,
         '{"a": ' * 100 + "1" + "}" * 100,
         '{"a": NaN}',
@@ -129,10 +130,17 @@ def test_parameters_are_the_schema_of_an_object() -> None:
         '{"a": "\\ud800"}',
     ],
 )
-def test_arguments_that_are_no_plain_object_are_refused(arguments: str) -> None:
-    with pytest.raises(InvalidRequest) as refusal:
-        decode(calling(arguments))
-    assert refusal.value.field == "chat.messages[0].tool_calls[0].arguments_json"
+def test_arguments_in_a_history_are_taken_as_they_were_written(arguments: str) -> None:
+    given = decode(calling(arguments)).input
+    assert isinstance(given, ChatInput)
+    assert given.messages[0].tool_calls[0].arguments == RawJson(arguments)
+
+
+def test_arguments_that_are_empty_are_none() -> None:
+    for arguments in ("", " \n", "{}"):
+        given = decode(calling(arguments)).input
+        assert isinstance(given, ChatInput)
+        assert given.messages[0].tool_calls[0].arguments == {}
 
 
 def test_a_conversation_has_a_bounded_number_of_messages_and_parts() -> None:

@@ -4,6 +4,7 @@ from spyglass.v1 import inference_pb2
 from spyglass_server.codec import events
 from spyglass_server.engine.types import FinishReason
 from spyglass_server.outbox import Outbox
+from spyglass_server.prompt.tool_calls import CallPiece
 
 
 async def frames(outbox: Outbox) -> list[inference_pb2.GenerateResponse]:
@@ -23,6 +24,26 @@ async def test_deltas_of_a_choice_merge_until_they_are_taken() -> None:
     assert first.delta.finish_reason == inference_pb2.FINISH_REASON_STOP
     assert second.delta.index == 1
     assert last.HasField("finished")
+
+
+async def test_a_call_has_one_entry_in_a_delta_however_many_steps_it_holds() -> None:
+    outbox = Outbox()
+    steps = [
+        [CallPiece(0, "id-0", "f", '{"a"')],
+        [CallPiece(0, arguments=": 1}"), CallPiece(1, "id-1", "g", "{")],
+        [CallPiece(1, arguments='"b": '), CallPiece(2, "id-2", "f", "{}")],
+    ]
+    for token, pieces in enumerate(steps):
+        usage = inference_pb2.Usage(completion_tokens=token + 1)
+        outbox.push(events.delta(1, 0, "", [token], None, None, pieces, usage=usage))
+    (frame,) = await frames(outbox)
+    (event,) = frame.events
+    assert [(call.index, call.id, call.name, call.arguments_json) for call in event.delta.tool_calls] == [
+        (0, "id-0", "f", '{"a": 1}'),
+        (1, "id-1", "g", '{"b": '),
+        (2, "id-2", "f", "{}"),
+    ]
+    assert event.delta.usage.completion_tokens == 3  # the usage of a delta covers all that is in it
 
 
 async def test_a_slow_reader_gets_frames_of_bounded_size_and_everything() -> None:

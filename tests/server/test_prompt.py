@@ -13,7 +13,7 @@ from pictures import encoded, noise
 from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot, TextInput, TokensInput
-from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, Tool, ToolCall
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, RawJson, Tool, ToolCall
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
 
@@ -39,9 +39,9 @@ writing = st.lists(st.sampled_from([*CONTROL, "<", "|", "<|", "|>", " ", "a", "Ã
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writing, writing, writing)
 def test_what_people_write_is_never_a_control_token(prompts: PromptMaker, a: str, b: str, c: str) -> None:
-    call = ToolCall("1", a, {"argument": b})
-    given_chat = ChatInput((Message("system", (a,)), Message("assistant", (b,), (call,)), Message("user", (b, c))))
-    innocent = ChatInput((Message("system", ("x",)), Message("assistant", ("x",), (call,)), Message("user", ("x",))))
+    calls = (ToolCall("1", a, {"argument": b}), ToolCall("2", a, RawJson(c)))
+    given_chat = ChatInput((Message("system", (a,)), Message("assistant", (b,), calls), Message("user", (b, c))))
+    innocent = ChatInput((Message("system", ("x",)), Message("assistant", ("x",), calls), Message("user", ("x",))))
     tokens = prompts.prepare(given_chat).tokens
     assert control_ids(prompts, tokens) == control_ids(prompts, prompts.prepare(innocent).tokens)
 
@@ -220,6 +220,25 @@ def test_tools_are_told_beside_an_image_and_a_system_message(source: str) -> Non
     assert text.index("Be brief.") < text.index('"name": "weather"') < text.index("hi")
     if source == LLAMA3_TEMPLATE:
         assert text.index("<|image|>") < text.index("Given the following functions") < text.index("hi")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LLAMA3_TEMPLATE,
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}"
+        "{% endfor %}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{% if c.function.arguments is string %}"
+        "{{ c.function.arguments }}{% endif %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_arguments_that_were_cut_off_stand_in_the_prompt_as_far_as_they_came(source: str) -> None:
+    written = '{"city": "Par\\n <|eot_id|>'
+    messages = [Message("assistant", (), (ToolCall("1", "f", RawJson(written)),)), Message("user", ("and?",))]
+    text, restore = ChatTemplate(source, {"bos_token": ""}, CONTROL).render(messages)
+    assert written not in text  # no control token yet
+    assert restore(text).count(written) == 1
+    assert f'"{written}' not in restore(text)
 
 
 def test_several_calls_of_a_turn_become_turns_where_a_template_takes_one() -> None:

@@ -138,7 +138,7 @@ def test_arguments_grow_while_they_are_written() -> None:
     parser = ToolParser(NAMES)
     parts = ['{"name": "f", "parameters": {"a": "on', "ce upon", ' a time"', "}}"]
     found = [parser.push(part)[1] for part in parts]
-    assert [(call.name, call.arguments) for call in found[0]] == [("f", ""), ("", '{"a": "on')]
+    assert [(call.name, call.arguments) for call in found[0]] == [("f", '{"a": "on')]
     assert ["".join(call.arguments for call in more) for more in found[1:]] == ["ce upon", ' a time"', "}"]
 
 
@@ -158,6 +158,18 @@ def test_text_after_calls_is_text() -> None:
 def test_what_is_cut_off_in_a_call_stays_a_call_and_before_it_text() -> None:
     assert parse(['{"name": "f", "parameters": {"a": 1']) == ("", [("f", '{"a": 1')])
     assert parse(['{"name": "f", "para']) == ('{"name": "f", "para', [])
+
+
+@pytest.mark.parametrize("answer", CALLS)
+def test_under_a_grammar_a_call_that_is_cut_off_is_never_text(answer: str) -> None:
+    for cut in range(len(answer)):
+        parser = ToolParser(NAMES, is_constrained=True)
+        text = parser.push(answer[:cut])[0] + parser.finish()
+        assert not text.strip()
+    parser = ToolParser(NAMES, is_constrained=True)
+    assert parser.push(" \n ")[0] + parser.finish() == " \n "
+    parser = ToolParser(NAMES, is_constrained=True)
+    assert parser.push(" Hello {")[0] + parser.finish() == " Hello {"
 
 
 UNITS = ["{", "[", "<", '{"name": ', '{"name": "f", "parameters": {"a": ', "[f(", "[f(a='", '"', "\\", "<function=f>{"]

@@ -63,8 +63,8 @@ class Form(Protocol):
         """What stands before and after the JSON string of its text in a chunk that has nothing else."""
         ...
 
-    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice of a chunk that has more than text."""
+    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        """The choices of chunks that hold a delta with more than text; each goes into a chunk of its own."""
         ...
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class ChunkEncoder:
         chunks: list[str] = []
         for delta in deltas:
             if delta.logprobs or delta.tool_calls or delta.usage is not None:
-                chunks.append(self._chunk(self._form.more(delta), delta.usage))
+                chunks += [self._chunk(choice, delta.usage) for choice in self._form.more(delta)]
             elif delta.text:
                 before, after = self._around_text[delta.index]
                 chunks.append(before + json.dumps(delta.text) + after)

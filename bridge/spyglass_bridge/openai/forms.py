@@ -51,11 +51,14 @@ class ChatForm:
     def around_text(self, index: int) -> tuple[str, str]:
         return f'{{"index":{index},"delta":{{"content":', '},"finish_reason":null,"logprobs":null}'
 
-    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
-        said: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
-        if delta.tool_calls:
-            said["tool_calls"] = [_call_piece(call) for call in delta.tool_calls]
-        return self._choice(delta.index, said, logprobs=_chat_logprobs(delta.logprobs))
+    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        """As at OpenAI, a chunk has one call; logprobs go with the first."""
+        first: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
+        pieces: list[dict[str, Any]] = [{"tool_calls": [_call_piece(call)]} for call in delta.tool_calls] or [{}]
+        choices = [self._choice(delta.index, piece) for piece in pieces]
+        choices[0]["delta"] = first | pieces[0]
+        choices[0]["logprobs"] = _chat_logprobs(delta.logprobs)
+        return choices
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
         return self._choice(index, {}, finish_reason)
@@ -81,9 +84,8 @@ class ChatForm:
         index: int,
         delta: dict[str, Any],
         finish_reason: str | None = None,
-        logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+        return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
 
 
 class TextForm:
@@ -103,8 +105,8 @@ class TextForm:
     def around_text(self, index: int) -> tuple[str, str]:
         return f'{{"index":{index},"text":', ',"finish_reason":null,"logprobs":null}'
 
-    def more(self, delta: ChoiceDelta) -> dict[str, Any]:
-        return self._choice(delta.index, delta.text, None, delta.logprobs)
+    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        return [self._choice(delta.index, delta.text, None, delta.logprobs)]
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
         return self._choice(index, "", finish_reason, [])

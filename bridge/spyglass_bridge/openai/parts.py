@@ -63,6 +63,9 @@ _STRING_OR_PARTS = Discriminator(
     custom_error_message="Content must be a string or a list of parts",
 )
 _TextContent = Annotated[Annotated[str, Tag("<string>")] | Annotated[_TextParts, Tag("<list>")], _STRING_OR_PARTS]
+_AnsweredContent = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<list>")], _STRING_OR_PARTS
+]
 _Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<list>")], _STRING_OR_PARTS]
 
 
@@ -77,21 +80,23 @@ class UserMessage(Object):
 
 
 class FunctionCall(Object):
+    """`arguments` is what the model wrote: a JSON object, nothing where there were none, or one that was cut off."""
+
     name: str
-    arguments: str
+    arguments: str = ""
 
 
 class ToolCall(Object):
     id: str
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionCall
 
 
 class AssistantMessage(Object):
-    """`content` may be missing only beside tool calls."""
+    """`content` may be missing or empty only beside tool calls."""
 
     role: Literal["assistant"]
-    content: _TextContent | None = None
+    content: _AnsweredContent | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
 
 

@@ -32,16 +32,22 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 # Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
 # they have no effect on an answer there either, and none here.
 LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
-# A participant's name: chat templates have no place for it.
-MESSAGE_LABELS = frozenset({"name"})
+# Parts of a message that no prompt has a place for, by the key that they stand under: clients send their own message
+# objects back as history, with what they parsed and counted, names of participants, and hints for caches.
+MESSAGE_LABELS: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"name", "parsed", "provider_specific_fields"}),
+    "content": frozenset({"cache_control"}),
+    "tool_calls": frozenset({"index"}),
+    "function": frozenset({"parsed_arguments"}),
+}
 
-# What an answer of this API holds beside role, content and tool calls when it is sent back as a message.
+# Fields of a message that would change the prompt, each with the values that ask for nothing.
 NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
-    "reasoning_content": (None,),
-    "refusal": (None,),
+    "reasoning_content": (None, ""),
+    "refusal": (None, ""),
 }
 NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "include_obfuscation": (None, False),
@@ -85,8 +91,23 @@ def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[st
 
 
 def _message(value: Any, prefix: str) -> Any:
-    found = _checked(value, NEUTRAL_MESSAGE_VALUES, prefix)
-    return {key: item for key, item in found.items() if key not in MESSAGE_LABELS} if isinstance(found, dict) else found
+    return _checked(_without_labels(value), NEUTRAL_MESSAGE_VALUES, prefix)
+
+
+def _without_labels(value: Any, key: str = "messages") -> Any:
+    """Leaves out of a part of a message what cannot change the prompt: nulls, and the labels of its place."""
+    match value:
+        case list():
+            return [_without_labels(item, key) for item in value]
+        case dict():
+            labels = MESSAGE_LABELS.get(key, frozenset())
+            return {
+                name: _without_labels(item, name)
+                for name, item in value.items()
+                if item is not None and name not in labels
+            }
+        case _:
+            return value
 
 
 def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:

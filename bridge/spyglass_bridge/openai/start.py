@@ -166,7 +166,7 @@ def _message(message: Message, path: str, images: _Images) -> chat_pb2.Message:
     if isinstance(message, ToolMessage):
         result.tool_call_id = message.tool_call_id
     if isinstance(message, AssistantMessage):
-        if message.content is None and not message.tool_calls:
+        if message.content in (None, []) and not message.tool_calls:
             raise invalid("An assistant's message without tool calls needs content.", f"{path}.content")
         for call in message.tool_calls or ():
             result.tool_calls.add(id=call.id, name=call.function.name, arguments_json=call.function.arguments)

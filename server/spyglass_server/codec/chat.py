@@ -12,7 +12,7 @@ from spyglass_server.codec.checks import at_most
 from spyglass_server.errors import InvalidImage, InvalidRequest
 from spyglass_server.prompt.grammar import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message, Tool, ToolCall
+from spyglass_server.prompt.template import Message, RawJson, Tool, ToolCall
 
 _MAX_MESSAGES = 4096
 _MAX_PARTS = 4096
@@ -80,9 +80,12 @@ def _decode_tool(tool: chat_pb2.Tool, path: str) -> Tool:
         raise InvalidRequest(
             "a tool's name has 1 to 64 letters, digits, underscores, dots and hyphens", field=f"{path}.name"
         )
-    parameters = _json_object(tool.parameters_json or _NO_PARAMETERS, f"{path}.parameters_json", "a tool's parameters")
+    field = f"{path}.parameters_json"
+    parameters = read_json_object(tool.parameters_json or _NO_PARAMETERS)
+    if parameters is None:
+        raise InvalidRequest(f"a tool's parameters are a JSON object, at most {MAX_JSON_DEPTH} deep", field=field)
     if parameters.get("type", "object") != "object":
-        raise InvalidRequest("a tool's parameters are the schema of an object", field=f"{path}.parameters_json")
+        raise InvalidRequest("a tool's parameters are the schema of an object", field=field)
     return Tool(tool.name, tool.description, parameters, tool.strict)
 
 
@@ -125,11 +128,7 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
         raise InvalidRequest("only the assistant calls tools", field=f"{path}.tool_calls")
     if message.tool_call_id and role != "tool":
         raise InvalidRequest("only a tool's message answers a call", field=f"{path}.tool_call_id")
-    fields = (f"{path}.tool_calls[{i}].arguments_json" for i in range(len(message.tool_calls)))
-    calls = tuple(
-        ToolCall(call.id, call.name, _json_object(call.arguments_json, field, "a tool call's arguments"))
-        for call, field in zip(message.tool_calls, fields, strict=True)
-    )
+    calls = tuple(ToolCall(call.id, call.name, _arguments(call.arguments_json)) for call in message.tool_calls)
     return Message(role, parts, calls, message.tool_call_id)
 
 
@@ -149,8 +148,9 @@ def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, li
             raise InvalidRequest("a part needs text or an image with data or announced", field=field)
 
 
-def _json_object(text: str, field: str, what: str) -> dict[str, Any]:
+def _arguments(text: str) -> dict[str, Any] | RawJson:
+    """The arguments of a call in the history: whatever the model wrote, which max_tokens may have cut off."""
+    if not text.strip():
+        return {}
     found = read_json_object(text)
-    if found is None:
-        raise InvalidRequest(f"{what} are a JSON object, at most {MAX_JSON_DEPTH} deep", field=field)
-    return found
+    return RawJson(text) if found is None else found

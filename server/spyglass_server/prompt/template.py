@@ -13,6 +13,7 @@ template can have written, and the pieces get their characters back.
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -76,13 +77,17 @@ class Tool:
         return {"type": "function", "function": told}
 
 
+class RawJson(str):
+    """JSON as the model wrote it, cut off or otherwise not an object; a template's `tojson` writes it as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the assistant made; `arguments` is a JSON object."""
+    """A call that the assistant made."""
 
     id: str
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] | RawJson
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,8 @@ def _turn(message: Message, protect: Callable[[str], str]) -> dict[str, Any]:
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     match value:
+        case RawJson():
+            return RawJson(change(value))
         case str():
             return change(value)
         case list():
@@ -259,7 +266,18 @@ def _refusal(reason: str) -> InvalidRequest:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    raw: dict[str, RawJson] = {}
+
+    def set_aside(text: str) -> str:
+        if not isinstance(text, RawJson):
+            return text
+        raw[key := secrets.token_hex(16)] = text
+        return key
+
+    written = json.dumps(_map_strings(value, set_aside), ensure_ascii=False, indent=indent)
+    for key, text in raw.items():
+        written = written.replace(f'"{key}"', text)
+    return written
 
 
 def _raise(message: str) -> None:

@@ -26,7 +26,7 @@ _MAX_TAG_CHARACTERS = 100
 
 
 class CallPiece(NamedTuple):
-    """More of a call, counted from 0: id and name in its first piece, then its arguments, a JSON object bit by bit."""
+    """More of a call, counted from 0: id and name in its first piece, and its arguments, a JSON object bit by bit."""
 
     call: int
     id: str = ""
@@ -44,9 +44,10 @@ _Reading = Generator[None, str, Any]
 class ToolParser:
     """Finds the calls in one answer."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        """`names` are those of the tools."""
+    def __init__(self, names: Collection[str], is_constrained: bool = False) -> None:
+        """`names` are those of the tools. `is_constrained`: a grammar lets nothing begin like a call but a call."""
         self._names = names
+        self._is_constrained = is_constrained
         self._count = 0
         self._pieces: list[CallPiece] = []
         self._held: list[str] = []  # what may turn out to be text
@@ -82,11 +83,16 @@ class ToolParser:
         self._is_tagged = True
 
     def finish(self) -> str:
-        """The text that was held back, when the answer is over."""
+        """The text that was held back, when the answer is over.
+
+        Under a grammar only white space is: the rest is a call that was cut off before its arguments.
+        """
         if self._reader is None:
             return ""
         held = "".join(self._held)
         rest = held.strip(_SPACE + _BETWEEN_CALLS)
+        if rest and self._is_constrained:
+            return ""
         for end in _ENDS:
             rest = rest.removeprefix(end).strip(_SPACE + _BETWEEN_CALLS)
         return held if rest or not self.has_called else ""
@@ -97,13 +103,19 @@ class ToolParser:
         next(self._reader)
 
     def _joined(self) -> list[CallPiece]:
-        """The pieces of one push, arguments that follow each other as one."""
+        """The pieces of one push, at most one for each call."""
         self._flush_arguments()
         return self._pieces
 
     def _flush_arguments(self) -> None:
+        """Adds what has come of the arguments, to the call's first piece where that is of this push too."""
         if self._arguments:
-            self._pieces.append(CallPiece(self._count - 1, arguments="".join(self._arguments)))
+            call, written = self._count - 1, "".join(self._arguments)
+            last = self._pieces[-1] if self._pieces else None
+            if last is not None and last.call == call:
+                self._pieces[-1] = last._replace(arguments=last.arguments + written)
+            else:
+                self._pieces.append(CallPiece(call, arguments=written))
             self._arguments.clear()
 
     # --- reading: generators that are sent one character after another --------------------------
