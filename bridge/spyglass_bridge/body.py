@@ -2,7 +2,7 @@
 
 import asyncio
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from spyglass_bridge.errors import ApiError, invalid
 
@@ -37,7 +37,8 @@ async def hold_continue(request: web.Request) -> None:
 
 
 def _send_continue(request: web.Request) -> None:
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+    expected = request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if expected and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
