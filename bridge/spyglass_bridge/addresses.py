@@ -48,7 +48,7 @@ class AddressGuard:
             raise AddressRefused("the URL cannot be parsed") from None
         host = url.raw_host
         if url.scheme not in ("http", "https"):
-            raise AddressRefused("the URL is neither http nor https")
+            raise AddressRefused("the URL is neither http(s) nor data:image/…;base64,…")
         if not host or not port:
             raise AddressRefused("the URL has no host")
         if url.raw_user is not None or url.raw_password is not None or "@" in url.raw_authority:

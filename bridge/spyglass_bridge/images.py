@@ -9,6 +9,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.fetch import FetchFailed, ImageFetcher
@@ -17,7 +18,13 @@ from spyglass_bridge.link import LinkedGeneration
 # Images travel inside Start as long as they stay below this together.
 MAX_INLINE_BYTES = 1 << 20
 
-_DATA_URI = re.compile(r"data:image/(?:jpeg|jpg|png|webp|gif);base64,", re.IGNORECASE)
+# RFC 2397, in base64: data:[TYPE][;NAME=VALUE]...;base64,
+_DATA_URI = re.compile(r"""data:([^;,"]*)(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base64,""", re.IGNORECASE)
+_MAX_DATA_URI_PREFIX = 1024
+# What an image is comes from its bytes; a type that claims something else is a mistake worth a refusal.
+_TYPES = frozenset(("", "application/octet-stream", "image/gif", "image/jpeg", "image/jpg", "image/png", "image/webp"))
+_BARE_BASE64 = {"/9j/": "jpeg", "iVBORw0KGg": "png", "UklGR": "webp", "R0lGOD": "gif"}
+"""How the base64 of an image begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,15 @@ class AnnouncedImage:
 
 def parse_image(url: str, param: str, max_bytes: int) -> ImageSource:
     """Reads the `url` of an image part: a data URI or something to fetch. Raises ApiError 400."""
+    if not url:
+        raise invalid_image("The URL is empty: give an http(s) URL, or the image as data:image/png;base64,…", param)
+    for beginning, name in _BARE_BASE64.items():
+        if url.startswith(beginning):
+            raise invalid_image(f"This is bare base64: put data:image/{name};base64, before it.", param)
     if url[:5].lower() != "data:":
         return ImageUrl(url, param)
-    prefix = _DATA_URI.match(url)
-    if prefix is None:
+    prefix = _DATA_URI.match(url, 0, _MAX_DATA_URI_PREFIX)
+    if prefix is None or prefix[1].strip().lower() not in _TYPES:
         message = "A data URI must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp or gif."
         raise invalid_image(message, param)
     data = _decode(url[prefix.end() :], param, max_bytes)
@@ -64,7 +76,13 @@ def parse_image(url: str, param: str, max_bytes: int) -> ImageSource:
 
 
 def _decode(encoded: str, param: str, max_bytes: int) -> bytes:
-    """Decodes base64 without junk, with its padding, and not where the result would be far too large."""
+    """Decodes base64 with its padding, and not where the result would be far too large.
+
+    It may be percent-encoded, as in any URL, and broken into lines, as mail tools write it; other junk is refused.
+    """
+    if "%" in encoded:
+        encoded = unquote(encoded, encoding="latin-1")
+    encoded = encoded.replace("\r", "").replace("\n", "")
     if len(encoded) // 4 * 3 > max_bytes + 2:
         raise _too_large(param, max_bytes)
     try:

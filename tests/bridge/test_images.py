@@ -5,6 +5,7 @@ import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -154,7 +155,6 @@ HOSTILE_URLS = [
     "http://images.example:99999/",
     "http:///x",
     "not a url",
-    "",
     "http://images.example/" + "x" * 10_000,
 ]
 
@@ -239,14 +239,19 @@ async def test_nothing_is_fetched_for_a_generation_that_is_refused(allowed: Brid
         "data:image/png;base64,",
         "data:image/png;base64,AAA",
         "data:image/png;base64,AA A=",
-        "data:image/png;base64,AAAA\n",
+        "data:image/png;base64,\r\n",
         "data:image/png;base64,AAAA====",
         "data:image/png;base64,AA==AA==",
         "data:image/png;base64,AA-_",
         "data:image/png,AAAA",
         "data:text/plain;base64,AAAA",
         "data:image/svg+xml;base64,AAAA",
-        "data:;base64,AAAA",
+        "data:image/png;charset;base64,AAAA",
+        "data:image/png;base64;charset=utf-8,AAAA",
+        "data:;name=" + "x" * 5000 + ";base64,AAAA",
+        "data:image/png;base64,AAA%",
+        "data:image/png;base64,AAA%C3%A4",
+        "data:image/png;base64,AAAA%20",
         "data:",
         "data:image/png;base64," + "A" * 4000,
         "data:image/png;base64,ÄÖÜß",
@@ -260,16 +265,50 @@ def test_bad_data_uris_are_refused(uri: str) -> None:
 
 @given(
     st.binary(min_size=1, max_size=1000),
-    st.sampled_from(["data:image/png;base64,", "DATA:image/JPEG;BASE64,", "data:image/webp;base64,"]),
+    st.sampled_from(
+        [
+            "data:image/png;base64,",
+            "DATA:image/JPEG;BASE64,",
+            "data:image/webp;base64,",
+            "data:;base64,",
+            "data:;charset=utf-8;base64,",
+            "data:image/png;charset=utf-8;base64,",
+            'data:image/jpeg;name="a,b;c.jpg";charset=UTF-8;base64,',
+            "data:application/octet-stream;base64,",
+        ]
+    ),
+    st.sampled_from(
+        [base64.b64encode, base64.encodebytes, lambda data: base64.encodebytes(data).replace(b"\n", b"\r\n")]
+    ),
+    st.sampled_from([str, quote, lambda text: quote(text, safe="")]),
 )
-def test_data_uris_give_back_what_went_in(data: bytes, prefix: str) -> None:
-    assert parse_image(prefix + base64.b64encode(data).decode(), "p", 1000) == ImageData(data, "p")
+def test_data_uris_give_back_what_went_in(
+    data: bytes, prefix: str, encode: Callable[[bytes], bytes], escape: Callable[[str], str]
+) -> None:
+    assert parse_image(prefix + escape(encode(data).decode()), "p", 1000) == ImageData(data, "p")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "data:image/png;base64,"),
+        (base64.b64encode(PNG).decode(), "data:image/png;base64,"),
+        (base64.b64encode(b"\xff\xd8\xff\xe0 JFIF").decode(), "data:image/jpeg;base64,"),
+        (base64.b64encode(b"RIFF\x24\0\0\0WEBP").decode(), "data:image/webp;base64,"),
+        (base64.b64encode(b"GIF89a").decode(), "data:image/gif;base64,"),
+    ],
+)
+def test_the_refusal_of_what_is_no_url_says_what_to_do(url: str, words: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_image(url, "p", 1000)
+    assert caught.value.code == "invalid_image"
+    assert words in caught.value.message
 
 
 @given(st.binary(max_size=60).map(base64.b64encode), st.data())
 def test_junk_in_base64_is_never_taken(encoded: bytes, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(encoded)))
-    junk = data.draw(st.sampled_from(" \n\t-_!,%é"))
+    junk = data.draw(st.sampled_from(" \t-_!,%é"))
     text = encoded.decode()
     with pytest.raises(ApiError):
         parse_image(f"data:image/png;base64,{text[:place]}{junk}{text[place:]}", "p", 1000)
@@ -277,7 +316,7 @@ def test_junk_in_base64_is_never_taken(encoded: bytes, data: st.DataObject) -> N
 
 @given(st.text() | st.text().map("data:".__add__))
 def test_other_urls_are_left_to_the_fetcher(url: str) -> None:
-    if url[:5].lower() == "data:":
+    if not url or url[:5].lower() == "data:":
         with pytest.raises(ApiError):
             parse_image(url, "p", 1000)
     else:

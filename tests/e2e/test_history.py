@@ -128,7 +128,7 @@ def test_whatever_was_answered_is_taken_again(client: openai.OpenAI, turns: list
         messages += [message, *results(message)]
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(sizes=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=5, max_size=5))
 def test_a_completion_can_be_continued(client: openai.OpenAI, sizes: list[tuple[bool, int]]) -> None:
     prompt = "Once"
