@@ -45,8 +45,8 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
     """A signal handler: puts the request's id on the answer, streaming or not, and no versions.
 
-    An answer with neither a length nor chunks, such as a stream to an HTTP/1.0 client, ends with its connection, whatever
-    the client asked for; aiohttp would keep it open.
+    An answer with neither a length nor chunks, such as a stream to an HTTP/1.0 client, ends with its connection even
+    if the client asked to keep it; aiohttp would leave it open.
     """
     if hdrs.CONTENT_LENGTH not in response.headers and hdrs.TRANSFER_ENCODING not in response.headers:
         response.force_close()

@@ -58,9 +58,17 @@ class InvalidImage(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
-    """The prompt and its answer do not fit the context."""
+    """The prompt leaves no room in the context. Clients recognise this by OpenAI's words, which are therefore used."""
 
     default_reason = "context_length_exceeded"
+
+    def __init__(self, max_tokens: int, length: str, field: str) -> None:
+        """`length` says how many tokens the prompt has."""
+        super().__init__(
+            f"This model's maximum context length is {max_tokens} tokens. However, the prompt has {length}, "
+            "and an answer needs at least 1. Please shorten the prompt.",
+            field=field,
+        )
 
 
 class ModelNotFound(SpyglassError):

@@ -202,13 +202,8 @@ class Generation:
         """How many tokens a choice may have."""
         info = self._services.engine.info
         room = info.max_tokens - len(prompt.tokens)
-        wanted = spec.max_tokens or 1
-        if wanted > room:
-            raise ContextTooLong(
-                f"the context is {info.max_tokens} tokens; the prompt has {len(prompt.tokens)} "
-                f"and its answer would have {'at least 1' if spec.max_tokens is None else spec.max_tokens}",
-                field="stopping.max_tokens" if spec.max_tokens and room > 0 else spec.input.field,
-            )
+        if room < 1:
+            raise ContextTooLong(info.max_tokens, f"{len(prompt.tokens)} tokens", spec.input.field)
         if spec.n > info.max_choices:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
         biased = [token for token, _ in spec.sampling.logit_bias]
@@ -218,7 +213,7 @@ class Generation:
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
-        return spec.max_tokens or min(room, MAX_TOKENS)
+        return min(spec.max_tokens or MAX_TOKENS, room, MAX_TOKENS)
 
     async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
         """Runs the engine's part. Its events come to `on_event`, on the event loop."""

@@ -57,7 +57,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
         ({"seed": 2**64}, "seed"),
         ({"seed": -(2**63) - 1}, "seed"),
         ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**31}, "max_tokens"),
         ({"max_tokens": 2**63}, "max_tokens"),
+        ({"max_completion_tokens": 2**31}, "max_completion_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"stop": ["x"] * 10_000}, "stop"),
         ({"stop": [""]}, "stop[0]"),
@@ -267,7 +270,15 @@ def test_of_duplicate_keys_the_last_one_counts() -> None:
 
 
 def test_messages_far_over_any_context_are_refused_before_they_are_sent() -> None:
-    assert refusal_of(messages=user("x" * (5 << 20))).code == "context_length_exceeded"
+    refusal = refusal_of(messages=user("x" * (5 << 20)))
+    assert (refusal.code, refusal.param) == ("context_length_exceeded", "messages")
+    assert refusal.message.startswith("This model's maximum context length is ")
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_max_tokens_may_be_far_more_than_fits(field: str) -> None:
+    body = json.dumps(ask(**{field: 2**31 - 1})).encode()
+    assert draft_chat(parse(body, ChatRequest), CONTEXT).start.stopping.max_tokens == 2**31 - 1
 
 
 @given(seed=st.integers(-(2**63), 2**64 - 1))

@@ -146,6 +146,13 @@ def test_errors_have_their_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         ask(client, [{"role": "user", "content": "x" * 5000}])
     assert long.value.code == "context_length_exceeded"
+    assert "This model's maximum context length is 4096 tokens. However, " in long.value.message
+
+
+def test_max_tokens_is_capped_to_what_fits(client: openai.OpenAI) -> None:
+    answer = ask(client, [{"role": "user", "content": "x" * 4000}], max_tokens=1_000_000)
+    assert answer.usage.total_tokens <= 4096
+    assert answer.choices[0].finish_reason in ("length", "stop")
 
 
 def test_models_are_listed_with_their_prices(client: openai.OpenAI) -> None:

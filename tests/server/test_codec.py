@@ -94,6 +94,8 @@ WRONG = {
         parts=[chat_pb2.Part(image=chat_pb2.Image.FromString(b"\x0a\x01x\x18\x07"))],  # data x, detail 7
     ),
     "stopping.max_tokens": stopping(max_tokens=0),
+    "stopping.max_tokens ": stopping(max_tokens=2**31),
+    "stopping.min_tokens ": stopping(min_tokens=16385, max_tokens=100_000),
     "stopping.strings": stopping(strings=["x"] * 17),
     "stopping.strings[1]": stopping(strings=["x", ""]),
     "stopping.strings[0]": stopping(strings=["x" * 257]),
@@ -107,7 +109,7 @@ WRONG = {
 def test_wrong_fields_are_named(field: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         decode(WRONG[field])
-    assert refusal.value.field == field
+    assert refusal.value.field == field.strip()
 
 
 def test_parameters_are_the_schema_of_an_object() -> None:

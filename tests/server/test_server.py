@@ -265,17 +265,31 @@ async def test_a_timeout_ends_a_generation(start: Start) -> None:
     assert ended.usage.completion_tokens >= 1
 
 
-async def test_a_prompt_and_answer_beyond_the_context_are_refused(start: Start) -> None:
+async def test_only_a_prompt_that_leaves_no_room_is_refused(start: Start) -> None:
     server = await start(FakeLoader(num_pages=20))  # 80 tokens
     stream = server.open_stream()
     await stream.start(1, chat("x" * 100))
     await stream.start(2, tokens(80))
     await stream.start(3, chat("x"))
     await stream.finish()
-    assert {reason(stream.finished(i).error) for i in (1, 2)} == {"context_length_exceeded"}
+    refusal = stream.finished(1).error
+    assert reason(refusal) == "context_length_exceeded"
+    assert refusal.message.startswith("This model's maximum context length is 80 tokens. However, the prompt has ")
     assert not stream.finished(1).HasField("usage")
-    total = stream.finished(3).usage
-    assert total.prompt_tokens + total.completion_tokens == 80
+    for event_id in (2, 3):
+        total = stream.finished(event_id).usage
+        assert total.prompt_tokens + total.completion_tokens == 80
+
+
+@pytest.mark.parametrize("max_tokens", [79, 16385, 100_000, 2**31 - 1])
+async def test_max_tokens_beyond_what_fits_are_what_fits(start: Start, max_tokens: int) -> None:
+    server = await start(FakeLoader(num_pages=20))  # 80 tokens
+    stream = server.open_stream()
+    await stream.start(1, tokens(max_tokens))
+    await stream.finish()
+    ended = stream.finished(1)
+    assert not ended.HasField("error")
+    assert ended.usage.prompt_tokens + ended.usage.completion_tokens == 80
 
 
 # --- images ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from spyglass_bridge.openai.parts import (
     ToolChoice,
 )
 
-_MAX_TOKENS = 16384
+_MAX_MIN_TOKENS = 16384
 _MAX_BIASES = 1024
 _MAX_PROMPTS = 32
 _MAX_TOKEN_IDS = 131_072
@@ -30,6 +30,8 @@ _MAX_TOLD = 65_536
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
+# The server caps it to what fits: many clients send 100,000, or the whole context.
+_MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 def _token_id(name: Any) -> int:
@@ -67,8 +69,8 @@ class _Request(_Sampling):
     logit_bias: (
         Annotated[dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
     ) = None
-    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_MIN_TOKENS)] | None = None
+    max_tokens: _MaxTokens | None = None
     stop: Stop | None = None
 
     @property
@@ -98,7 +100,7 @@ class ChatRequest(_Request):
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    max_completion_tokens: _MaxTokens | None = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -174,7 +176,7 @@ class NativeRequest(_Sampling):
     """A ready prompt to continue, in DeepInfra's own form."""
 
     input: str
-    max_new_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    max_new_tokens: _MaxTokens | None = None
     stop: Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
     num_responses: Annotated[int, Field(ge=1, le=4)] | None = None
 

@@ -141,7 +141,9 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
 
 def _check_size(start: inference_pb2.Start, param: str) -> None:
     if start.ByteSize() > _MAX_START_BYTES:
-        message = f"The {param} cannot be so long: no context has room for it."
+        message = (
+            f"This model's maximum context length is smaller than that: the {param} take {start.ByteSize()} bytes."
+        )
         raise ApiError(400, message, code="context_length_exceeded", param=param)
 
 

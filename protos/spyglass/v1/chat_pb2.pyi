@@ -344,7 +344,9 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The function."""
     arguments_json: _builtins.str
-    """Its arguments, as a JSON object."""
+    """Its arguments, as a JSON object. In a history, what the model wrote is taken as it is: empty means none, and
+    arguments that max_tokens cut off stand in the prompt as far as they came.
+    """
     def __init__(
         self,
         *,

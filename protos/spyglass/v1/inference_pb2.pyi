@@ -515,7 +515,7 @@ class Delta(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
-        """Calls of tools; what the model wrote for them is not in text."""
+        """Calls of tools, at most one entry for each call; what the model wrote for them is not in text."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:

@@ -141,7 +141,9 @@ class Stopping(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """The most tokens of a choice; what fits the context when absent."""
+    """The most tokens of a choice, 1 to 2^31 - 1. More than fit the context, or than the model's max_tokens, are capped to
+    that, which is also the default.
+    """
     min_tokens: _builtins.int
     """Before a choice has so many tokens no stop token is chosen. Stop strings end it all the same. Not together with a
     format.

@@ -17,7 +17,8 @@ from spyglass_server.prompt.grammar import Kind, Shape
 from spyglass_server.prompt.prepare import Input, TextInput, TokensInput
 
 MAX_TOKENS = 16384
-"""The most tokens that one choice may have."""
+"""The most tokens that one choice may have; a caller who asks for more gets these."""
+_MAX_INT32 = 2**31 - 1
 _MAX_N = 4
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
@@ -73,7 +74,9 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         sampling=_decode_sampling(start.sampling),
         n=in_range("n", start.n if start.HasField("n") else 1, 1, _MAX_N),
         max_tokens=max_tokens,
-        min_tokens=in_range("stopping.min_tokens", start.stopping.min_tokens, 0, max_tokens or MAX_TOKENS),
+        min_tokens=in_range(
+            "stopping.min_tokens", start.stopping.min_tokens, 0, min(max_tokens or MAX_TOKENS, MAX_TOKENS)
+        ),
         top_logprobs=_decode_logprobs(start.output),
         tells_prompt=start.output.prompt_logprobs,
         echo=start.output.echo,
@@ -188,7 +191,7 @@ def _optional_int(stopping: options_pb2.Stopping, name: str) -> int | None:
     if not stopping.HasField(name):  # type: ignore[arg-type]
         return None
     value: int = getattr(stopping, name)
-    return in_range(f"stopping.{name}", value, 1, MAX_TOKENS)
+    return in_range(f"stopping.{name}", value, 1, _MAX_INT32)
 
 
 def _request_id(given: str) -> str:

@@ -131,7 +131,7 @@ class PromptMaker:
         """Refuses a text of which a part is too long already, at a fraction of the work of reading it all."""
         part = text[: max_tokens * _CHARACTERS_A_TOKEN]
         if len(part) < len(text) and len(self.tokenizer.encode_text(part)) > max_tokens + 1:
-            raise ContextTooLong(f"the context is {max_tokens} tokens; the prompt has many more", field=field)
+            raise ContextTooLong(max_tokens, "many more", field)
 
     def _check(self, given: Input, tokens: list[int], positions: tuple[int, ...], num_images: int) -> None:
         field = given.field
