@@ -34,8 +34,8 @@ async def connect(port: int) -> AsyncIterator[RawConnection]:
             await writer.wait_closed()
 
 
-def request_head(path: str, version: str = "1.1", **headers: object) -> bytes:
+def request_head(path: str, **headers: object) -> bytes:
     """The head of a POST; underscores in names of headers become dashes."""
-    lines = [f"POST {path} HTTP/{version}", "Host: bridge"]
+    lines = [f"POST {path} HTTP/1.1", "Host: bridge"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode()

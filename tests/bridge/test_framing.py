@@ -15,7 +15,8 @@ KEY = {"Authorization": f"Bearer {USER_KEY}", "Content_Type": "application/json"
 
 async def post(raw: RawConnection, version: str, is_stream: bool, **headers: str) -> None:
     body = json.dumps(ask(stream=is_stream)).encode()
-    await raw.send(request_head(CHAT, version, Content_Length=len(body), **KEY, **headers) + body)
+    head = request_head(CHAT, Content_Length=len(body), **KEY, **headers)
+    await raw.send(head.replace(b"HTTP/1.1", f"HTTP/{version}".encode()) + body)
 
 
 @pytest.mark.parametrize(
