@@ -129,7 +129,7 @@ def test_a_template_that_does_not_compile_is_the_operators_error(tiny_checkpoint
 
 
 def test_the_builtin_template_says_what_the_reference_says() -> None:
-    template = ChatTemplate(LLAMA3_TEMPLATE, {"bos_token": "<|begin_of_text|>"}, CONTROL)
+    template = ChatTemplate(LLAMA3_TEMPLATE, {"bos_token": "<|begin_of_text|>"}, CONTROL, IMAGE_TOKEN)
     call = ToolCall("1", "f", {"a": "b"})
     text, restore = template.render(
         [
@@ -194,13 +194,18 @@ TAKES_TOOLS = """\
         {{- raise_exception('only one call at once') -}}
     {%- endif -%}
     {{- '<|eot_id|>' + message.role + ':' -}}
-    {{- message.tool_calls[0].function.name if message.tool_calls else message.content | string -}}
+    {%- if message.tool_calls -%}{{- message.tool_calls[0].function.name -}}
+    {%- elif tools or message.content is string -%}{{- message.content | string -}}
+    {%- else -%}
+        {%- for part in message.content -%}{{- '<|image|>' if part.type == 'image' else part.text -}}{%- endfor -%}
+    {%- endif -%}
 {%- endfor -%}
 """
+"""As Meta's, it loses images where it is given tools."""
 
 
 def rendered(source: str, messages: list[Message], *tools: Tool) -> str:
-    text, restore = ChatTemplate(source, {}, CONTROL).render(messages, tools)
+    text, restore = ChatTemplate(source, {}, CONTROL, IMAGE_TOKEN).render(messages, tools)
     return restore(text)
 
 
@@ -235,7 +240,7 @@ def test_tools_are_told_beside_an_image_and_a_system_message(source: str) -> Non
 def test_arguments_that_were_cut_off_stand_in_the_prompt_as_far_as_they_came(source: str) -> None:
     written = '{"city": "Par\\n <|eot_id|>'
     messages = [Message("assistant", (), (ToolCall("1", "f", RawJson(written)),)), Message("user", ("and?",))]
-    text, restore = ChatTemplate(source, {"bos_token": ""}, CONTROL).render(messages)
+    text, restore = ChatTemplate(source, {"bos_token": ""}, CONTROL, IMAGE_TOKEN).render(messages)
     assert written not in text  # no control token yet
     assert restore(text).count(written) == 1
     assert f'"{written}' not in restore(text)
@@ -265,7 +270,7 @@ def test_several_calls_of_a_turn_become_turns_where_a_template_takes_one() -> No
 def test_what_stands_in_a_tool_is_never_a_control_token(a: str, b: str) -> None:
     tool = Tool("f", a, {"type": "object", "properties": {b: {"description": b}}})
     for source in (TAKES_TOOLS, LLAMA3_TEMPLATE):
-        template = ChatTemplate(source, {"bos_token": ""}, CONTROL)
+        template = ChatTemplate(source, {"bos_token": ""}, CONTROL, IMAGE_TOKEN)
         plain = Tool("f", "x", {"type": "object", "properties": {"x": {"description": "x"}}})
         (text, _), (expected, _) = (template.render([Message("user", ("hi",))], [one]) for one in (tool, plain))
         for token in CONTROL:

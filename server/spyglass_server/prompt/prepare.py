@@ -88,7 +88,9 @@ class PromptMaker:
         self._image_spec = files.image_spec
         self._max_image_pixels = max_image_pixels
         source = chat_template.read_text("utf-8") if chat_template else files.chat_template or LLAMA3_TEMPLATE
-        self._template = ChatTemplate(source, files.special_tokens, self.tokenizer.special_tokens)
+        special = self.tokenizer.special_tokens
+        image_token = next((token for token, token_id in special.items() if token_id == files.image_token_id), None)
+        self._template = ChatTemplate(source, files.special_tokens, special, image_token)
 
     @property
     def largest_token_id(self) -> int:

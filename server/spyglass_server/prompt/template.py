@@ -1,14 +1,11 @@
 """Renders conversations with a checkpoint's own chat template.
 
-Owns the sandbox in which the template runs, and the rule that what people write never becomes a
-control token. Knows nothing of token ids or pixels.
+Owns the sandbox in which the template runs, and the forms of a conversation that it is tried with. Knows nothing of
+token ids or pixels.
 
-Tools are given to a template that takes them, except where it would lose what is in the first user message beside text;
-else they are told in that message, in Meta's words.
-
-Before rendering, the first characters of all control tokens are replaced in people's text by private
-characters that stand nowhere else; after rendering, the text is cut at control tokens, which only the
-template can have written, and the pieces get their characters back.
+The template is tried with the conversation and the tools as they are. Where it raises, or its rendering lacks an image
+or a tool, it is tried with other forms of the same: one tool call in each turn, and the tools written into the first
+user message in Meta's words.
 """
 
 import json
@@ -20,13 +17,14 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-import jinja2.meta
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node, Scope
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.protection import Protection, protect
 
-_PRIVATE = range(0xE000, 0xF8FF)
 _MAX_REASON_CHARACTERS = 300
 
 LLAMA3_TEMPLATE = """\
@@ -100,26 +98,40 @@ class Message:
     tool_call_id: str = ""
 
 
+class _GenerationTag(Extension):
+    """`{% generation %}`, which marks answers for training and writes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in the base class
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
 class ChatTemplate:
     """A compiled template."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], control_tokens: Iterable[str]) -> None:
-        """`special_tokens` are variables of the template, such as bos_token.
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], control_tokens: Iterable[str], image_token: str | None
+    ) -> None:
+        """`special_tokens` are variables of the template, such as bos_token; `image_token` stands for each image.
 
         Raises:
             ValueError: the template does not compile.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
-            self._takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template is wrong: {error}") from error
         self._variables = special_tokens
-        self._first_characters = sorted({token[0] for token in control_tokens})
+        self._image_token = image_token
+        self._first_characters = {token[0] for token in control_tokens}
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[str, Callable[[str], str]]:
         """Renders a conversation, ready for the assistant's turn, or to go on with it when the last is hers.
@@ -128,55 +140,56 @@ class ChatTemplate:
         cut the text at control tokens first.
 
         Raises:
-            InvalidRequest: the template refuses the conversation.
+            InvalidRequest: the template refuses the conversation, or loses a part of it, in every form.
         """
-        protect, restore, mark = self._protection([*_texts(messages), *(_to_json(tool.definition) for tool in tools)])
+        texts = [*_texts(messages), *(_to_json(tool.definition) for tool in tools)]
+        protection = protect(texts, self._first_characters)
         refusals: list[InvalidRequest] = []
-        for told, given in self._attempts(messages, tools):
+        for form in _forms(messages, tools):
             try:
-                return self._render(told, given, protect, mark), restore
+                text = self._render(*form(messages, tools), protection)
+                self._check(text, form, messages, tools, protection)
             except Exception as error:  # a template can raise anything
-                refusals.append(_refusal(restore(str(error))))
+                refusals.append(_refusal(protection.restore(str(error))))
+            else:
+                return text, protection.restore
         raise refusals[0]
 
-    def _attempts(
-        self, messages: Sequence[Message], tools: Sequence[Tool]
-    ) -> Iterator[tuple[Sequence[Message], Sequence[Tool]]]:
-        """The conversation and the tools as the template may take them, what is nearest to it first."""
-        first = next((message for message in messages if message.role == "user"), None)
-        shows_image = first is not None and None in first.parts
-        told = (messages, tools) if self._takes_tools and not shows_image else (_with_tools(messages, tools), ())
-        yield told
-        if any(len(message.tool_calls) > 1 for message in messages):
-            yield _one_call_a_turn(told[0]), told[1]
-
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Tool], protect: Callable[[str], str], mark: str
-    ) -> str:
-        turns = [_turn(message, protect) for message in messages]
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], protection: Protection) -> str:
+        turns = [_turn(message, protection.hide) for message in messages]
         continued = messages[-1].role == "assistant" and not messages[-1].tool_calls
         if continued:
-            turns[-1]["content"] += mark
-        variables: dict[str, Any] = dict(self._variables)
-        if tools:
-            variables["tools"] = [_map_strings(tool.definition, protect) for tool in tools]
-        text = self._template.render(messages=turns, add_generation_prompt=not continued, **variables)
+            turns[-1]["content"] += protection.end
+        text = self._template.render(
+            messages=turns,
+            tools=[_map_strings(tool.definition, protection.hide) for tool in tools] or None,
+            documents=None,
+            add_generation_prompt=not continued,
+            **self._variables,
+        )
         if continued:
-            text, found, _ = text.partition(mark)  # what the template puts after it would end the turn
+            text, found, _ = text.partition(protection.end)  # what the template puts after it would end the turn
             if not found:
                 raise ValueError("it leaves out the message to go on with")
         return text
 
-    def _protection(self, texts: Iterable[str]) -> tuple[Callable[[str], str], Callable[[str], str], str]:
-        """How to replace characters, how to put them back, and one more character that stands in no text."""
-        used = {c for text in texts for c in text if ord(c) in _PRIVATE}
-        mark, *free = [chr(code) for code in _PRIVATE if chr(code) not in used] or [""]
-        if len(free) < len(self._first_characters):
-            raise InvalidRequest("the text uses too many private characters", field="chat.messages")
-        there = dict(zip(self._first_characters, free, strict=False))
-        forth = str.maketrans(there)
-        back = str.maketrans({private: character for character, private in there.items()})
-        return lambda text: text.translate(forth), lambda text: text.translate(back), mark
+    def _check(
+        self, text: str, form: "_Form", messages: Sequence[Message], tools: Sequence[Tool], protection: Protection
+    ) -> None:
+        """Raises ValueError for a rendering that lacks an image or a tool.
+
+        A tool's name may be in the text for other reasons. So the same form is rendered again with a number in place of
+        each name, which only the tool itself can have brought there.
+        """
+        num_images = sum(message.parts.count(None) for message in messages)
+        if self._image_token and (num_shown := text.count(self._image_token)) != num_images:
+            raise ValueError(f"it shows {num_shown} of the conversation's {num_images} images")
+        if tools:
+            numbered = [replace(tool, name=protection.number(i)) for i, tool in enumerate(tools)]
+            text = self._render(*form(messages, numbered), protection)
+            for i, tool in enumerate(tools):
+                if not protection.has_number(text, i):
+                    raise ValueError(f"it leaves out the tool {tool.name}")
 
 
 def _texts(messages: Iterable[Message]) -> Iterable[str]:
@@ -187,10 +200,24 @@ def _texts(messages: Iterable[Message]) -> Iterable[str]:
             yield from (call.id, call.name, json.dumps(call.arguments, ensure_ascii=False))
 
 
+_Form = Callable[[Sequence[Message], Sequence[Tool]], tuple[Sequence[Message], Sequence[Tool]]]
+"""Makes of messages and tools what a template may take; tools that it returns are the template's to show."""
+
+
+def _forms(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[_Form]:
+    """Forms to try, those first that change the least."""
+    has_parallel_calls = any(len(message.tool_calls) > 1 for message in messages)
+    yield lambda messages, tools: (messages, tools)
+    if has_parallel_calls:
+        yield lambda messages, tools: (_one_call_a_turn(messages), tools)
+    if tools:
+        yield lambda messages, tools: (_with_tools(messages, tools), ())
+    if tools and has_parallel_calls:
+        yield lambda messages, tools: (_one_call_a_turn(_with_tools(messages, tools)), ())
+
+
 def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> Sequence[Message]:
-    """The conversation with the tools told in the first user message, before its first text."""
-    if not tools:
-        return messages
+    """The conversation with the tools written into the first user message, before its first text."""
     definitions = (_to_json(tool.definition, indent=4) for tool in tools)
     told = _TOOLS_PREFACE + "\n\n".join(definitions) + "\n\n"
     at = next((i for i, message in enumerate(messages) if message.role == "user"), None)
@@ -221,10 +248,10 @@ def _one_call_a_turn(messages: Sequence[Message]) -> Sequence[Message]:
     return result
 
 
-def _turn(message: Message, protect: Callable[[str], str]) -> dict[str, Any]:
+def _turn(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
     """A message in the form that templates expect: a string where there are no images."""
     content: Any = [
-        {"type": "image"} if part is None else {"type": "text", "text": protect(part)} for part in message.parts
+        {"type": "image"} if part is None else {"type": "text", "text": hide(part)} for part in message.parts
     ]
     if None not in message.parts:
         content = "".join(part["text"] for part in content)
@@ -232,14 +259,14 @@ def _turn(message: Message, protect: Callable[[str], str]) -> dict[str, Any]:
     if message.tool_calls:
         turn["tool_calls"] = [
             {
-                "id": protect(call.id),
+                "id": hide(call.id),
                 "type": "function",
-                "function": {"name": protect(call.name), "arguments": _map_strings(call.arguments, protect)},
+                "function": {"name": hide(call.name), "arguments": _map_strings(call.arguments, hide)},
             }
             for call in message.tool_calls
         ]
     if message.tool_call_id:
-        turn["tool_call_id"] = protect(message.tool_call_id)
+        turn["tool_call_id"] = hide(message.tool_call_id)
     return turn
 
 
@@ -265,7 +292,13 @@ def _refusal(reason: str) -> InvalidRequest:
     )
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     raw: dict[str, RawJson] = {}
 
     def set_aside(text: str) -> str:
@@ -274,7 +307,13 @@ def _to_json(value: Any, indent: int | None = None) -> str:
         raw[key := secrets.token_hex(16)] = text
         return key
 
-    written = json.dumps(_map_strings(value, set_aside), ensure_ascii=False, indent=indent)
+    written = json.dumps(
+        _map_strings(value, set_aside),
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
     for key, text in raw.items():
         written = written.replace(f'"{key}"', text)
     return written
