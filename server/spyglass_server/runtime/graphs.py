@@ -5,6 +5,7 @@ What a replay costs the host does not depend on how many operations it has, whic
 fast devices.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from spyglass_server.engine.types import Row
 from spyglass_server.runtime.plan import BatchPlan, Planner, Shape
+
+log = logging.getLogger(__name__)
 
 _LEAST_CONTEXT = 256
 _ALIGNMENT = 64
@@ -24,7 +27,14 @@ _MOST_RECORDINGS = 64
 
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
-"""Makes of a computation one that does the same with what then stands in the tensors that it reads."""
+"""Makes of a computation one that does the same with what then stands in the tensors that it reads.
+
+Raises RecordingFailed when the computation works but cannot be recorded, and whatever the computation raises.
+"""
+
+
+class RecordingFailed(Exception):
+    """A device computes something but cannot record it; the text is for the log."""
 
 
 def record_cuda() -> Record:
@@ -37,10 +47,15 @@ def record_cuda() -> Record:
         with torch.cuda.stream(aside):  # libraries set themselves up, which cannot be recorded
             for _ in range(2):
                 compute()
-        torch.cuda.current_stream().wait_stream(aside)
+        here = torch.cuda.current_stream()
+        here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=aside):
-            result = compute()
+        try:  # a capture that fails leaves its stream the current one, hence the stream around it
+            with torch.cuda.stream(here), torch.cuda.graph(graph, pool=pool, stream=aside):
+                result = compute()  # has worked twice, so what fails now is the recording
+        except RuntimeError as error:
+            torch.cuda.synchronize()  # raises when it was the device that failed
+            raise RecordingFailed(str(error)) from error
 
         def replay() -> Tensor:
             graph.replay()
@@ -59,7 +74,7 @@ class DecodeGraphs:
     ) -> None:
         """`compute` makes hidden states [rows, hidden] of a plan; nobody else uses `spare_slot` of text."""
         self._compute, self._record, self._planner, self._spare_slot = compute, record, planner, spare_slot
-        self._steps: dict[Shape, tuple[BatchPlan, Compute]] = {}
+        self._steps: dict[Shape, tuple[BatchPlan, Compute] | None] = {}  # None: it could not be recorded
 
     def hidden(self, rows: Sequence[Row]) -> Tensor | None:
         """Hidden states of rows [rows, hidden], which hold until the next call; None where no recording suits."""
@@ -67,15 +82,30 @@ class DecodeGraphs:
             return None
         images = [self._planner.image_slots(row) for row in rows]
         shape = self._shape([row.end for row in rows], [len(slots) for slots in images])
-        if shape is None or (shape not in self._steps and len(self._steps) >= _MOST_RECORDINGS):
+        if shape is None or not self._suits(shape):
             return None
         plan = self._planner.decode(rows, images, shape, self._spare_slot)
         if shape not in self._steps:
-            self._steps[shape] = plan, self._record(partial(self._compute, plan))
-        kept, compute = self._steps[shape]
+            self._steps[shape] = self._try_recording(shape, plan)
+        step = self._steps[shape]
+        if step is None:
+            return None
+        kept, compute = step
         for old, new in zip(_inputs(kept), _inputs(plan), strict=True):
             old.copy_(new)
         return compute()[: len(rows)]
+
+    def _suits(self, shape: Shape) -> bool:
+        """Whether steps of this shape are recorded, or may still be."""
+        return self._steps[shape] is not None if shape in self._steps else len(self._steps) < _MOST_RECORDINGS
+
+    def _try_recording(self, shape: Shape, plan: BatchPlan) -> tuple[BatchPlan, Compute] | None:
+        """A recording, or None when the device cannot make it: the same attempt would fail again."""
+        try:
+            return plan, self._record(partial(self._compute, plan))
+        except RecordingFailed:
+            log.exception("decode steps of %s cannot be recorded, so their operations are launched one by one", shape)
+            return None
 
     def _shape(self, contexts: Sequence[int], seen: Sequence[int]) -> Shape | None:
         """A shape for rows that see so many slots of text and of images, one of few: its sizes are powers of two.

@@ -66,6 +66,8 @@ class CheckpointLoader:
             ) from error
 
     def _load(self) -> tuple[EngineCore, EngineInfo]:
+        import torch
+
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.grammars import Grammars
@@ -77,6 +79,8 @@ class CheckpointLoader:
         dtype = _choose_dtype(self.dtype, config)
         if device.type == "cpu":
             os.nice(_CPU_NICENESS)  # the event loops of server and bridge go first
+        # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
+        torch.backends.cuda.enable_cudnn_sdp(False)
         num_pages = self.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
         max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
         convert = Int8Linear if self.quantization == "int8" else None

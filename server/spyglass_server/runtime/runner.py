@@ -29,19 +29,31 @@ _SLICE_TOKENS = 512
 """Of an image, how many tokens are computed in a layer before others may go on."""
 _TOLD_AT_ONCE = 64
 """Of so many tokens of a prompt the logits are computed at once, where they are told."""
-_RECORDERS: dict[str, Callable[[], Record] | None] = {"cpu": None, "cuda": record_cuda}
-"""How a device records decode steps, if it does."""
+_RECORDERS: dict[str, Callable[[], Record]] = {"cuda": record_cuda}
+"""How devices record decode steps; others compute them one operation at a time."""
+_PROBES: dict[str, Callable[[torch.device], None]] = {"cuda": torch.cuda.synchronize}
+"""Raises an AcceleratorError when the device is lost."""
 _SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
 """How much of an image is encoded at once, in floating-point operations: some 30 ms on two cores."""
 
 
 @contextmanager
-def _noticing_lost_devices() -> Iterator[None]:
-    """After such an error a device refuses everything else, too."""
+def _noticing_lost_devices(device: torch.device) -> Iterator[None]:
+    """Tells errors after which the device refuses everything else from those of the batch."""
     try:
         yield
     except torch.AcceleratorError as error:
         raise DeviceLost(str(error)) from error
+    except RuntimeError as error:  # cuBLAS and other libraries report a lost device as errors of their own
+        try:
+            _PROBES.get(device.type, _no_probe)(device)
+        except torch.AcceleratorError as lost:
+            raise DeviceLost(f"{error}; {lost}") from error
+        raise
+
+
+def _no_probe(device: torch.device) -> None:
+    """CPUs are never lost."""
 
 
 class ModelRunner:
@@ -87,15 +99,24 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _try_graphs(self, spare_slot: int) -> DecodeGraphs | None:
-        """Recordings of decode steps, where the device makes them: one of a token alone is tried."""
-        recorder = _RECORDERS[self._device.type]
-        if recorder is None:
+        """Recordings of decode steps, where the device makes them. One token alone is tried.
+
+        Raises whatever goes wrong with computing it.
+        """
+        if self._device.type not in _RECORDERS:
             return None
-        graphs = DecodeGraphs(self._hidden, recorder(), self._planner, spare_slot)
-        try:
-            graphs.hidden([Row((0,), 0, (0,), SamplingParams(), (0,), (), ())])
-        except RuntimeError:
-            log.exception("decode steps cannot be recorded: they are computed as they come, which is slower")
+        graphs = DecodeGraphs(self._hidden, _RECORDERS[self._device.type](), self._planner, spare_slot)
+        row = Row(
+            tokens=(0,),
+            start=0,
+            pages=(0,),
+            sampling=SamplingParams(),
+            choices=(0,),
+            image_tiles=(),
+            image_positions=(),
+        )
+        if graphs.hidden([row]) is None:
+            log.warning("no decode steps are recorded, so each launches its operations one by one, which is slower")
             return None
         return graphs
 
@@ -114,9 +135,12 @@ class ModelRunner:
         del self._images[key]
         self._encoding.pop(key, None)
 
-    @_noticing_lost_devices()
     @torch.inference_mode()
     def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
+        with _noticing_lost_devices(self._device):
+            return self._encode_slices(key, tiles)
+
+    def _encode_slices(self, key: ImageKey, tiles: Sequence[int]) -> bool:
         if key not in self._encoding:
             self._encoding[key] = self._encode(*self._images[key])
         spent = 0
@@ -155,9 +179,12 @@ class ModelRunner:
         if pairs:
             self._text.copy(pairs, self._planner.page_size)
 
-    @_noticing_lost_devices()
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        with _noticing_lost_devices(self._device):
+            return self._execute(rows)
+
+    def _execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         sampled = [i for i, row in enumerate(rows) if row.choices]
         outputs = [RowOutput()] * len(rows)
         hidden = self._graphs.hidden(rows) if self._graphs else None

@@ -20,12 +20,13 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
-        self.register_buffer("_eps", torch.tensor(eps), persistent=False)
+        self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float()  # by hand, in few operations: faster on CPUs than torch's own
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        mean_square = torch.addcmul(self.get_buffer("_eps"), length, length, value=1 / x.shape[-1])
+        eps = length.new_full((), self._eps)  # addcmul takes no number here, and CUDA no tensor of the CPU
+        mean_square = torch.addcmul(eps, length, length, value=1 / x.shape[-1])
         normed: Tensor = exact * mean_square.rsqrt_() * self.weight
         return normed.to(self.weight.dtype)
 
