@@ -32,6 +32,7 @@ RUN python requirements.py bridge > bridge.txt \
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
+COPY common common
 COPY server server
 COPY bridge bridge
 COPY clients clients

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from google.rpc import status_pb2
 
-from spyglass.deltas import append_tool_calls
 from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.deltas import append_tool_calls
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ gets fewer and larger ones. Knows nothing of what the events mean.
 import asyncio
 from collections.abc import AsyncIterator
 
-from spyglass.deltas import append_tool_calls
 from spyglass.v1 import inference_pb2
+from spyglass_common.deltas import append_tool_calls
 
 _FRAME_BYTES = 1 << 20
 """A frame ends with the event that passes this size; clients take 4 MiB, and an event is far smaller."""

@@ -14,4 +14,6 @@ def append_tool_calls(calls: MutableSequence[pb.ToolCallDelta], later: Iterable[
         if calls and calls[-1].index == piece.index:
             calls[-1].arguments_json += piece.arguments_json
         else:
-            calls.append(piece)
+            own = pb.ToolCallDelta()  # which later pieces change
+            own.CopyFrom(piece)
+            calls.append(own)
