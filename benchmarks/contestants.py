@@ -7,16 +7,15 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import torch
-from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summarize
-from processes import MODEL, Spyglass
-from transformers import AutoModelForCausalLM
 
+from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summarize
+from plain_model import plain_model
+from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
-from spyglass_server.demo.smollm2 import find_gguf
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
@@ -66,7 +65,16 @@ class InProcess:
 
     def __init__(self, folder: Path) -> None:
         limits = Limits(max_batch=64, max_step_tokens=512)
-        self._core, _ = CheckpointLoader(folder, "float32", "none", "cpu", None, 1 << 30, 1 << 28, limits).load()
+        self._core, _ = CheckpointLoader(
+            folder=folder,
+            dtype="float32",
+            quantization="none",
+            device="cpu",
+            max_model_len=None,
+            cache_bytes=1 << 30,
+            image_cache_bytes=1 << 28,
+            limits=limits,
+        ).load()
         self._maker = PromptMaker(folder, max_image_pixels=1)
         self._ids = iter(range(1, 10**9))
 
@@ -78,9 +86,16 @@ class InProcess:
         while done < len(chats):
             while waiting and running < concurrency:
                 ids, number = waiting.pop(), next(self._ids)
-                greedy = SamplingParams(temperature=0.0)
-                self._core.submit(EngineRequest(number, tuple(ids), max_tokens, self._maker.stop_token_ids, greedy))
-                samples[number] = Sample(time.perf_counter(), prompt_tokens=len(ids))
+                self._core.submit(
+                    EngineRequest(
+                        id=number,
+                        tokens=tuple(ids),
+                        max_tokens=max_tokens,
+                        stop_token_ids=self._maker.stop_token_ids,
+                        sampling=SamplingParams(temperature=0.0),
+                    )
+                )
+                samples[number] = Sample(started=time.perf_counter(), prompt_tokens=len(ids))
                 running += 1
             for event in self._core.step():
                 if isinstance(event, TokenOutput):
@@ -92,13 +107,10 @@ class InProcess:
 
 
 class Transformers:
-    """transformers' `generate` on plain SmolLM2, in static batches as large as the concurrency."""
+    """transformers' `generate` on the plain text model, in static batches as large as the concurrency."""
 
     def __init__(self, folder: Path) -> None:
-        path = find_gguf()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        ).eval()
+        self._model = plain_model(folder)
         self._maker = PromptMaker(folder, max_image_pixels=1)
 
     async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
@@ -124,7 +136,7 @@ class Transformers:
         for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
             stops = [i for i, token in enumerate(row) if token in self._maker.stop_token_ids]
             tokens = stops[0] + 1 if stops else len(row)
-            samples.append(Sample(started, [ended], len(prompt), tokens))
+            samples.append(Sample(started=started, pieces=[ended], prompt_tokens=len(prompt), tokens=tokens))
         return samples
 
 
@@ -137,7 +149,7 @@ def prompt_ids(maker: PromptMaker, chat: Chat) -> list[int]:
 def make_chats(maker: PromptMaker, count: int, prompt_tokens: int, seed: int) -> list[Chat]:
     """Chats of exactly so many prompt tokens, no two of which begin alike, and which ask for long answers."""
     rng = random.Random(seed)
-    chats = []
+    chats: list[Chat] = []
     while len(chats) < count:
         question = f"Tell me a long story about a {rng.choice(_HEROES)}, with many details."
         words: list[str] = []

@@ -37,7 +37,7 @@ def picture(side: int, seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The beginning of an answer. `first_token_s` is from sending the request to its first text."""
 
@@ -67,7 +67,9 @@ def ask(client: openai.OpenAI, model: str, messages: Messages) -> Answer:
             if chunk.usage and text:
                 details = chunk.usage.prompt_tokens_details
                 cached = (details.cached_tokens or 0) if details else 0
-                return Answer(first, text, chunk.usage.prompt_tokens, cached)
+                return Answer(
+                    first_token_s=first, text=text, prompt_tokens=chunk.usage.prompt_tokens, cached_tokens=cached
+                )
     raise RuntimeError("the answer was empty or had no usage")
 
 
@@ -86,11 +88,11 @@ def pictures(client: openai.OpenAI, model: str, side: int, count: int) -> str:
     )
 
 
-def turns(client: openai.OpenAI, model: str, count: int) -> str:
-    """First tokens of new conversations of some 2,000 tokens, and of their second turns."""
+def turns(client: openai.OpenAI, model: str, count: int, sentences: int) -> str:
+    """First tokens of new conversations of so many sentences, each of some 10 tokens, and of their second turns."""
     first, second = [], []
     for round_ in range(count):
-        text = f"Round {round_} of {time.time()}. " + "The quick brown fox jumps over the lazy dog. " * 196
+        text = f"Round {round_} of {time.time()}. " + "The quick brown fox jumps over the lazy dog. " * sentences
         messages: Messages = [{"role": "user", "content": text + "What is this about?"}]
         first.append(ask(client, model, messages))
         messages += [
@@ -113,13 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=1000, help="of the pictures, in pixels (default: %(default)s)")
     parser.add_argument("--count", type=int, default=20, help="how many are asked about (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="how many conversations are held (default: %(default)s)")
+    parser.add_argument("--sentences", type=int, default=196, help="in a first turn (default: %(default)s)")
     given = parser.parse_args(arguments)
     key = os.environ.get("SPYGLASS_API_KEY") or DEVELOPMENT_KEY.read_text().strip()
     print("seconds to the first token, one request after another:")
     with openai.OpenAI(base_url=f"{given.url}/v1", api_key=key, max_retries=0) as client:
         model = client.models.list().data[0].id
         print(pictures(client, model, given.side, given.count))
-        print(turns(client, model, given.turns))
+        print(turns(client, model, given.turns, given.sentences))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The embedded model with larger eyes: random weights, for measuring what images cost.
+"""A checkpoint with larger eyes: random weights, for measuring what images cost.
 
-Owns the making of that checkpoint: an encoder of width 384 with 6 local and 2 global layers, tiles of 560
-pixels and patches of 14, as the published models have them.
+Owns the making of that checkpoint: an encoder of width 384 with patches of 14 pixels and, by default, tiles of 560,
+as the published models have them. Of the embedded model it takes 6 local and 2 global layers.
 """
 
 import json
@@ -11,30 +11,32 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.model.mllama import Mllama, checkpoint_names
 
 TILE, PATCH, WIDTH = 560, 14, 384
-_VISION = {
-    "attention_heads": 6,
-    "hidden_size": WIDTH,
-    "image_size": TILE,
-    "intermediate_size": 4 * WIDTH,
-    "patch_size": PATCH,
-    "vision_output_dim": 4 * WIDTH,
-}
 
 
-def make_large_eyes(folder: Path) -> Path:
-    """Writes the checkpoint into a folder, and returns it. The text model stays as it is."""
-    source = prepare(default_folder(), print)
+def make_large_eyes(folder: Path, source: Path, tile: int = TILE) -> Path:
+    """Writes the checkpoint into a folder, and returns it. The text model stays that of `source`.
+
+    `tile` is the side of a tile in pixels, a multiple of 14.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.suffix in (".json", ".jinja"):
             (folder / file.name).write_bytes(file.read_bytes())
-    _change(folder / "config.json", "vision_config", _VISION)
-    _change(folder / "preprocessor_config.json", "size", {"height": TILE, "width": TILE})
+    num_states = 1 + len(load_config(source).vision.intermediate_layers)
+    sizes = {
+        "attention_heads": 6,
+        "hidden_size": WIDTH,
+        "image_size": tile,
+        "intermediate_size": 4 * WIDTH,
+        "patch_size": PATCH,
+        "vision_output_dim": num_states * WIDTH,
+    }
+    _change(folder / "config.json", "vision_config", sizes)
+    _change(folder / "preprocessor_config.json", "size", {"height": tile, "width": tile})
     config = load_config(folder)
     with torch.device("meta"):
         model = Mllama(config)

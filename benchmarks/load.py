@@ -20,7 +20,7 @@ Chat = tuple[str, str]
 """A system message and a question."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Sample:
     """One answer. Times are seconds on the client's clock; `pieces` are when its parts came."""
 
@@ -39,7 +39,7 @@ class Sample:
         return [b - a for a, b in itertools.pairwise(self.pieces)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """Of one load: answer tokens in a second over all, and percentiles in milliseconds."""
 
@@ -103,7 +103,7 @@ class HttpAsker:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        sample = Sample(time.perf_counter())
+        sample = Sample(started=time.perf_counter())
         url = f"{self._url}/chat/completions"
         async with self._session.post(url, json=body, headers=self._headers) as answer:
             answer.raise_for_status()
@@ -113,6 +113,8 @@ class HttpAsker:
                 if event.get("usage"):
                     sample.prompt_tokens = event["usage"]["prompt_tokens"]
                     sample.tokens = event["usage"]["completion_tokens"]
+        if not sample.pieces:  # an answer of control tokens alone
+            sample.pieces.append(time.perf_counter())
         return sample
 
 
@@ -131,7 +133,7 @@ class GrpcAsker:
     async def __call__(self, chat: Chat) -> Sample:
         system, question = chat
         messages = [Message("system", (system,)), Message("user", (question,))]
-        sample = Sample(time.perf_counter())
+        sample = Sample(started=time.perf_counter())
         generation = self._client.stream_chat(messages, model=self._model, temperature=0, max_tokens=self._max_tokens)
         async for _ in generation:
             sample.pieces.append(time.perf_counter())

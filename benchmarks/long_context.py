@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+
 from processes import run_as_engine
 from random_model import SIZES, random_model
-from step import median_ms, rows_of
-
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
@@ -26,6 +25,7 @@ from spyglass_server.engine.scheduler import Scheduler
 from spyglass_server.engine.types import EngineRequest, RequestFailed, SamplingParams, TokenOutput
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
+from step import median_ms, rows_of
 
 _ANSWER = 8
 _TEXT = replace(
@@ -40,7 +40,7 @@ def run_long(runner: ModelRunner, pool: PagePool, tokens: int) -> tuple[float, i
     """Computes a prompt and a short answer; returns seconds and the most pages that it held."""
     core = EngineCore(Scheduler(Limits(max_batch=1, max_step_tokens=512), pool, ImageCache(4)), runner)
     prompt = tuple(number % 1000 for number in range(tokens - _ANSWER))
-    core.submit(EngineRequest(1, prompt, _ANSWER, sampling=SamplingParams(temperature=0.0)))
+    core.submit(EngineRequest(id=1, tokens=prompt, max_tokens=_ANSWER, sampling=SamplingParams(temperature=0.0)))
     started, held, answered = time.perf_counter(), 0, 0
     while core.has_work:
         events = core.step()

@@ -2,19 +2,18 @@
 
     python benchmarks/memory.py
 
-Starts `spyglass serve` with the embedded model, and adds up each process's proportional share (Pss of
-/proc/PID/smaps_rollup, so Linux only): memory that several processes share counts once.
+Starts `spyglass serve`, with the embedded model unless another is given, and adds up each process's proportional share
+(Pss of /proc/PID/smaps_rollup, so Linux only): memory that several processes share counts once.
 """
 
+import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from processes import Spyglass, command_of, family
+from processes import Spyglass, checkpoint_or_embedded, command_of, family
 
-from spyglass_server.demo.folder import default_folder, prepare
-
-_SETTLE_S = 3.0
 _OVERHEAD_MB = 800
 """What Python, torch and the rest may take beside the weights."""
 
@@ -35,11 +34,21 @@ def name_of(command: str) -> str:
     return "spyglass serve"
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--settle", type=float, default=3.0, help="seconds before the measurement (default: %(default)s)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
-    weights_mb = (prepare(default_folder(), print) / "model.safetensors").stat().st_size / 1e6
-    with Spyglass.started() as spyglass:
-        time.sleep(_SETTLE_S)
+    given = parser().parse_args(arguments)
+    folder = checkpoint_or_embedded(given.model)
+    weights_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+    with Spyglass.started(folder) as spyglass:
+        time.sleep(given.settle)
         shares = [(name_of(command_of(pid)), share_mb(pid)) for pid in family(spyglass.pid)]
     print("| process | MB |\n| --- | ---: |")
     for name, share in shares:

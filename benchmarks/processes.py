@@ -1,4 +1,4 @@
-"""The product as its users start it, on free ports of this machine.
+"""The product as its users start it, on free ports of this machine, and the checkpoint that it serves.
 
 Knows nothing of what is measured.
 """
@@ -16,28 +16,28 @@ from pathlib import Path
 
 import aiohttp
 
+from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.engine.process import ENVIRONMENT
 
 MODEL = "spyglass-demo"
 
 
 class Spyglass:
-    """The whole product: `spyglass serve`, in float32, with the embedded model or another."""
+    """The whole product: `spyglass serve`, in float32, with a checkpoint."""
 
     def __init__(self, http: str, grpc: str, key: str, pid: int) -> None:
         self.http, self.grpc, self.key, self.pid = http, grpc, key, pid
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, model: Path | None = None) -> Iterator["Spyglass"]:
+    def started(cls, model: Path) -> Iterator["Spyglass"]:
         """Runs it on free ports, under the embedded model's name."""
         http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
         key = secrets.token_hex(8)
         with tempfile.TemporaryDirectory() as folder:
             command = [str(Path(sys.executable).parent / "spyglass"), "serve", "--http", http, "--grpc", grpc]
             options = ["--api-key", key, "--data-dir", folder, "--dtype", "float32", "--served-model-name", MODEL]
-            if model:
-                options += ["--model", str(model)]
+            options += ["--model", str(model)]
             process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 asyncio.run(until_ready(f"http://{http}/ready", process))
@@ -45,6 +45,11 @@ class Spyglass:
             finally:
                 process.terminate()
                 process.wait()
+
+
+def checkpoint_or_embedded(model: Path | None) -> Path:
+    """The folder of a checkpoint: of the embedded model where none is given."""
+    return model or prepare(default_folder(), print)
 
 
 def run_as_engine() -> None:

@@ -37,10 +37,10 @@ def _config(hidden_size: int, intermediate_size: int, num_layers: int, num_heads
         norm_eps=1e-5,
         max_position=131_072,
         cross_layers=tuple(range(3, num_layers, 5)),
-        rope=RopeConfig(500_000.0, factor=8.0),
+        rope=RopeConfig(theta=500_000.0, factor=8.0),
         tied_embeddings=False,
     )
-    return ModelConfig(text, _VISION, torch.bfloat16, CLIP_MEAN, CLIP_STD)
+    return ModelConfig(text=text, vision=_VISION, dtype=torch.bfloat16, image_mean=CLIP_MEAN, image_std=CLIP_STD)
 
 
 SIZES = {"11B": _config(4096, 14_336, 40, 32), "90B": _config(8192, 28_672, 100, 64)}

@@ -4,8 +4,8 @@
 
 Eight streams decode. First nothing else happens; then four new images of four tiles and a prompt of 4,000 tokens
 arrive at once. Prints how long the streams wait from one token to the next, in both times. The model has the embedded
-one's text layers and an encoder of width 384 for tiles of 560 pixels (large_eyes.py). Over gRPC, so that each token is
-seen.
+one's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels (large_eyes.py). Over gRPC, so that
+each token is seen.
 """
 
 import argparse
@@ -19,19 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from large_eyes import TILE, make_large_eyes
 from load import percentile
-from PIL import Image
-from processes import MODEL, Spyglass
-
+from processes import MODEL, Spyglass, checkpoint_or_embedded
 from spyglass_client import AsyncClient
 
-_SETTLE_S = 6.0
 
-
-def picture(seed: int) -> bytes:
+def picture(seed: int, tile: int) -> bytes:
     """A file that fills four tiles and that nobody has seen before."""
-    noise = np.random.default_rng(seed).integers(0, 256, (2 * TILE, 2 * TILE, 3), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, (2 * tile, 2 * tile, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG", quality=80)
     return file.getvalue()
@@ -46,14 +44,14 @@ async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
         times += [time.perf_counter()]
 
 
-async def measure(spyglass: Spyglass, streams: int, images: int, prompt_tokens: int, quiet_s: float) -> list[str]:
+async def measure(spyglass: Spyglass, given: argparse.Namespace) -> list[str]:
     """Runs both times, and returns the lines of the table."""
     async with AsyncClient(spyglass.grpc, api_key=spyglass.key) as client:
-        times: list[list[float]] = [[] for _ in range(streams)]
-        running = [asyncio.create_task(stream(client, i, times[i])) for i in range(streams)]
-        await asyncio.sleep(_SETTLE_S)
+        times: list[list[float]] = [[] for _ in range(given.streams)]
+        running = [asyncio.create_task(stream(client, i, times[i])) for i in range(given.streams)]
+        await asyncio.sleep(given.settle)
         quiet_from = time.perf_counter()
-        await asyncio.sleep(quiet_s)
+        await asyncio.sleep(given.quiet)
         busy_from = time.perf_counter()
         first: list[float] = []
 
@@ -62,9 +60,10 @@ async def measure(spyglass: Spyglass, streams: int, images: int, prompt_tokens: 
             first.append(time.perf_counter() - busy_from)
 
         long_prompt = client.generate(
-            tokens=[1000 + number % 40000 for number in range(prompt_tokens)], model=MODEL, temperature=0, max_tokens=1
+            tokens=[20 + number % 200 for number in range(given.prompt)], model=MODEL, temperature=0, max_tokens=1
         )
-        await asyncio.gather(*(ask("What is it?", [picture(i)]) for i in range(images)), long_prompt)
+        pictures = [picture(i, given.tile) for i in range(given.images)]
+        await asyncio.gather(*(ask("What is it?", [file]) for file in pictures), long_prompt)
         busy_until = time.perf_counter()
         for task in running:
             if task.done():
@@ -90,9 +89,12 @@ async def measure(spyglass: Spyglass, streams: int, images: int, prompt_tokens: 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
+    add("--model", type=Path, help="the checkpoint that has the text layers (default: the embedded model)")
+    add("--tile", type=int, default=TILE, help="side of a tile in pixels, a multiple of 14 (default: %(default)s)")
     add("--streams", type=int, default=8, help="answers that run (default: %(default)s)")
     add("--images", type=int, default=4, help="new images of four tiles (default: %(default)s)")
     add("--prompt", type=int, default=4000, help="tokens of the long prompt (default: %(default)s)")
+    add("--settle", type=float, default=6.0, help="seconds before the measurement (default: %(default)s)")
     add("--quiet", type=float, default=15.0, help="seconds before they come (default: %(default)s)")
     return result
 
@@ -100,8 +102,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, Spyglass.started(make_large_eyes(Path(folder))) as spyglass:
-        lines = asyncio.run(measure(spyglass, given.streams, given.images, given.prompt, given.quiet))
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_large_eyes(Path(name), checkpoint_or_embedded(given.model), given.tile)
+        with Spyglass.started(folder) as spyglass:
+            lines = asyncio.run(measure(spyglass, given))
     print("\n".join(lines))
     return 0
 

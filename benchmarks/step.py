@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from processes import run_as_engine
-from random_model import SIZES, random_model
 from torch.profiler import profile
 
-from spyglass_server.demo.folder import default_folder, prepare
+from processes import checkpoint_or_embedded, run_as_engine
+from random_model import SIZES, random_model
 from spyglass_server.engine.types import Row, SamplingParams
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
@@ -36,7 +35,7 @@ def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
     pages = -(-(start + tokens) // PAGE_SIZE)
     return [
         Row(
-            tokens=tuple(1000 + 7 * (i + j) for j in range(tokens)),
+            tokens=tuple(20 + 7 * (i + j) % 200 for j in range(tokens)),
             start=start,
             pages=tuple(range(i * pages, (i + 1) * pages)),
             sampling=GREEDY,
@@ -70,7 +69,11 @@ def parser() -> argparse.ArgumentParser:
     add("--context", type=int, default=128, help="tokens that each sequence has already (default: %(default)s)")
     add("--times", type=int, default=20, help="steps to measure (default: %(default)s)")
     add("--threads", type=int, help="threads of torch (default: all cores)")
-    add("--profile", action="store_true", help="shows the operations of a decode step instead, longest first")
+    add(
+        "--profile",
+        action="store_true",
+        help="shows the operations of a decode step before the table, longest first",
+    )
     return result
 
 
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.size:
         model = random_model(SIZES[given.size], dtype, device)
     else:
-        folder = given.model or prepare(default_folder(), print)
+        folder = checkpoint_or_embedded(given.model)
         model = load_model(folder, load_config(folder), dtype, device)
     pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
     runner = ModelRunner(model, pages, PAGE_SIZE, 0, dtype, device)
@@ -96,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 runner.execute(rows)
         order = f"self_{given.device}_time_total"
         print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50))
-        return 0
     print(f"| rows | decode ms | tokens/s | prefill of {given.context} ms | tokens/s |")
     print("|" + " ---: |" * 5)
     for count in given.rows:

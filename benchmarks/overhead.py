@@ -1,7 +1,7 @@
 """Measures what the stack costs beside the model: a fake one gives each stream a token in every step.
 
-    python benchmarks/stack.py
-    python benchmarks/stack.py --streams 64 --step-ms 25.6
+    python benchmarks/overhead.py
+    python benchmarks/overhead.py --streams 64 --step-ms 25.6
 
 By default 256 streams get a token every 25.6 ms, 10,000 a second in all, over HTTP. Scheduler, engine process, server,
 bridge and detokenizing are the product's. Prints, for each token, the processor time of each process, the SSE events,
@@ -26,19 +26,18 @@ from typing import Any
 import aiohttp
 import numpy as np
 import uvloop
-from load import percentile
-from processes import MODEL, command_of, family, free_ports, until_ready
 
+from load import percentile
+from processes import MODEL, checkpoint_or_embedded, command_of, family, free_ports, until_ready
 from spyglass.settings import SETTINGS
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
-from spyglass_server.demo.folder import default_folder, prepare
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
 from spyglass_server.engine.scheduler import Scheduler
-from spyglass_server.engine.types import EngineInfo, ImageKey, Row, RowOutput, Runner
+from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
 
 _NUM_WORDS = 512
 _PAGE_SIZE, _NUM_PAGES = 16, 65_536
@@ -72,7 +71,7 @@ class Clock:
         return time.monotonic() - float(self._times[number])
 
 
-class Metronome(Runner):
+class Metronome:
     """A runner that computes nothing: every step takes the same time and gives every sequence the same token."""
 
     def __init__(self, tokens: Sequence[int], step_s: float, clock: Clock) -> None:
@@ -83,13 +82,22 @@ class Metronome(Runner):
         self._due = max(self._due + self._step_s, time.monotonic())
         time.sleep(max(0.0, self._due - time.monotonic()))
         token = self._tokens[self._clock.tick()]
-        return [RowOutput((token,) * len(row.choices)) for row in rows]
+        return [RowOutput(tokens=(token,) * len(row.choices)) for row in rows]
+
+    def take_image(self, image: ImageInput) -> None:
+        raise NotImplementedError
+
+    def drop_image(self, key: ImageKey) -> None:
+        raise NotImplementedError
 
     def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
-        return True
+        raise NotImplementedError
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """There are no pages."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loader:
     """Loads an engine with a Metronome."""
 
@@ -101,7 +109,14 @@ class Loader:
     def load(self) -> tuple[EngineCore, EngineInfo]:
         limits = Limits(max_batch=self.streams, max_step_tokens=8192)
         scheduler = Scheduler(limits, PagePool(_NUM_PAGES, _PAGE_SIZE), ImageCache(16))
-        info = EngineInfo("float32", "none", "fake", _NUM_PAGES * _PAGE_SIZE, 16, self.streams)
+        info = EngineInfo(
+            dtype="float32",
+            quantization="none",
+            device="fake",
+            max_tokens=_NUM_PAGES * _PAGE_SIZE,
+            max_image_tiles=16,
+            max_choices=self.streams,
+        )
         return EngineCore(scheduler, Metronome(self.tokens, self.step_s, Clock(self.clock))), info
 
 
@@ -109,16 +124,22 @@ def words(folder: Path) -> dict[str, int]:
     """Words of the model's vocabulary that are one token each, a blank before them."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     found = {word[1:]: token for word, token in vocabulary.items() if word[0] == "Ġ" and word[1:].isascii()}
-    return dict([(word, token) for word, token in found.items() if word.isalpha()][:_NUM_WORDS])
+    chosen = dict([(word, token) for word, token in found.items() if word.isalpha()][:_NUM_WORDS])
+    if len(chosen) < _NUM_WORDS:
+        sys.exit(f"the vocabulary in {folder} has {len(chosen)} words that are one token each, not {_NUM_WORDS}")
+    return chosen
 
 
 async def serve(given: argparse.Namespace) -> None:
     """The server's process."""
-    folder = prepare(default_folder(), lambda line: None)
-    loader = Loader(tuple(words(folder).values()), given.step_ms / 1000, given.clock, given.streams)
+    folder = checkpoint_or_embedded(given.model)
+    loader = Loader(
+        tokens=tuple(words(folder).values()), step_s=given.step_ms / 1000, clock=given.clock, streams=given.streams
+    )
     settings = {setting.dest: setting.default for setting in SETTINGS}
     settings |= {"grpc": given.serve, "api_key": (given.key,), "bridge_key": given.key[::-1]}
-    settings |= {"data_dir": str(given.clock.parent), "max_pending": 2 * given.streams, "max_step_tokens": 8192}
+    settings |= {"model": str(folder), "served_model_name": (MODEL,), "data_dir": str(given.clock.parent)}
+    settings |= {"max_pending": 2 * given.streams, "max_step_tokens": 8192}
     server = Server(resolve(argparse.Namespace(**settings)), folder, loader)
     await server.start()
     try:
@@ -179,18 +200,22 @@ class Process:
 
 
 @contextlib.contextmanager
-def stack(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Clock, list[Process]]]:
+def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tuple[str, str, Clock, list[Process]]]:
     """Runs server and bridge. Gives the bridge's URL, a key, the clock, and the processes."""
     http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
     key, clock = secrets.token_hex(8), folder / "clock"
     ticks = Clock(clock)
-    options = ["--streams", str(given.streams), "--step-ms", str(given.step_ms)]
+    options = ["--streams", str(given.streams), "--step-ms", str(given.step_ms), "--model", str(model)]
     serve = [sys.executable, __file__, *options, "--serve", grpc, "--key", key, "--clock", str(clock)]
     bridge = [str(Path(sys.executable).parent / "spyglass-bridge"), "--http", http, "--grpc", grpc]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": None if given.verbose else subprocess.DEVNULL}
+    errors = None if given.verbose else subprocess.DEVNULL
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(subprocess.Popen(serve, stdin=subprocess.PIPE, **quiet))
-        front = stack.enter_context(subprocess.Popen([*bridge, "--bridge-key", key[::-1]], **quiet))
+        server = stack.enter_context(
+            subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
+        )
+        front = stack.enter_context(
+            subprocess.Popen([*bridge, "--bridge-key", key[::-1]], stdout=subprocess.DEVNULL, stderr=errors)
+        )
         stack.callback(front.terminate)
         asyncio.run(until_ready(f"http://{http}/ready", front))
         engine = next(pid for pid in family(server.pid) if "spawn_main" in command_of(pid))
@@ -198,9 +223,11 @@ def stack(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, C
         yield f"http://{http}", key, ticks, processes
 
 
-async def measure(given: argparse.Namespace, url: str, key: str, clock: Clock, processes: list[Process]) -> list[str]:
+async def measure(
+    given: argparse.Namespace, model: Path, url: str, key: str, clock: Clock, processes: list[Process]
+) -> list[str]:
     """Lets all streams run, and returns the lines of the table."""
-    numbers = {word: number for number, word in enumerate(words(default_folder()))}
+    numbers = {word: number for number, word in enumerate(words(model))}
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         client = Client(session, url, key, clock, numbers)
@@ -234,6 +261,7 @@ async def measure(given: argparse.Namespace, url: str, key: str, clock: Clock, p
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
+    add("--model", type=Path, help="the checkpoint whose words are given (default: the embedded model)")
     add("--streams", type=int, default=256, help="answers at once (default: %(default)s)")
     add("--step-ms", type=float, default=25.6, help="how long a step takes (default: %(default)s)")
     add("--settle", type=float, default=8.0, help="seconds before the measurement (default: %(default)s)")
@@ -250,9 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.serve:
         uvloop.run(serve(given))
         return 0
-    prepare(default_folder(), print)
-    with tempfile.TemporaryDirectory() as folder, stack(given, Path(folder)) as (url, key, clock, processes):
-        lines = asyncio.run(measure(given, url, key, clock, processes))
+    model = checkpoint_or_embedded(given.model)
+    with tempfile.TemporaryDirectory() as folder, stack(given, model, Path(folder)) as (url, key, clock, processes):
+        lines = asyncio.run(measure(given, model, url, key, clock, processes))
     print("\n".join(lines))
     return 0
 

@@ -1,0 +1,185 @@
+"""Every benchmark runs to its end and prints its figures: each as a person runs it, in the smallest sizes.
+
+What the figures say is not looked at beyond what must hold on any machine.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from string import ascii_lowercase
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
+
+from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS, finish_tokenizer, write_prompt_files
+from fidelity.ours import Ours
+from spyglass_server.engine.process import ENVIRONMENT
+from stack import Stack, clean_environ
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+EYES = ("--tile", "28")
+TIMEOUT_S = 300.0
+
+
+def run(name: str, *arguments: object, environ: dict[str, str] | None = None) -> str:
+    """Runs a benchmark, and returns what it printed.
+
+    By default it has the engine's environment already, without which it would start a second time.
+    """
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    environ = environ or clean_environ() | ENVIRONMENT
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers in a text, which has commas between thousands."""
+    return [float(found.replace(",", "")) for found in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
+
+
+def rows(output: str, *names: str) -> list[list[float]]:
+    """The numbers in the rows of a table with these names, each of which must be there exactly once."""
+    found = []
+    for name in names:
+        [line] = [line for line in output.splitlines() if line.startswith(f"| {name} |")]
+        found.append(numbers(line.removeprefix(f"| {name} |")))
+    return found
+
+
+def test_every_benchmark_is_run_here() -> None:
+    scripts = {file.stem for file in FOLDER.glob("*.py") if "__main__" in file.read_text()}
+    assert len(scripts) > 8
+    assert {f"test_{name}" for name in scripts} <= set(globals())
+
+
+def test_step(tiny_checkpoint: Path) -> None:
+    sizes = ("--model", tiny_checkpoint, "--context", 32, "--times", 2)
+    table = run("step", *sizes, "--rows", 1, 3, "--profile", environ=clean_environ())
+    assert "Self CPU time total" in table
+    for count, (decode_ms, decoded, prefill_ms, prefilled) in zip((1, 3), rows(table, "1", "3"), strict=True):
+        assert 0 < decode_ms < 10_000
+        assert decoded == pytest.approx(1000 * count / decode_ms, rel=0.2)
+        assert prefill_ms >= 0
+        assert prefilled > 0
+
+
+def test_long_context() -> None:
+    output = run("long_context", "--tokens", 512, "--times", 2)
+    tokens, seconds, megabytes, times = numbers(output.splitlines()[0])
+    assert tokens == 512
+    assert min(seconds, megabytes) > 0
+    assert 1 <= times < 1.1
+    assert len(rows(output, "512")[0]) == 4
+
+
+def test_memory(tiny_checkpoint: Path) -> None:
+    output = run("memory", "--model", tiny_checkpoint, "--settle", 0)
+    shares = rows(output, "engine", "server", "bridge", "spyglass serve")
+    assert all(share > 5 for [share] in shares)
+    served, weights, *_ = numbers(output.splitlines()[-1])
+    assert served >= shares[0][0] + shares[1][0] - 1
+    assert weights == round((tiny_checkpoint / "model.safetensors").stat().st_size / 1e6)
+
+
+def test_image_latency(tiny_checkpoint: Path) -> None:
+    output = run("image_latency", "--model", tiny_checkpoint, *EYES, "--count", 1)
+    for new, theirs, ratio, again, plain, _ in rows(output, "28 x 28", "56 x 56"):
+        assert min(new, theirs, again, plain) > 0
+        assert ratio == pytest.approx(new / theirs, rel=0.2, abs=0.1)
+
+
+def test_rhythm(tiny_checkpoint: Path) -> None:
+    sizes = ("--streams", 2, "--images", 2, "--prompt", 100, "--settle", 0.5, "--quiet", 0.5)
+    output = run("rhythm", "--model", tiny_checkpoint, *EYES, *sizes)
+    for median, p99, longest, tokens in rows(output, "quiet", "images and a long prompt arrive"):
+        assert 0 <= median <= p99 <= longest < 60_000
+        assert tokens > 0
+    [seen] = [line for line in output.splitlines() if line.startswith("The images were seen")]
+    assert len(numbers(seen)) == 2
+
+
+def test_overhead(tmp_path: Path) -> None:
+    files = write_prompt_files(tmp_path, word_tokenizer())
+    output = run("overhead", "--model", files, "--streams", 3, "--step-ms", 20, "--settle", 1, "--seconds", 1)
+    [speed], [events] = rows(output, "tokens a second", "SSE events a token")
+    assert 0 < speed <= 1.2 * 3 * 1000 / 20
+    assert 0 < events < 3
+    for [spent] in rows(output, *(f"{name}, us of processor time a token" for name in ("server", "engine", "bridge"))):
+        assert spent >= 0
+    [median], [p99] = rows(output, "from step to client, median ms", "p99 ms")
+    assert 0 < median <= p99
+
+
+def word_tokenizer() -> Tokenizer:
+    """Bytes, and each word of two letters as one token."""
+    words = [("Ġ", one) for one in ascii_lowercase]
+    words += [("Ġ" + one, other) for one, other in product(ascii_lowercase, repeat=2)]
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, words)]
+    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, words))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    finish_tokenizer(tokenizer, (*SPECIAL_TOKENS, IMAGE_TOKEN))
+    return tokenizer
+
+
+def test_throughput(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sizes = ("--concurrency", 1, 2, "--prompt", 200, "--answer", 8, "--rounds", 1, "--repeats", 1)
+    output = run("throughput", "--model", tiny_checkpoint, *sizes, "--out", tmp_path)
+    contestants = (
+        "Spyglass, HTTP", "Spyglass, gRPC", "Spyglass, engine in process", "transformers generate, static batches",
+    )  # fmt: skip
+    speeds, delays = output.split("first token, between tokens")
+    limits = rows(speeds, "limit of the machine")[0]
+    assert limits[0] > 0 < limits[1]
+    for found in rows(speeds, *contestants):
+        speed_1, share_1, speed_2, share_2 = found
+        assert min(speed_1, speed_2) > 0
+        assert [share_1, share_2] == pytest.approx([speed_1 / limits[0], speed_2 / limits[1]], abs=0.01)
+    for found in rows(delays, *contestants):
+        assert min(found) >= 0
+        assert found[0] > 0
+    results = json.loads((tmp_path / "throughput.json").read_text())["results"]
+    assert set(results) == set(contestants)
+    for by_concurrency in results.values():
+        assert all(summary["prompt_tokens"] == 200 for [summary] in by_concurrency.values())
+        assert all(1 <= summary["answer_tokens"] <= 8 for [summary] in by_concurrency.values())
+    assert (tmp_path / "throughput.png").stat().st_size > 10_000
+
+
+def test_first_token(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with Stack(tmp_path, "--model", str(tiny_checkpoint)) as stack:
+        sizes = ("--side", 40, "--count", 2, "--turns", 1, "--sentences", 5)
+        output = run("first_token", "--url", stack.http, *sizes, environ=stack.environ())
+    _, pictures, turns = output.splitlines()
+    count, side, _, median, longest, first = numbers(pictures)
+    assert (count, side) == (2, 40)
+    assert 0 < min(median, first) <= longest
+    count, tokens, before, cached, later_tokens, after, share = numbers(turns)
+    assert count == 1
+    assert 200 < tokens < later_tokens
+    assert 0 < cached < later_tokens
+    assert share == pytest.approx(100 * after / before, abs=10)
+
+
+def test_plain_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What is compared with others has the same weights: a text has the same logits."""
+    output = run("plain_model", tmp_path / "plain", "--model", tiny_checkpoint)
+    assert numbers(output)[0] > 100_000
+    ids = list(range(3, 60))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    with torch.inference_mode():
+        theirs = plain(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(theirs, Ours.load(tiny_checkpoint).logits(ids, []), rtol=0, atol=1e-4)
+    assert tokens_of(tmp_path / "plain") == tokens_of(tiny_checkpoint)
+
+
+def tokens_of(folder: Path) -> Sequence[int]:
+    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("One. <|eot_id|>").ids
+    return ids
