@@ -81,7 +81,7 @@ class FakeRunner:
             for position, token in zip(range(row.start, row.end), row.tokens, strict=True):
                 page = self.pages.setdefault(row.pages[position // self.page_size], {})
                 page[position % self.page_size] = (token, self._seen(row, position))
-        return [RowOutput(tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
+        return [RowOutput(tokens=tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
 
     def _seen(self, row: Row, position: int) -> tuple[ImageKey, ...]:
         """The images that a position sees, as they stand in their tiles."""
@@ -123,7 +123,12 @@ class FakeLoader:
             runner.bad_tokens.add(self.bad_token)
         scheduler = Scheduler(self.limits, PagePool(self.num_pages, self.page_size), ImageCache(self.max_tiles))
         info = EngineInfo(
-            "float32", "none", "fake", self.num_pages * self.page_size, self.max_tiles, self.limits.max_batch
+            dtype="float32",
+            quantization="none",
+            device="fake",
+            max_tokens=self.num_pages * self.page_size,
+            max_image_tiles=self.max_tiles,
+            max_choices=self.limits.max_batch,
         )
         return EngineCore(scheduler, runner), info
 

@@ -53,7 +53,7 @@ def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> li
     found = []
     for number, token in enumerate(tokens):
         finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
-        if (delta := choices.push(TokenOutput(1, 0, token, finish))) is not None:
+        if (delta := choices.push(TokenOutput(1, 0, token, finish=finish))) is not None:
             found.append(events.delta(1, 0, *delta))
     return found
 
@@ -62,7 +62,7 @@ def test_stop_strings_are_looked_for_in_text_only(tokenizer: TextTokenizer) -> N
     call = '{"name": "look", "parameters": {"at": "STOP"}}'
     choices = Choices([Detokenizer(tokenizer)], ["STOP", "}", "name"], ["look"])
     deltas = [choices.push(TokenOutput(1, 0, token)) for token in tokenizer.encode_text(call)]
-    assert choices.push(TokenOutput(1, 0, 0, FinishReason.STOP)).finish is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
+    assert choices.push(TokenOutput(1, 0, 0, finish=FinishReason.STOP)).finish is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
     arguments = "".join(piece.arguments for delta in deltas if delta for piece in delta.calls)
     assert arguments == '{"at": "STOP"}'
     for after in ("STOP", " words STOP more"):  # also where a call's end and a stop string come together

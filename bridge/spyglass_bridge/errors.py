@@ -6,7 +6,7 @@ nothing of routes.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import grpc
@@ -169,6 +169,7 @@ class _Answer:
     http_status: int
     code: str
     message: str
+    _: KW_ONLY
     retry: bool = False
 
 
@@ -190,7 +191,7 @@ _ANSWERS: Mapping[int, _Answer] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Details:
     """What the details of a status say."""
 

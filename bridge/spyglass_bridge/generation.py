@@ -13,7 +13,7 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import append_tool_calls
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ChoiceDelta:
     """More of one choice. `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended.
 
@@ -81,7 +81,7 @@ class Generation:
     def _add(self, delta: pb.Delta) -> None:
         pending = self._deltas.get(delta.index)
         if pending is None:
-            pending = self._deltas[delta.index] = ChoiceDelta(delta.index)
+            pending = self._deltas[delta.index] = ChoiceDelta(index=delta.index)
         pending.merge(delta)
         if delta.HasField("usage"):
             self._usage = delta.usage

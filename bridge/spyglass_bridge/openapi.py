@@ -5,7 +5,7 @@ Owns the list of operations. Knows nothing of how they are served.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any
 
@@ -49,6 +49,7 @@ class Operation:
     method: str
     paths: tuple[str, ...]
     summary: str
+    _: KW_ONLY
     answer: type[BaseModel]
     body: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
@@ -65,9 +66,9 @@ CHAT = Operation(
     "post",
     _twice("/chat/completions"),
     "Answers a conversation with text and images.",
-    objects.ChatCompletion,
-    ChatRequest,
-    objects.ChatCompletionChunk,
+    answer=objects.ChatCompletion,
+    body=ChatRequest,
+    event=objects.ChatCompletionChunk,
 )
 OPERATIONS = (
     CHAT,
@@ -75,31 +76,36 @@ OPERATIONS = (
         "post",
         _twice("/completions"),
         "Continues ready prompts.",
-        objects.Completion,
-        CompletionRequest,
-        objects.Completion,
+        answer=objects.Completion,
+        body=CompletionRequest,
+        event=objects.Completion,
     ),
     Operation(
         "post",
         ("/v1/inference/{model}",),
         "Continues a ready prompt, in DeepInfra's own form.",
-        objects.Inference,
-        NativeRequest,
-        objects.InferenceEvent,
+        answer=objects.Inference,
+        body=NativeRequest,
+        event=objects.InferenceEvent,
     ),
-    Operation("get", _twice("/models"), "Lists the models.", objects.ModelList),
-    Operation("get", _twice("/models/{model}"), "Describes one model.", objects.ModelObject),
+    Operation("get", _twice("/models"), "Lists the models.", answer=objects.ModelList),
+    Operation("get", _twice("/models/{model}"), "Describes one model.", answer=objects.ModelObject),
     Operation(
         "get",
         ("/models/{model}/schema/{variant}",),
         "Tells the JSON schema of the input, output or streaming form of a chat completion.",
-        objects.Schema,
+        answer=objects.Schema,
     ),
-    Operation("post", ("/tokenize",), "Tells the tokens of a prompt.", objects.Tokens, TokenizeRequest),
-    Operation("post", ("/detokenize",), "Tells what tokens say.", objects.TokenizedText, DetokenizeRequest),
-    Operation("get", ("/health",), "Whether the bridge is alive.", objects.Status, is_open=True),
+    Operation("post", ("/tokenize",), "Tells the tokens of a prompt.", answer=objects.Tokens, body=TokenizeRequest),
+    Operation("post", ("/detokenize",), "Tells what tokens say.", answer=objects.TokenizedText, body=DetokenizeRequest),
+    Operation("get", ("/health",), "Whether the bridge is alive.", answer=objects.Status, is_open=True),
     Operation(
-        "get", ("/ready",), "Whether generations can be served.", objects.Status, is_open=True, statuses=(200, 503)
+        "get",
+        ("/ready",),
+        "Whether generations can be served.",
+        answer=objects.Status,
+        is_open=True,
+        statuses=(200, 503),
     ),
 )
 

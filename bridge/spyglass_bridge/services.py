@@ -31,7 +31,7 @@ _CALL_TIMEOUT_S = 10.0
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The parts that handlers use. `metadata` carries the bridge's own key."""
 

@@ -21,7 +21,7 @@ class Pricing:
     cached_input_tokens: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A model and its terms. Lengths are in tokens; `created` is when the server loaded it."""
 
@@ -56,7 +56,7 @@ class ModelInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:
     """One metered generation. `finished` is None and `outcome` empty while it runs."""
 
@@ -79,7 +79,7 @@ class UsageRecord:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSummary:
     """What a key has used so far, with its latest generations, newest first, if they were asked for."""
 

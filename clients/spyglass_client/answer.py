@@ -45,7 +45,7 @@ class TokenLogprobs:
         return cls(TokenProbability(token_id, found.bytes, found.logprob), top)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Metered tokens, and what they cost in US dollars."""
 
@@ -60,10 +60,15 @@ class Usage:
 
     @classmethod
     def from_proto(cls, usage: pb.Usage) -> "Usage":
-        return cls(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.estimated_cost)
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            estimated_cost=usage.estimated_cost,
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextChunk:
     """More text of one choice.
 
@@ -85,22 +90,32 @@ class TextChunk:
     def from_proto(cls, delta: pb.Delta) -> "TextChunk":
         ids = tuple(delta.token_ids)
         logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
-        calls = tuple(ToolCallPiece(one.index, one.id, one.name, one.arguments_json) for one in delta.tool_calls)
-        return cls(delta.index, delta.text, ids, finish_reason_of(delta.finish_reason), logprobs, calls)
+        calls = tuple(
+            ToolCallPiece(index=one.index, id=one.id, name=one.name, arguments=one.arguments_json)
+            for one in delta.tool_calls
+        )
+        return cls(
+            index=delta.index,
+            text=delta.text,
+            token_ids=ids,
+            finish_reason=finish_reason_of(delta.finish_reason),
+            logprobs=logprobs,
+            tool_calls=calls,
+        )
 
     def joined_with(self, later: "TextChunk") -> "TextChunk":
         """Both as one."""
         return TextChunk(
-            self.index,
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            later.finish_reason,
-            self.logprobs + later.logprobs,
-            joined_pieces(self.tool_calls, later.tool_calls),
+            index=self.index,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            finish_reason=later.finish_reason,
+            logprobs=self.logprobs + later.logprobs,
+            tool_calls=joined_pieces(self.tool_calls, later.tool_calls),
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One finished answer. `stop_string` is the stop string that ended it, if one did.
 

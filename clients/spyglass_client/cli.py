@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spyglass.settings import Collect, add_settings, address, non_negative_float, positive_int
+from spyglass.settings import Collect, add_settings
+from spyglass.values import address, non_negative_float, positive_int
 from spyglass_client.chat.command import run_chat
 from spyglass_client.chat.writing import describe, printable
 from spyglass_client.errors import SpyglassError

@@ -29,7 +29,7 @@ class AsyncGeneration:
 
     def __init__(self, request_id: str, num_choices: int, begin: Begin) -> None:
         self.request_id = request_id
-        self._collected = {index: _Collected(index) for index in range(num_choices)}
+        self._collected = {index: _Collected(index=index) for index in range(num_choices)}
         self._begin = begin
         self._begun = False
         self._send_cancel: Callable[[], None] | None = None
@@ -125,7 +125,7 @@ class AsyncGeneration:
         chunk = TextChunk.from_proto(delta)
         if delta.HasField("usage"):
             self._usage = Usage.from_proto(delta.usage)
-        collected = self._collected.setdefault(delta.index, _Collected(delta.index))
+        collected = self._collected.setdefault(delta.index, _Collected(index=delta.index))
         collected.add(chunk, delta.stop_string if delta.HasField("stop_string") else None)
         if earlier := self._pending.get(delta.index):
             chunk = earlier.joined_with(chunk)
@@ -144,7 +144,7 @@ class AsyncGeneration:
         self._changed.set()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Collected:
     """What has come of one choice so far."""
 
@@ -169,11 +169,11 @@ class _Collected:
 
     def choice(self) -> Choice:
         return Choice(
-            self.index,
-            "".join(self.texts),
-            tuple(self.token_ids),
-            self.finish_reason,
-            self.stop_string,
-            tuple(self.logprobs),
-            tuple(ToolCall(first.id, first.name, "".join(arguments)) for first, arguments in self.calls),
+            index=self.index,
+            text="".join(self.texts),
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            stop_string=self.stop_string,
+            logprobs=tuple(self.logprobs),
+            tool_calls=tuple(ToolCall(first.id, first.name, "".join(arguments)) for first, arguments in self.calls),
         )

@@ -5,7 +5,7 @@ Owns the words for turns and pictures. Knows nothing of protobuf, and reads no f
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, Protocol
 
 from spyglass_client.tools import ToolCall
@@ -39,6 +39,7 @@ class Message:
 
     role: Role
     parts: tuple[str | ImagePart, ...]
+    _: KW_ONLY
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
 
@@ -60,7 +61,7 @@ def user(*parts: str | ImagePart) -> Message:
 
 def assistant(text: str = "", calls: Iterable[ToolCall] = ()) -> Message:
     """A turn of the model: what it said, and the tools that it called. As the last message without calls it goes on."""
-    return Message("assistant", (text,) if text else (), tuple(calls))
+    return Message("assistant", (text,) if text else (), tool_calls=tuple(calls))
 
 
 def tool(call: ToolCall | str, *parts: str | ImagePart) -> Message:

@@ -41,16 +41,16 @@ def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tu
     """The server and the bridge, for parsed settings and the environment that they inherit."""
     shared = {**environ, **to_environ(settings)}
     server = Program(
-        "server",
-        (sys.executable, "-m", "spyglass_server"),
-        shared,
-        partial(grpc_is_serving, settings["grpc"]),
+        name="server",
+        command=(sys.executable, "-m", "spyglass_server"),
+        environ=shared,
+        is_ready=partial(grpc_is_serving, settings["grpc"]),
     )
     bridge = Program(
-        "bridge",
-        (sys.executable, "-m", "spyglass_bridge"),
-        {**shared, "SPYGLASS_GRPC": dialable(settings["grpc"])},
-        partial(http_is_ready, settings["http"]),
+        name="bridge",
+        command=(sys.executable, "-m", "spyglass_bridge"),
+        environ={**shared, "SPYGLASS_GRPC": dialable(settings["grpc"])},
+        is_ready=partial(http_is_ready, settings["http"]),
     )
     return server, bridge
 

@@ -19,7 +19,7 @@ READY_INTERVAL_S = 0.1
 _TETHER = Path(__file__).with_name("tether.py")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A program to run. `command[0]` is a path; `environ` is its whole environment.
 

@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -30,7 +30,7 @@ class ToolCall:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallPiece:
     """More of one call of an answer: its id and name in the first piece, then its arguments bit by bit."""
 
@@ -59,6 +59,7 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
+    _: KW_ONLY
     strict: bool = False
     run: Callable[..., Any] | None = None
 
@@ -84,7 +85,7 @@ class Tool:
             "required": required,
             "additionalProperties": False,
         }
-        return cls(function.__name__, inspect.getdoc(function) or "", parameters, strict, function)
+        return cls(function.__name__, inspect.getdoc(function) or "", parameters, strict=strict, run=function)
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

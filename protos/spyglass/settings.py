@@ -8,8 +8,10 @@ own. Knows nothing of what a setting does.
 import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
+
+from spyglass.values import address, non_negative_float, one_of, positive_float, positive_int
 
 Process = Literal["server", "bridge"]
 
@@ -21,6 +23,7 @@ class Setting:
     name: str
     help: str
     default: Any
+    _: KW_ONLY
     used_by: tuple[Process, ...]
     parse: Callable[[str], Any] = str
     metavar: str = "TEXT"
@@ -41,75 +44,38 @@ class Setting:
         return self.name.replace("-", "_")
 
 
-def address(text: str) -> str:
-    """Checks HOST:PORT ([HOST]:PORT for IPv6) or unix:PATH and returns it as it is."""
-    if text.startswith("unix:") and len(text) > 5:
-        return text
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
-    return text
-
-
-def positive_int(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
-def non_negative_float(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return number
-
-
-def positive_float(text: str) -> float:
-    number = non_negative_float(text)
-    if not number:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
-
-
-def one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
-        return text
-
-    return parse
-
-
 _BOTH: tuple[Process, ...] = ("server", "bridge")
 _SERVER: tuple[Process, ...] = ("server",)
 _BRIDGE: tuple[Process, ...] = ("bridge",)
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("model", "a checkpoint folder, or demo for the embedded model", "demo", _SERVER, metavar="PATH|demo"),
+    Setting(
+        "model", "a checkpoint folder, or demo for the embedded model", "demo", used_by=_SERVER, metavar="PATH|demo"
+    ),
     Setting(
         "served-model-name",
         "a name that clients use for the model; several may be given; the first answers requests without "
         "one (default: the folder's name)",
         (),
-        _SERVER,
+        used_by=_SERVER,
         metavar="NAME",
         multiple=True,
     ),
-    Setting("http", "where the bridge listens", "127.0.0.1:8000", _BRIDGE, address, "HOST:PORT"),
-    Setting("grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", _BOTH, address, "HOST:PORT"),
+    Setting("http", "where the bridge listens", "127.0.0.1:8000", used_by=_BRIDGE, parse=address, metavar="HOST:PORT"),
+    Setting(
+        "grpc",
+        "where the server listens and the bridge finds it",
+        "127.0.0.1:50051",
+        used_by=_BOTH,
+        parse=address,
+        metavar="HOST:PORT",
+    ),
     Setting(
         "api-key",
         "a key that clients may use; several may be given (default: the server makes one on its first "
         "start, keeps its hash, and shows it once)",
         (),
-        _SERVER,
+        used_by=_SERVER,
         metavar="KEY",
         multiple=True,
         secret=True,
@@ -118,7 +84,7 @@ SETTINGS: tuple[Setting, ...] = (
         "bridge-key",
         "the bridge's own key to the server, with the right to act for callers (spyglass serve makes one up)",
         None,
-        _BOTH,
+        used_by=_BOTH,
         metavar="KEY",
         secret=True,
     ),
@@ -126,110 +92,159 @@ SETTINGS: tuple[Setting, ...] = (
         "data-dir",
         "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)",
         None,
-        _SERVER,
+        used_by=_SERVER,
         metavar="DIR",
     ),
     Setting(
         "dtype",
         "the numbers' format to compute in: auto is the checkpoint's own",
         "auto",
-        _SERVER,
-        one_of("auto", "bfloat16", "float32"),
-        "auto|bfloat16|float32",
+        used_by=_SERVER,
+        parse=one_of("auto", "bfloat16", "float32"),
+        metavar="auto|bfloat16|float32",
     ),
     Setting(
         "quantization",
         "int8 keeps the weights of the text model's layers in 8 bits: less memory, slightly other answers",
         "none",
-        _SERVER,
-        one_of("none", "int8"),
-        "none|int8",
+        used_by=_SERVER,
+        parse=one_of("none", "int8"),
+        metavar="none|int8",
     ),
     Setting(
         "device",
         "what to compute on: auto is the first GPU, else the CPU",
         "auto",
-        _SERVER,
-        one_of("auto", "cpu", "cuda"),
-        "auto|cpu|cuda",
+        used_by=_SERVER,
+        parse=one_of("auto", "cpu", "cuda"),
+        metavar="auto|cpu|cuda",
     ),
     Setting(
         "max-model-len",
         "the longest prompt and answer together, in tokens (default: 32768, or what the model "
         "was made for if that is less)",
         None,
-        _SERVER,
-        positive_int,
-        "N",
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="N",
     ),
     Setting(
         "chat-template",
         "a Jinja file to use instead of the checkpoint's own chat template",
         None,
-        _SERVER,
+        used_by=_SERVER,
         metavar="FILE",
     ),
-    Setting("cache-bytes", "memory for keys and values of text, in bytes", 2 << 30, _SERVER, positive_int, "BYTES"),
     Setting(
-        "image-cache-bytes", "memory for keys and values of images, in bytes", 1 << 30, _SERVER, positive_int, "BYTES"
+        "cache-bytes",
+        "memory for keys and values of text, in bytes",
+        2 << 30,
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="BYTES",
     ),
-    Setting("max-batch", "the most choices that are generated at once", 64, _SERVER, positive_int, "N"),
-    Setting("max-step-tokens", "the most tokens that one step of the engine computes", 512, _SERVER, positive_int, "N"),
+    Setting(
+        "image-cache-bytes",
+        "memory for keys and values of images, in bytes",
+        1 << 30,
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="BYTES",
+    ),
+    Setting(
+        "max-batch", "the most choices that are generated at once", 64, used_by=_SERVER, parse=positive_int, metavar="N"
+    ),
+    Setting(
+        "max-step-tokens",
+        "the most tokens that one step of the engine computes",
+        512,
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="N",
+    ),
     Setting(
         "max-chunk-tokens",
         "the most prompt tokens that a step computes while answers go on: fewer keep their rhythm, more begin sooner "
         "(default: 64 on a CPU, 512 on a GPU)",
         None,
-        _SERVER,
-        positive_int,
-        "N",
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="N",
     ),
     Setting(
         "max-pending",
         "the most generations in the server, running and waiting; beyond it callers get 429",
         256,
-        _SERVER,
-        positive_int,
-        "N",
+        used_by=_SERVER,
+        parse=positive_int,
+        metavar="N",
     ),
-    Setting("max-images", "the most images in one conversation", 16, _SERVER, positive_int, "N"),
-    Setting("max-image-bytes", "the largest encoded image, in bytes", 20 << 20, _BOTH, positive_int, "BYTES"),
-    Setting("max-image-pixels", "the largest image, in pixels", 40_000_000, _SERVER, positive_int, "N"),
+    Setting("max-images", "the most images in one conversation", 16, used_by=_SERVER, parse=positive_int, metavar="N"),
+    Setting(
+        "max-image-bytes",
+        "the largest encoded image, in bytes",
+        20 << 20,
+        used_by=_BOTH,
+        parse=positive_int,
+        metavar="BYTES",
+    ),
+    Setting(
+        "max-image-pixels", "the largest image, in pixels", 40_000_000, used_by=_SERVER, parse=positive_int, metavar="N"
+    ),
     Setting(
         "request-timeout",
         "the longest time a generation may take, in seconds",
         600.0,
-        _BOTH,
-        positive_float,
-        "SECONDS",
+        used_by=_BOTH,
+        parse=positive_float,
+        metavar="SECONDS",
     ),
     Setting(
         "drain-timeout",
         "how long running generations may go on after a stop signal, in seconds",
         30.0,
-        _BOTH,
-        non_negative_float,
-        "SECONDS",
+        used_by=_BOTH,
+        parse=non_negative_float,
+        metavar="SECONDS",
     ),
-    Setting("price-input", "US dollars for a million prompt tokens", 0.35, _SERVER, non_negative_float, "USD"),
-    Setting("price-output", "US dollars for a million generated tokens", 0.40, _SERVER, non_negative_float, "USD"),
+    Setting(
+        "price-input",
+        "US dollars for a million prompt tokens",
+        0.35,
+        used_by=_SERVER,
+        parse=non_negative_float,
+        metavar="USD",
+    ),
+    Setting(
+        "price-output",
+        "US dollars for a million generated tokens",
+        0.40,
+        used_by=_SERVER,
+        parse=non_negative_float,
+        metavar="USD",
+    ),
     Setting(
         "price-cached-input",
         "US dollars for a million prompt tokens found in a cache (default: the input price)",
         None,
-        _SERVER,
-        non_negative_float,
-        "USD",
+        used_by=_SERVER,
+        parse=non_negative_float,
+        metavar="USD",
     ),
     Setting(
-        "max-body-bytes", "the largest body of an HTTP request, in bytes", 64 << 20, _BRIDGE, positive_int, "BYTES"
+        "max-body-bytes",
+        "the largest body of an HTTP request, in bytes",
+        64 << 20,
+        used_by=_BRIDGE,
+        parse=positive_int,
+        metavar="BYTES",
     ),
     Setting(
         "allow-image-host",
         "a private host name or network (10.0.0.0/8) that image URLs may reach; several may be given "
         "(default: public addresses only)",
         (),
-        _BRIDGE,
+        used_by=_BRIDGE,
         metavar="HOST|CIDR",
         multiple=True,
     ),
@@ -237,9 +252,9 @@ SETTINGS: tuple[Setting, ...] = (
         "log-level",
         "how much to log",
         "info",
-        _BOTH,
-        one_of("debug", "info", "warning", "error"),
-        "debug|info|warning|error",
+        used_by=_BOTH,
+        parse=one_of("debug", "info", "warning", "error"),
+        metavar="debug|info|warning|error",
     ),
 )
 

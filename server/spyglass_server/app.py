@@ -153,7 +153,9 @@ def _loader(config: ServerConfig, folder: Path, stop_token_ids: frozenset[int]) 
         max_model_len=config.max_model_len,
         cache_bytes=config.cache_bytes,
         image_cache_bytes=config.image_cache_bytes,
-        limits=Limits(config.max_batch, config.max_step_tokens, config.max_chunk_tokens),
+        limits=Limits(
+            max_batch=config.max_batch, max_step_tokens=config.max_step_tokens, max_chunk_tokens=config.max_chunk_tokens
+        ),
         stop_token_ids=stop_token_ids,
     )
 

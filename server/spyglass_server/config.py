@@ -24,7 +24,7 @@ class Prices:
         return round(total / 1e6, 12)  # equal sums look equal, however they came about
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Everything that can be set. Units are in the names; `folder` None means the embedded model."""
 

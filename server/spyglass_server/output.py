@@ -74,7 +74,7 @@ class Choices:
         if finish is not None:
             text += stop.flush()
             self._running.discard(output.choice)
-        return DeltaParts(text, (output.token,), finish, stop.met, calls)
+        return DeltaParts(text, (output.token,), finish, stop_string=stop.met, calls=calls)
 
     def _parse(self, parser: ToolParser, token: int, text: str, *, is_over: bool) -> tuple[str, Sequence[CallPiece]]:
         """What is text and what calls tools."""

@@ -25,7 +25,7 @@ from spyglass_server.prompt.grammar import calls_grammar, to_grammar
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """What every generation uses."""
 

@@ -26,9 +26,9 @@ def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_
     encoder = ChunkEncoder(AnswerHead.new(model, "x"), n, ChatForm(n), usage_form)
     data = sse.frame(*encoder.begin())
     for text in texts:
-        data += sse.frame(*encoder.deltas([ChoiceDelta(i, text, RUNNING) for i in range(n)]))
+        data += sse.frame(*encoder.deltas([ChoiceDelta(index=i, text=text, finish_reason=RUNNING) for i in range(n)]))
     for i in range(n):
-        data += sse.frame(*encoder.deltas([ChoiceDelta(i, "", STOP)]))
+        data += sse.frame(*encoder.deltas([ChoiceDelta(index=i, text="", finish_reason=STOP)]))
     data += sse.frame(*encoder.end(pb.Usage(prompt_tokens=1, completion_tokens=2))) + sse.DONE
 
     frames = data.decode().split("\n\n")
@@ -53,8 +53,8 @@ def told(token: bytes, logprob: float, *rivals: tuple[bytes, float]) -> pb.Token
 def test_probabilities_are_told_with_bytes_whether_or_not_there_is_text() -> None:
     half, rest = "é".encode()[:1], "é".encode()[1:]
     deltas = [
-        ChoiceDelta(0, "", RUNNING, [told(half, -0.5, (half, -0.5), (b"x", -1.0))]),
-        ChoiceDelta(0, "é", STOP, [told(rest, -math.inf), told(b"", 0.0)]),
+        ChoiceDelta(index=0, text="", finish_reason=RUNNING, logprobs=[told(half, -0.5, (half, -0.5), (b"x", -1.0))]),
+        ChoiceDelta(index=0, text="é", finish_reason=STOP, logprobs=[told(rest, -math.inf), told(b"", 0.0)]),
     ]
     encoder = ChunkEncoder(AnswerHead.new("m", "x"), 1, ChatForm(1), UsageForm.NONE)
     builder = CompletionBuilder(AnswerHead.new("m", "x"), 1, ChatForm(1))

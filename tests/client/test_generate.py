@@ -128,7 +128,10 @@ async def test_a_stream_gives_text_as_it_comes(client: AsyncClient, service: Fak
         async for chunk in generation:
             chunks.append(chunk)
             go_on.set()
-    assert chunks == [TextChunk(0, "Hel", (3,)), TextChunk(0, "lo", (2,), "length")]
+    assert chunks == [
+        TextChunk(index=0, text="Hel", token_ids=(3,)),
+        TextChunk(index=0, text="lo", token_ids=(2,), finish_reason="length"),
+    ]
     assert generation.answer.text == "Hello"
     assert generation.answer.finish_reason == "length"
 
@@ -180,7 +183,7 @@ async def test_a_reader_that_stops_holds_up_nobody_and_gets_longer_chunks(
     async with client.stream("a b c d e f") as slow:
         assert (await client.generate("quick")).text == "quick "
         chunks = [chunk async for chunk in slow]
-    assert chunks == [TextChunk(0, "a b c d e f ", (2, 2, 2, 2, 2, 2, 0), "stop")]
+    assert chunks == [TextChunk(index=0, text="a b c d e f ", token_ids=(2, 2, 2, 2, 2, 2, 0), finish_reason="stop")]
 
 
 async def test_cancel_ends_the_iteration_with_the_text_so_far(client: AsyncClient, service: FakeService) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,10 @@ class Recorder:
         self.supervisor.stop()
 
 
-def python(name: str, code: str, *arguments: str, is_ready: object = at_once) -> Program:
-    return Program(name, (sys.executable, "-c", code, *arguments), dict(os.environ), is_ready)  # type: ignore[arg-type]
+def python(name: str, code: str, *arguments: str, is_ready: Any = at_once) -> Program:
+    return Program(
+        name=name, command=(sys.executable, "-c", code, *arguments), environ=dict(os.environ), is_ready=is_ready
+    )
 
 
 async def test_programs_that_end_when_asked() -> None:
@@ -89,7 +92,7 @@ async def test_a_program_that_does_not_end_is_killed(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_cannot_be_started_ends_the_rest() -> None:
-    missing = Program("two", ("/nowhere/program",), {}, never)
+    missing = Program(name="two", command=("/nowhere/program",), environ={}, is_ready=never)
     recorder = Recorder(python("one", WAIT), missing)
     assert await recorder.supervisor.run() == 1
     assert recorder.lines == ["the two ended unexpectedly, with status 1; stopping the rest"]

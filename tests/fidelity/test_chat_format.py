@@ -71,7 +71,9 @@ def meta_tokens(meta: Meta, chat_format: Any, turns: Sequence[Turn], image: byte
 
 def our_tokens(maker: PromptMaker, turns: Sequence[Turn], image: bytes) -> list[int]:
     messages = tuple(
-        Message(turn.role, turn.parts, tuple(ToolCall("c", name, arguments) for name, arguments in turn.calls))
+        Message(
+            turn.role, turn.parts, tool_calls=tuple(ToolCall("c", name, arguments) for name, arguments in turn.calls)
+        )
         for turn in turns
     )
     num_images = sum(turn.parts.count(None) for turn in turns)

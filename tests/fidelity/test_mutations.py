@@ -42,7 +42,11 @@ def padding_masked_in_the_encoder(patch: pytest.MonkeyPatch) -> None:
 
 def text_before_the_image_not_zeroed(patch: pytest.MonkeyPatch) -> None:
     def spans(positions: Sequence[int], start: int, end: int) -> list[ImageSpan]:
-        before = [ImageSpan(start, positions[0], 0, len(positions))] if positions and positions[0] > start else []
+        before = (
+            [ImageSpan(start=start, end=positions[0], first=0, last=len(positions))]
+            if positions and positions[0] > start
+            else []
+        )
         return [*before, *image_spans(positions, start, end)]
 
     patch.setattr(plan, "image_spans", spans)

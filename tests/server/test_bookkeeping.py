@@ -55,8 +55,8 @@ async def test_a_record_is_opened_and_closed_once(tmp_path: Path) -> None:
     await ledger.close(record, 70, 5.0, "INTERNAL")
     (closed,) = await ledger.latest("k", 5)
     assert (closed.completion_tokens, closed.cost_usd, closed.outcome) == (7, 0.5, "OK")
-    assert await ledger.total("k") == Total(1, 10, 7, 0.5)
-    assert await ledger.total("another") == Total(0, 0, 0, 0.0)
+    assert await ledger.total("k") == Total(generations=1, prompt_tokens=10, completion_tokens=7, cost_usd=0.5)
+    assert await ledger.total("another") == Total(generations=0, prompt_tokens=0, completion_tokens=0, cost_usd=0.0)
     await ledger.aclose()
 
 

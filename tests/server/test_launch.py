@@ -17,12 +17,21 @@ from spyglass_server.runtime.launch import CheckpointLoader
 
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
-    return CheckpointLoader(tiny_checkpoint, "auto", "none", "cpu", None, 8 << 20, 8 << 20, Limits(8, 64))
+    return CheckpointLoader(
+        folder=tiny_checkpoint,
+        dtype="auto",
+        quantization="none",
+        device="cpu",
+        max_model_len=None,
+        cache_bytes=8 << 20,
+        image_cache_bytes=8 << 20,
+        limits=Limits(max_batch=8, max_step_tokens=64),
+    )
 
 
 def greedy(loader: CheckpointLoader) -> list[int]:
     core, _ = loader.load()
-    core.submit(EngineRequest(1, tuple(range(5, 25)), max_tokens=8, sampling=SamplingParams(temperature=0.0)))
+    core.submit(EngineRequest(id=1, tokens=tuple(range(5, 25)), max_tokens=8, sampling=SamplingParams(temperature=0.0)))
     tokens = []
     while core.has_work:
         tokens += [event.token for event in core.step() if isinstance(event, TokenOutput)]

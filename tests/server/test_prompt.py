@@ -40,8 +40,12 @@ writing = st.lists(st.sampled_from([*CONTROL, "<", "|", "<|", "|>", " ", "a", "Ã
 @given(writing, writing, writing)
 def test_what_people_write_is_never_a_control_token(prompts: PromptMaker, a: str, b: str, c: str) -> None:
     calls = (ToolCall("1", a, {"argument": b}), ToolCall("2", a, RawJson(c)))
-    given_chat = ChatInput((Message("system", (a,)), Message("assistant", (b,), calls), Message("user", (b, c))))
-    innocent = ChatInput((Message("system", ("x",)), Message("assistant", ("x",), calls), Message("user", ("x",))))
+    given_chat = ChatInput(
+        (Message("system", (a,)), Message("assistant", (b,), tool_calls=calls), Message("user", (b, c)))
+    )
+    innocent = ChatInput(
+        (Message("system", ("x",)), Message("assistant", ("x",), tool_calls=calls), Message("user", ("x",)))
+    )
     tokens = prompts.prepare(given_chat).tokens
     assert control_ids(prompts, tokens) == control_ids(prompts, prompts.prepare(innocent).tokens)
 
@@ -135,7 +139,7 @@ def test_the_builtin_template_says_what_the_reference_says() -> None:
         [
             Message("system", (" s ",)),
             Message("user", ("u", None)),
-            Message("assistant", (), (call,)),
+            Message("assistant", (), tool_calls=(call,)),
             Message("tool", ("r",), tool_call_id="1"),
         ]
     )
@@ -239,7 +243,8 @@ def test_tools_are_told_beside_an_image_and_a_system_message(source: str) -> Non
 )
 def test_arguments_that_were_cut_off_stand_in_the_prompt_as_far_as_they_came(source: str) -> None:
     written = '{"city": "Par\\n <|eot_id|>'
-    messages = [Message("assistant", (), (ToolCall("1", "f", RawJson(written)),)), Message("user", ("and?",))]
+    called = (ToolCall("1", "f", RawJson(written)),)
+    messages = [Message("assistant", (), tool_calls=called), Message("user", ("and?",))]
     text, restore = ChatTemplate(source, {"bos_token": ""}, CONTROL, IMAGE_TOKEN).render(messages)
     assert written not in text  # no control token yet
     assert restore(text).count(written) == 1
@@ -250,7 +255,7 @@ def test_several_calls_of_a_turn_become_turns_where_a_template_takes_one() -> No
     called = (ToolCall("1", "f", {}), ToolCall("2", "g", {}))
     messages = [
         Message("user", ("hi",)),
-        Message("assistant", (), called),
+        Message("assistant", (), tool_calls=called),
         Message("tool", ("second",), tool_call_id="2"),
         Message("tool", ("first",), tool_call_id="1"),
         Message("user", ("and?",)),

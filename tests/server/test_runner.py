@@ -57,7 +57,9 @@ def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
 def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
     """Tokens of a sequence whose pages lie side by side."""
     pages = tuple(range(first_page, first_page + -(-(start + len(tokens)) // PAGE)))
-    return Row(tokens, start, pages, GREEDY, (0,), (), ())
+    return Row(
+        tokens=tokens, start=start, pages=pages, sampling=GREEDY, choices=(0,), image_tiles=(), image_positions=()
+    )
 
 
 @pytest.mark.parametrize("long", [8, 1024])

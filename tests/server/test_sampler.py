@@ -1,5 +1,7 @@
 """Sampling: the filters keep what they say, and random numbers do not depend on company."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,14 +16,16 @@ LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0]])
 
 def draw_many(params: SamplingParams, count: int = 4000) -> dict[int, float]:
     """How often each token is drawn at different positions."""
-    drawn = sample(LOGITS, [Draw(0, params, 0, position) for position in range(count)])
+    drawn = sample(LOGITS, [Draw(row=0, params=params, choice=0, position=position) for position in range(count)])
     tokens, counts = np.unique(drawn, return_counts=True)
     return dict(zip(tokens.tolist(), (counts / count).tolist(), strict=True))
 
 
 def test_temperature_zero_takes_the_best() -> None:
     for temperature in (0.0, 1e-308, 1e-3):
-        assert sample(LOGITS.roll(2), [Draw(0, SamplingParams(temperature=temperature), 0, 0)]) == [2]
+        assert sample(
+            LOGITS.roll(2), [Draw(row=0, params=SamplingParams(temperature=temperature), choice=0, position=0)]
+        ) == [2]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -62,16 +66,19 @@ def test_top_p_is_of_what_top_k_leaves() -> None:
 )
 def test_a_choice_does_not_depend_on_its_company(params: list[SamplingParams]) -> None:
     logits = torch.randn(len(params), 300, generator=torch.Generator().manual_seed(1)) * 3
-    draws = [Draw(i, one, choice=i % 2, position=10 + i) for i, one in enumerate(params)]
+    draws = [Draw(row=i, params=one, choice=i % 2, position=10 + i) for i, one in enumerate(params)]
     together = sample(logits, draws)
-    alone = [sample(logits[i : i + 1], [Draw(0, d.params, d.choice, d.position)])[0] for i, d in enumerate(draws)]
+    alone = [
+        sample(logits[i : i + 1], [Draw(row=0, params=d.params, choice=d.choice, position=d.position)])[0]
+        for i, d in enumerate(draws)
+    ]
     assert together == alone
 
 
 def test_random_numbers_differ_by_seed_choice_and_position() -> None:
     logits = torch.zeros(1, 1 << 16)
     draws = [
-        Draw(0, SamplingParams(seed=seed), choice, position)
+        Draw(row=0, params=SamplingParams(seed=seed), choice=choice, position=position)
         for seed in (0, 1, 2**64 - 1)
         for choice in range(3)
         for position in range(3)
@@ -80,7 +87,11 @@ def test_random_numbers_differ_by_seed_choice_and_position() -> None:
 
 
 def test_tokens_are_as_independent_as_their_probabilities() -> None:
-    drawn = np.array(sample(torch.zeros(1, 1000), [Draw(0, SamplingParams(), 0, at) for at in range(20_000)]))
+    drawn = np.array(
+        sample(
+            torch.zeros(1, 1000), [Draw(row=0, params=SamplingParams(), choice=0, position=at) for at in range(20_000)]
+        )
+    )
     counts = np.bincount(drawn, minlength=1000)
     assert 800 < ((counts - 20) ** 2 / 20).sum() < 1200  # chi-square of 999 degrees of freedom
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
@@ -88,10 +99,12 @@ def test_tokens_are_as_independent_as_their_probabilities() -> None:
 
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.95}, {"min_p": 0.02}, {"top_k": 200}])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_rounding_changes_hardly_a_choice(params: dict[str, float], temperature: float) -> None:
+def test_rounding_changes_hardly_a_choice(params: dict[str, Any], temperature: float) -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(400, 5000, generator=generator) * 2
     noisy = logits + torch.randn(logits.shape, generator=generator) * 1e-5
-    draws = [Draw(i, SamplingParams(temperature=temperature, **params), 0, i) for i in range(400)]  # type: ignore[arg-type]
+    draws = [
+        Draw(row=i, params=SamplingParams(temperature=temperature, **params), choice=0, position=i) for i in range(400)
+    ]
     changed = sum(one != other for one, other in zip(sample(logits, draws), sample(noisy, draws), strict=True))
     assert changed <= 1

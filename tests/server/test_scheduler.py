@@ -40,13 +40,13 @@ def engine(
     max_chunk_tokens: int = 32,
 ) -> tuple[EngineCore, FakeRunner]:
     runner = FakeRunner(PAGE_SIZE)
-    limits = Limits(max_batch, max_step_tokens, max_chunk_tokens)
+    limits = Limits(max_batch=max_batch, max_step_tokens=max_step_tokens, max_chunk_tokens=max_chunk_tokens)
     scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
     return EngineCore(scheduler, runner), runner
 
 
 def image(name: int, num_tiles: int = 1, tenant: str = "t") -> ImageInput:
-    return ImageInput(ImageKey(tenant, bytes([name])), 1, num_tiles, f"block-{name}")
+    return ImageInput(key=ImageKey(tenant, bytes([name])), rows=1, columns=num_tiles, memory_name=f"block-{name}")
 
 
 def request(request_id: int, length: int = 5, **fields: object) -> EngineRequest:
@@ -160,7 +160,14 @@ def test_images_and_prompts_take_turns_while_answers_go_on() -> None:
 
 def test_a_token_with_much_context_counts_for_more() -> None:
     runner, answers = FakeRunner(PAGE_SIZE), Answer()
-    core = EngineCore(Scheduler(Limits(8, 64, 8, 0.1), PagePool(64, PAGE_SIZE), ImageCache(8)), runner)
+    core = EngineCore(
+        Scheduler(
+            Limits(max_batch=8, max_step_tokens=64, max_chunk_tokens=8, context_cost=0.1),
+            PagePool(64, PAGE_SIZE),
+            ImageCache(8),
+        ),
+        runner,
+    )
     core.submit(request(1, max_tokens=40))
     collect(core, answers)
     core.submit(request(2, length=40))
@@ -473,7 +480,9 @@ def test_any_mix_gives_the_answers_of_runs_alone(
 def test_a_long_life_keeps_its_accounts() -> None:
     """One engine and many operations; SPYGLASS_OPERATIONS=1000000 makes it a long test."""
     choose = random.Random(1)
-    scheduler = Scheduler(Limits(6, 12, 5), PagePool(40, PAGE_SIZE), ImageCache(4))
+    scheduler = Scheduler(
+        Limits(max_batch=6, max_step_tokens=12, max_chunk_tokens=5), PagePool(40, PAGE_SIZE), ImageCache(4)
+    )
     core = EngineCore(scheduler, FakeRunner(PAGE_SIZE))
     recent: dict[int, EngineRequest] = {}
     cancelled: set[tuple[int, int]] = set()

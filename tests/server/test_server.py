@@ -104,7 +104,7 @@ async def test_one_frame_holds_a_step_of_all_generations(start: Start) -> None:
 
 
 async def test_many_generations_end_once_each_whatever_is_done_to_them(start: Start) -> None:
-    server = await start(FakeLoader(step_s=0.001, num_pages=40, limits=Limits(4, 16)))
+    server = await start(FakeLoader(step_s=0.001, num_pages=40, limits=Limits(max_batch=4, max_step_tokens=16)))
     stream = server.open_stream()
     choose = random.Random(0)
     for event_id in range(1, 61):
@@ -523,7 +523,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_start(start: Start) -> Non
 
 
 async def test_after_a_stop_string_the_engine_computes_no_more(start: Start) -> None:
-    server = await start(FakeLoader(step_s=0.02, limits=Limits(1, 64), alphabet=(64,)))
+    server = await start(FakeLoader(step_s=0.02, limits=Limits(max_batch=1, max_step_tokens=64), alphabet=(64,)))
     stream = server.open_stream()
     await stream.start(1, chat("hi", stopping=options_pb2.Stopping(max_tokens=900, strings=["aa"])))
     await stream.start(2, tokens(1))  # waits for the one place in the batch
@@ -533,7 +533,7 @@ async def test_after_a_stop_string_the_engine_computes_no_more(start: Start) -> 
 
 
 async def test_more_choices_than_the_batch_holds_are_refused(start: Start) -> None:
-    server = await start(FakeLoader(limits=Limits(2, 64)))
+    server = await start(FakeLoader(limits=Limits(max_batch=2, max_step_tokens=64)))
     stream = server.open_stream()
     await stream.start(1, tokens(2, n=3))
     await stream.start(2, tokens(2, n=2))

@@ -1,5 +1,7 @@
 """What is done to logits before a token is chosen: penalties, biases, barred tokens, grammars."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -32,10 +34,20 @@ class Allows:
         return self
 
 
-def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: object) -> Row:
+def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Row:
     asked = {name: fields.pop(name) for name in ("barred", "matcher") if name in fields}
-    sampling = SamplingParams(**fields)  # type: ignore[arg-type]
-    return Row((), 0, (), sampling, (0,), (), (), history=history, num_prompt=num_prompt, **asked)  # type: ignore[arg-type]
+    return Row(
+        tokens=(),
+        start=0,
+        pages=(),
+        sampling=SamplingParams(**fields),
+        choices=(0,),
+        image_tiles=(),
+        image_positions=(),
+        history=history,
+        num_prompt=num_prompt,
+        **asked,
+    )
 
 
 def steered(*rows: Row) -> list[list[float]]:

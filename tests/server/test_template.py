@@ -230,7 +230,7 @@ def test_a_template_may_take_neither_parallel_calls_nor_tools_beside_an_image(
     called = (ToolCall("1", "weather", {"city": "Bern"}), ToolCall("2", "get", {}))
     results = [Message("tool", ("cold",), tool_call_id="1"), Message("tool", ("got",), tool_call_id="2")]
     for first, is_shown_by_the_template in ((LOOK[0], False), (Message("user", ("hi",)), True)):
-        text = text_of(maker, token_ids(maker, [first, Message("assistant", (), called), *results], TOOLS))
+        text = text_of(maker, token_ids(maker, [first, Message("assistant", (), tool_calls=called), *results], TOOLS))
         assert ("functions, …" in text) is is_shown_by_the_template
         turns = [turn.partition("<|end_header_id|>")[2] for turn in text.split("<|eot_id|>")[1:-1]]
         assert turns == ['[weather {"city": "Bern"}]', "cold", "[get {}]", "got"]

@@ -49,7 +49,7 @@ _DETAILS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallContext:
     """What a Start holds beside the request itself."""
 
@@ -67,7 +67,7 @@ class Draft:
     images: tuple[AnnouncedImage, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Images:
     """The images of one conversation, in reading order."""
 
@@ -88,7 +88,7 @@ class _Images:
 
 def draft_chat(request: ChatRequest, context: CallContext) -> Draft:
     """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
-    images = _Images(context.max_image_bytes)
+    images = _Images(max_bytes=context.max_image_bytes)
     start = _start(request, context)
     start.chat.CopyFrom(
         chat_pb2.Chat(

@@ -8,7 +8,7 @@ import shlex
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +31,7 @@ class _Command:
     argument: str
     help: str
     run: Callable[[str], Awaitable[None]]
+    _: KW_ONLY
     takes_path: bool = False
 
 
@@ -41,8 +42,8 @@ class Dialogue:
         self._conversation = conversation
         self._is_markdown = is_markdown
         self._commands = {
-            "/image": _Command("FILE…", "attach pictures to the next question", self._attach_pictures, True),
-            "/file": _Command("FILE…", "attach texts to the next question", self._attach_files, True),
+            "/image": _Command("FILE…", "attach pictures to the next question", self._attach_pictures, takes_path=True),
+            "/file": _Command("FILE…", "attach texts to the next question", self._attach_files, takes_path=True),
             "/detach": _Command("", "take away what is attached", self._detach),
             "/system": _Command("[TEXT]", "set the system prompt, or take it away", self._set_system),
             "/retry": _Command("", "ask the last question again", self._retry),

@@ -86,7 +86,7 @@ def _decode_tool(tool: chat_pb2.Tool, path: str) -> Tool:
         raise InvalidRequest(f"a tool's parameters are a JSON object, at most {MAX_JSON_DEPTH} deep", field=field)
     if parameters.get("type", "object") != "object":
         raise InvalidRequest("a tool's parameters are the schema of an object", field=field)
-    return Tool(tool.name, tool.description, parameters, tool.strict)
+    return Tool(tool.name, tool.description, parameters, is_strict=tool.strict)
 
 
 def decode_chat(
@@ -129,7 +129,7 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
     if message.tool_call_id and role != "tool":
         raise InvalidRequest("only a tool's message answers a call", field=f"{path}.tool_call_id")
     calls = tuple(ToolCall(call.id, call.name, _arguments(call.arguments_json)) for call in message.tool_calls)
-    return Message(role, parts, calls, message.tool_call_id)
+    return Message(role, parts, tool_calls=calls, tool_call_id=message.tool_call_id)
 
 
 def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> bytes | None:

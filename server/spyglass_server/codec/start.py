@@ -30,7 +30,7 @@ _MAX_TOP_LOGPROBS = 20
 _NOT_HONOURED = ("idempotency_key", "traceparent", "cache_salt")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """A validated Start. An image is its encoded bytes, or None where it is announced."""
 

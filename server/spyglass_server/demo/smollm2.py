@@ -36,7 +36,7 @@ _LAYER_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """What a configuration says of the text model."""
 

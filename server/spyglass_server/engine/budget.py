@@ -8,7 +8,7 @@ of an image. Knows nothing of sequences.
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much one step may hold: sequences (choices) at once, and tokens computed.
 

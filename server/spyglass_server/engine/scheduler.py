@@ -35,7 +35,7 @@ from spyglass_server.engine.types import (
 )
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Sequence:
     """One choice of a request on its way; before the fork, all of its choices."""
 
@@ -62,7 +62,7 @@ class Sequence:
         return tuple(image.key for image in self.request.images)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What to do now: go on encoding one image, copy pages, compute rows. `sequences` belong to `rows`."""
 
@@ -97,7 +97,9 @@ class Scheduler:
         assert self._pages.num_needed(len(request.tokens) + request.max_tokens) <= self._pages.num_pages
         assert request.n <= self._limits.max_batch
         self._waiting.forget_all_but(map(_tenant, [*self._running, *self._waiting]))
-        self._waiting.add(Sequence(request, tuple(range(request.n)), list(request.tokens), matcher=matcher))
+        self._waiting.add(
+            Sequence(request=request, choices=tuple(range(request.n)), tokens=list(request.tokens), matcher=matcher)
+        )
 
     def is_alive(self, request_id: int) -> bool:
         """Whether any choice of a request still waits or runs."""
@@ -334,19 +336,19 @@ class Scheduler:
                 except GrammarFailed as error:
                     self.cancel(branch.request.id)
                     return [*events, RequestFailed(branch.request.id, str(error), by_grammar=True)]
-            events.append(TokenOutput(branch.request.id, choice, token, finish, its_logprobs))
+            events.append(TokenOutput(branch.request.id, choice, token, finish=finish, logprobs=its_logprobs))
             if finish is not None:
                 self._remove(branch)
         return events
 
     def _fork(self, sequence: Sequence) -> Sequence:
         twin = Sequence(
-            sequence.request,
-            (),
-            list(sequence.tokens),
-            list(sequence.pages),
-            list(sequence.keys),
-            sequence.num_computed,
+            request=sequence.request,
+            choices=(),
+            tokens=list(sequence.tokens),
+            pages=list(sequence.pages),
+            keys=list(sequence.keys),
+            num_computed=sequence.num_computed,
             has_begun=True,
             is_running=True,
             matcher=sequence.matcher and sequence.matcher.fork(),

@@ -28,7 +28,10 @@ class SharedTiles:
         Raises:
             OSError: there is no room for them.
         """
-        self.inputs = tuple(ImageInput(key, rows, columns, self._copy(pixels)) for key, rows, columns, pixels in images)
+        self.inputs = tuple(
+            ImageInput(key=key, rows=rows, columns=columns, memory_name=self._copy(pixels))
+            for key, rows, columns, pixels in images
+        )
 
     def release(self) -> None:
         """Frees the memory; may be called again."""

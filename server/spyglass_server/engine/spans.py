@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
     """Positions start … end - 1 see the images first … last - 1."""
 
@@ -35,7 +35,7 @@ def image_spans(image_positions: Sequence[int], start: int, end: int) -> list[Im
         last = bisect_right(image_positions, position)  # images whose token stands at or before here
         until = min(image_positions[last], end) if last < len(image_positions) else end
         if last:
-            spans.append(ImageSpan(position, until, _group_start(image_positions, last - 1), last))
+            spans.append(ImageSpan(start=position, end=until, first=_group_start(image_positions, last - 1), last=last))
         position = until
     return spans
 

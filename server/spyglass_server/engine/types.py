@@ -18,7 +18,7 @@ class FinishReason(Enum):
     TOOL_CALLS = "tool_calls"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen; `seed` fixes every random number of the request.
 
@@ -54,7 +54,7 @@ class ImageKey:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInput:
     """One image of a prompt, as uint8 tiles in shared memory.
 
@@ -72,7 +72,7 @@ class ImageInput:
         return self.rows * self.columns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One prompt and how to answer it. Already validated: it fits the context and the caches.
 
@@ -136,7 +136,7 @@ Command = Submit | CancelRequest | CancelChoice | Shutdown
 # --- from the engine process to the server -----------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What the engine has loaded and what fits it.
 
@@ -291,7 +291,8 @@ class GrammarCompiler(Protocol):
         ...
 
 
-@dataclass(slots=True)  # frozen ones take four times as long to make, and there is one for each sequence and step
+# frozen ones take four times as long to make, and there is one for each sequence and step
+@dataclass(slots=True, kw_only=True)
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 
@@ -324,7 +325,7 @@ class Row:
         return self.start + len(self.tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutput:
     """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed, and
     whether its grammar did it."""

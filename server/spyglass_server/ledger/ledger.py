@@ -34,7 +34,7 @@ CREATE INDEX IF NOT EXISTS generations_by_key ON generations (key_id, id);
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One generation. Times are seconds since 1970; `finished_s` None and `outcome` empty while it runs."""
 
@@ -49,7 +49,7 @@ class Record:
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
     """Sums over all of a key's generations."""
 
@@ -98,12 +98,13 @@ class Ledger:
         """What a key has used so far."""
         row = await self._run(
             lambda: self._db.execute(
-                "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
-                "coalesce(sum(cost_usd), 0.0) FROM generations WHERE key_id = ?",
+                "SELECT count(*) AS generations, coalesce(sum(prompt_tokens), 0) AS prompt_tokens, "
+                "coalesce(sum(completion_tokens), 0) AS completion_tokens, "
+                "coalesce(sum(cost_usd), 0.0) AS cost_usd FROM generations WHERE key_id = ?",
                 (key_id,),
             ).fetchone()
         )
-        return Total(*row)
+        return Total(**row)
 
     async def latest(self, key_id: str, limit: int) -> list[Record]:
         """A key's latest generations, newest first."""
@@ -114,7 +115,7 @@ class Ledger:
                 (key_id, limit),
             ).fetchall()
         )
-        return [Record(*row) for row in rows]
+        return [Record(**row) for row in rows]
 
     async def aclose(self) -> None:
         """Closes the file after all that was asked for is written."""
@@ -128,6 +129,7 @@ class Ledger:
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None)  # each statement commits by itself
+    db.row_factory = sqlite3.Row  # columns by name
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # survives a crash of the process
     db.executescript(_SCHEMA)

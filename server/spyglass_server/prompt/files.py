@@ -12,7 +12,7 @@ from typing import Any
 from spyglass_server.prompt.images import ImageSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFiles:
     """What a checkpoint says about prompts. `chat_template` is None where it has none."""
 

@@ -30,7 +30,7 @@ class ImageSpec:
     max_tiles: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTiles:
     """A picture cut into rows x columns tiles: uint8 [tiles, 3, tile, tile], and a digest of all that."""
 
@@ -83,7 +83,7 @@ def tile_image(image: Image.Image, spec: ImageSpec) -> ImageTiles:
     pixels = np.ascontiguousarray(grid.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, spec.tile_size, spec.tile_size)
     digest = hashlib.sha256(f"{rows}x{columns}x{spec.tile_size}:".encode())
     digest.update(pixels.data)
-    return ImageTiles(rows, columns, pixels, digest.digest())
+    return ImageTiles(rows=rows, columns=columns, pixels=pixels, digest=digest.digest())
 
 
 def choose_canvas(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -66,6 +66,7 @@ class Tool:
     name: str
     description: str
     parameters: dict[str, Any]
+    _: KW_ONLY
     is_strict: bool = False
 
     @property
@@ -94,6 +95,7 @@ class Message:
 
     role: str
     parts: tuple[str | None, ...]
+    _: KW_ONLY
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
 

@@ -301,7 +301,7 @@ class ToolParser:
 
     def _call(self, name: str, arguments: str = "") -> None:
         """From here on it is certain that this is a call."""
-        self._pieces.append(CallPiece(self._count, f"call_{secrets.token_hex(12)}", name, arguments))
+        self._pieces.append(CallPiece(self._count, id=f"call_{secrets.token_hex(12)}", name=name, arguments=arguments))
         self._count += 1
         self._held.clear()
 

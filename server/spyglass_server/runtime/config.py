@@ -15,7 +15,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding; `factor` 1 means plain, else the scaling of Llama 3."""
 
@@ -26,7 +26,7 @@ class RopeConfig:
     original_max_position: int = 8192
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
     """The text model. `cross_layers` are indices among all `num_layers`."""
 
@@ -51,7 +51,7 @@ class TextConfig:
         return self.num_layers - len(self.cross_layers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
     """The vision encoder. `intermediate_layers`: states before these layers join the output."""
 
@@ -78,7 +78,7 @@ class VisionConfig:
         return self.aspect_ratios.index((rows, columns)) + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A whole checkpoint. `dtype` is the one that it was saved in."""
 
@@ -144,11 +144,11 @@ def _rope(parameters: dict[str, Any]) -> RopeConfig:
     kind = parameters.get("rope_type", "default")
     theta = float(parameters["rope_theta"])
     if kind == "default":
-        return RopeConfig(theta)
+        return RopeConfig(theta=theta)
     if kind != "llama3":
         raise ValueError(f"rotary embedding of type {kind!r} is not supported; Mllama has 'llama3'")
     return RopeConfig(
-        theta,
+        theta=theta,
         factor=float(parameters["factor"]),
         low_freq_factor=float(parameters["low_freq_factor"]),
         high_freq_factor=float(parameters["high_freq_factor"]),

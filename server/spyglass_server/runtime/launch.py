@@ -32,7 +32,7 @@ _ATTENTION_SLOWNESS = 2.0
 _CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLoader:
     """How to load the engine. `max_model_len` None means what the model was made for, at most 32768.
 
@@ -95,7 +95,12 @@ class CheckpointLoader:
         grammars = Grammars(self.folder / "tokenizer.json", self.stop_token_ids)
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
-            name, self.quantization, device.type, max_tokens, max_tiles, self.limits.max_batch
+            dtype=name,
+            quantization=self.quantization,
+            device=device.type,
+            max_tokens=max_tokens,
+            max_image_tiles=max_tiles,
+            max_choices=self.limits.max_batch,
         )
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:

@@ -31,7 +31,7 @@ Slots = NDArray[np.int64] | range
 """Those that a token sees, in order; a range when they lie side by side."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Tokens begin … end - 1, rows of equally many, which attend together to slots [rows, context].
 
@@ -55,7 +55,7 @@ class CrossPlan:
     groups: tuple[Group, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
     """A flat batch: tokens, their positions and slots [tokens], and the groups in which they attend to text."""
 
@@ -77,7 +77,7 @@ class Shape:
     image: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
     """Some flat tokens that read the same slots: the last of them sees all, and with `is_causal` each one less."""
 
@@ -87,7 +87,7 @@ class _Reader:
     is_causal: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """Makes plans for a model of type `dtype`: pages of text and tiles of images have so many slots."""
 
@@ -99,7 +99,9 @@ class Planner:
     def batch(self, rows: Sequence[Row]) -> BatchPlan:
         """Lays rows side by side."""
         own = [_slots(row.pages, self.page_size, row.end) for row in rows]
-        groups, order = self._arrange([_Reader(i, len(row.tokens), own[i], True) for i, row in enumerate(rows)])
+        groups, order = self._arrange(
+            [_Reader(name=i, count=len(row.tokens), slots=own[i], is_causal=True) for i, row in enumerate(rows)]
+        )
         last = np.empty(len(rows), np.int64)
         last[order] = np.cumsum([len(rows[i].tokens) for i in order]) - 1
         return BatchPlan(
@@ -146,7 +148,7 @@ class Planner:
         for row in rows:
             for span in image_spans(row.image_positions, row.start, row.end):
                 first, count = begin + span.start - row.start, span.end - span.start
-                readers.append(_Reader(first, count, self._slots_of(row, span), is_causal=False))
+                readers.append(_Reader(name=first, count=count, slots=self._slots_of(row, span), is_causal=False))
             begin += len(row.tokens)
         if not readers:
             return None
@@ -176,21 +178,23 @@ class Planner:
         first, longest = members[0], len(members[0].slots)
         if len(members) > 1:
             slots, seen = _padded([reader.slots for reader in members], longest)
-            return Group(begin, end, slots.to(self.device), None if seen.all() else self._mask(seen))
+            return Group(
+                begin=begin, end=end, slots=slots.to(self.device), mask=None if seen.all() else self._mask(seen)
+            )
         where: Tensor | slice
         if isinstance(first.slots, range):
             where = slice(first.slots.start, first.slots.stop)
         else:
             where = torch.from_numpy(first.slots)[None].to(self.device)
         if not first.is_causal or first.count in (1, longest):
-            return Group(begin, end, where, is_causal=first.is_causal and first.count > 1)
+            return Group(begin=begin, end=end, slots=where, is_causal=first.is_causal and first.count > 1)
         seen = torch.ones(first.count, longest, dtype=torch.bool).tril(longest - first.count)
-        return Group(begin, end, where, self._mask(seen))
+        return Group(begin=begin, end=end, slots=where, mask=self._mask(seen))
 
     def _fixed_group(self, slots: Sequence[Slots], longest: int) -> Group:
         """Single tokens, as many as there are slots, in one group with a mask."""
         filled, seen = _padded(slots, longest)
-        return Group(0, len(slots), filled.to(self.device), self._mask(seen))
+        return Group(begin=0, end=len(slots), slots=filled.to(self.device), mask=self._mask(seen))
 
     def _mask(self, seen: Tensor) -> Tensor:
         """Zero where something is seen, else minus infinity."""

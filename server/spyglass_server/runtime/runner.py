@@ -74,7 +74,9 @@ class ModelRunner:
         self._device = device
         config = model.config
         text = config.text
-        self._planner = Planner(page_size, config.vision.tokens_per_tile, dtype, device)
+        self._planner = Planner(
+            page_size=page_size, tile_size=config.vision.tokens_per_tile, dtype=dtype, device=device
+        )
         spare_slot = num_pages * page_size
         self._text = SlotCache(text.num_self_layers, spare_slot + page_size, text, dtype, device)
         self._seen = SlotCache(len(text.cross_layers), num_tiles * self._planner.tile_size, text, dtype, device)
@@ -204,7 +206,7 @@ class ModelRunner:
         finite = logits.sum(dim=-1).isfinite().tolist()
         logits = logits if all(finite) else logits.nan_to_num()
         draws = [
-            Draw(at, rows[i].sampling, choice, rows[i].end)
+            Draw(row=at, params=rows[i].sampling, choice=choice, position=rows[i].end)
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
@@ -218,7 +220,7 @@ class ModelRunner:
             logprobs: tuple[Logprobs, ...] = ()
             if (top := rows[i].top_logprobs) is not None:
                 logprobs = tuple(logprobs_of(logits[at].expand(len(chosen), -1), chosen, top))
-            outputs[i] = RowOutput(chosen, logprobs, outputs[i].told)
+            outputs[i] = RowOutput(tokens=chosen, logprobs=logprobs, told=outputs[i].told)
         return outputs
 
     def _told(self, row: Row, states: Tensor) -> tuple[Logprobs, ...]:

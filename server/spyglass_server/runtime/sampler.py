@@ -17,7 +17,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """What SplitMix64 adds to its state for each number: 2^64 by the golden ratio, as an int64."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
     """One token to choose from row `row` of the logits, for a choice at a position of its sequence."""
 
