@@ -16,7 +16,7 @@ from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summa
 from plain_model import plain_model
 from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
-from spyglass_server.engine.budget import Limits
+from spyglass_server.config import EngineConfig
 from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prepare import ChatInput
@@ -64,17 +64,18 @@ class InProcess:
     """Our engine alone: scheduler, caches, model and sampler, without detokenizing."""
 
     def __init__(self, folder: Path) -> None:
-        limits = Limits(max_batch=64, max_step_tokens=512)
-        self._core, _ = CheckpointLoader(
-            folder=folder,
+        config = EngineConfig(
             dtype="float32",
             quantization="none",
             device="cpu",
             max_model_len=None,
             cache_bytes=1 << 30,
             image_cache_bytes=1 << 28,
-            limits=limits,
-        ).load()
+            max_batch=64,
+            max_step_tokens=512,
+            max_chunk_tokens=None,
+        )
+        self._core, _ = CheckpointLoader(folder=folder, settings=config).load()
         self._maker = PromptMaker(folder, max_image_pixels=1)
         self._ids = iter(range(1, 10**9))
 

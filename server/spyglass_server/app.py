@@ -22,7 +22,6 @@ from spyglass_server.auth import KeyStore
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
-from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.process import EngineLoader
 from spyglass_server.engine.supervisor import AsyncEngine
 from spyglass_server.ledger import Ledger, lock_data_dir
@@ -63,7 +62,7 @@ class Server:
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(
-            loader or _loader(config, folder, self._prompts.stop_token_ids), self._on_engine_ready
+            loader or CheckpointLoader(folder, config.engine, self._prompts.stop_token_ids), self._on_engine_ready
         )
         self._servicer = InferenceServicer(self._services())
         self._health_report: asyncio.Future[None] | None = None
@@ -142,22 +141,6 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)
-
-
-def _loader(config: ServerConfig, folder: Path, stop_token_ids: frozenset[int]) -> CheckpointLoader:
-    return CheckpointLoader(
-        folder=folder,
-        dtype=config.dtype,
-        quantization=config.quantization,
-        device=config.device,
-        max_model_len=config.max_model_len,
-        cache_bytes=config.cache_bytes,
-        image_cache_bytes=config.image_cache_bytes,
-        limits=Limits(
-            max_batch=config.max_batch, max_step_tokens=config.max_step_tokens, max_chunk_tokens=config.max_chunk_tokens
-        ),
-        stop_token_ids=stop_token_ids,
-    )
 
 
 def _add_reflection(server: aio.Server) -> None:

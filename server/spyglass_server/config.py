@@ -1,15 +1,12 @@
-"""The server's settings, resolved once.
-
-Owns the step from parsed options to typed values with their defaults filled in.
-"""
+"""The server's configuration: its settings as typed values, with the defaults that depend on other settings."""
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """US dollars for a million tokens."""
 
@@ -25,8 +22,40 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What can be set of the engine, handed whole to the loader in the engine process.
+
+    Each field is the setting of its name (`server/spyglass_server/settings.py`).
+    """
+
+    dtype: str
+    quantization: str
+    device: str
+    max_model_len: int | None
+    cache_bytes: int
+    image_cache_bytes: int
+    max_batch: int
+    max_step_tokens: int
+    max_chunk_tokens: int | None
+
+    @classmethod
+    def from_options(cls, options: argparse.Namespace) -> "EngineConfig":
+        """Takes the fields from the options of the same names.
+
+        Raises:
+            ValueError: two settings contradict each other.
+        """
+        config = cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+        if config.max_step_tokens < config.max_batch:
+            raise ValueError(
+                "--max-step-tokens must be at least --max-batch: each choice in the batch takes a token a step"
+            )
+        return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Everything that can be set. Units are in the names; `folder` None means the embedded model."""
+    """What can be set of the server. `folder` None means the embedded model."""
 
     folder: Path | None
     served_names: tuple[str, ...]
@@ -34,16 +63,8 @@ class ServerConfig:
     api_keys: tuple[str, ...]
     bridge_key: str | None
     data_dir: Path
-    dtype: str
-    quantization: str
-    device: str
-    max_model_len: int | None
+    engine: EngineConfig
     chat_template: Path | None
-    cache_bytes: int
-    image_cache_bytes: int
-    max_batch: int
-    max_step_tokens: int
-    max_chunk_tokens: int | None
     max_pending: int
     max_images: int
     max_image_bytes: int
@@ -59,10 +80,6 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     Raises:
         ValueError: two settings contradict each other.
     """
-    if options.max_step_tokens < options.max_batch:
-        raise ValueError(
-            "--max-step-tokens must be at least --max-batch: each choice in the batch takes a token a step"
-        )
     folder = None if options.model == "demo" else Path(options.model).expanduser()
     default_name = folder.resolve().name if folder else "spyglass-demo"
     cached = options.price_input if options.price_cached_input is None else options.price_cached_input
@@ -73,16 +90,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         api_keys=tuple(options.api_key),
         bridge_key=options.bridge_key,
         data_dir=Path(options.data_dir).expanduser() if options.data_dir else _default_data_dir(),
-        dtype=options.dtype,
-        quantization=options.quantization,
-        device=options.device,
-        max_model_len=options.max_model_len,
+        engine=EngineConfig.from_options(options),
         chat_template=Path(options.chat_template).expanduser() if options.chat_template else None,
-        cache_bytes=options.cache_bytes,
-        image_cache_bytes=options.image_cache_bytes,
-        max_batch=options.max_batch,
-        max_step_tokens=options.max_step_tokens,
-        max_chunk_tokens=options.max_chunk_tokens,
         max_pending=options.max_pending,
         max_images=options.max_images,
         max_image_bytes=options.max_image_bytes,

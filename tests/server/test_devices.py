@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.budget import Limits
+from spyglass_server.config import EngineConfig
 from spyglass_server.engine.types import DeviceLost, Row, SamplingParams
 from spyglass_server.runtime import graphs as graphs_module
 from spyglass_server.runtime import runner as runner_module
@@ -34,9 +34,11 @@ LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
     return CheckpointLoader(
-        folder=tiny_checkpoint, dtype="auto", quantization="none", device="cpu", max_model_len=None,
-        cache_bytes=8 << 20, image_cache_bytes=8 << 20,
-        limits=Limits(max_batch=8, max_step_tokens=64, max_chunk_tokens=8),
+        tiny_checkpoint,
+        EngineConfig(
+            dtype="auto", quantization="none", device="cpu", max_model_len=None, cache_bytes=8 << 20,
+            image_cache_bytes=8 << 20, max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
+        ),
     )  # fmt: skip
 
 
@@ -64,7 +66,8 @@ def test_all_that_a_loaded_engine_holds_is_on_its_device(
     loader: CheckpointLoader, monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
     monkeypatch.setitem(runner_module._SLICE_OPERATIONS, "meta", 1.0)
-    core, info = replace(loader, device="meta", quantization=quantization).load()
+    settings = replace(loader.settings, device="meta", quantization=quantization)
+    core, info = replace(loader, settings=settings).load()
     assert info.device == "meta"
     tensors = tensors_of(core)
     assert len(tensors) > 100

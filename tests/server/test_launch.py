@@ -10,23 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import random_checkpoint
-from spyglass_server.engine.budget import Limits
+from spyglass_server.config import EngineConfig
 from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.runtime.launch import CheckpointLoader
 
 
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
-    return CheckpointLoader(
-        folder=tiny_checkpoint,
-        dtype="auto",
-        quantization="none",
-        device="cpu",
-        max_model_len=None,
-        cache_bytes=8 << 20,
-        image_cache_bytes=8 << 20,
-        limits=Limits(max_batch=8, max_step_tokens=64),
-    )
+    config = EngineConfig(
+        dtype="auto", quantization="none", device="cpu", max_model_len=None, cache_bytes=8 << 20,
+        image_cache_bytes=8 << 20, max_batch=8, max_step_tokens=64, max_chunk_tokens=None,
+    )  # fmt: skip
+    return CheckpointLoader(folder=tiny_checkpoint, settings=config)
+
+
+def changed(loader: CheckpointLoader, **settings: Any) -> CheckpointLoader:
+    return replace(loader, settings=replace(loader.settings, **settings))
 
 
 def greedy(loader: CheckpointLoader) -> list[int]:
@@ -47,18 +46,18 @@ def test_the_engine_says_what_it_has_loaded(loader: CheckpointLoader) -> None:
 def test_precision_is_the_checkpoints_unless_it_is_chosen(loader: CheckpointLoader, tmp_path: Path) -> None:
     half = replace(loader, folder=random_checkpoint(tmp_path / "half", dtype=torch.bfloat16))
     assert half.load()[1].dtype == "bfloat16"
-    assert replace(half, dtype="float32").load()[1].dtype == "float32"
+    assert changed(half, dtype="float32").load()[1].dtype == "float32"
 
 
 def test_weights_in_8_bits_are_said_and_answer(loader: CheckpointLoader) -> None:
-    small = replace(loader, quantization="int8")
+    small = changed(loader, quantization="int8")
     assert (loader.load()[1].quantization, small.load()[1].quantization) == ("none", "int8")
     assert len(greedy(small)) == 8
 
 
 def test_caches_beyond_the_memory_are_refused_in_the_operators_words(loader: CheckpointLoader) -> None:
     with pytest.raises(ValueError, match="too little memory for the model and its caches"):
-        replace(loader, cache_bytes=1 << 50).load()
+        changed(loader, cache_bytes=1 << 50).load()
 
 
 def test_sharded_checkpoints_give_the_same_answers(loader: CheckpointLoader, tmp_path: Path) -> None:
@@ -86,11 +85,11 @@ def test_prefixes_of_other_versions_give_the_same_answers(
 def test_a_small_cache_shortens_the_context_and_a_smaller_one_is_refused(
     loader: CheckpointLoader, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, info = replace(loader, cache_bytes=1 << 20).load()
+    _, info = changed(loader, cache_bytes=1 << 20).load()
     assert 0 < info.max_tokens < 4096
     assert "not 4096" in caplog.text
     with pytest.raises(ValueError, match="no room"):
-        replace(loader, cache_bytes=100).load()
+        changed(loader, cache_bytes=100).load()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_settings_that_do_not_fit_are_named(loader: CheckpointLoader, change: di
     if change == {"device": "cuda"} and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ValueError, match=message):
-        replace(loader, **change).load()
+        changed(loader, **change).load()
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(

@@ -1,15 +1,16 @@
-"""Puts an engine together from a checkpoint folder and settings.
+"""Builds an engine from a checkpoint folder and the engine's settings; decides the sizes of its caches.
 
-Owns the sizes of the caches. The server makes a `CheckpointLoader` and sends it to the engine
-process; torch is imported only there, when `load` runs.
+The server makes a `CheckpointLoader` and sends it to the engine process; torch is imported only there, when `load`
+runs.
 """
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spyglass_server.config import EngineConfig
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.images import ImageCache
@@ -34,19 +35,10 @@ _CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLoader:
-    """How to load the engine. `max_model_len` None means what the model was made for, at most 32768.
-
-    Answers that must have a shape end in one of `stop_token_ids`.
-    """
+    """Loads the engine from a checkpoint folder. Structured outputs end in one of `stop_token_ids`."""
 
     folder: Path
-    dtype: str
-    quantization: str
-    device: str
-    max_model_len: int | None
-    cache_bytes: int
-    image_cache_bytes: int
-    limits: Limits
+    settings: EngineConfig
     stop_token_ids: frozenset[int] = frozenset()
 
     def load(self) -> tuple[EngineCore, EngineInfo]:
@@ -75,17 +67,17 @@ class CheckpointLoader:
         from spyglass_server.runtime.runner import ModelRunner
 
         config = load_config(self.folder)
-        device = _choose_device(self.device)
-        dtype = _choose_dtype(self.dtype, config)
+        device = _choose_device(self.settings.device)
+        dtype = _choose_dtype(self.settings.dtype, config)
         if device.type == "cpu":
             os.nice(_CPU_NICENESS)  # the event loops of server and bridge go first
         # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
-        num_pages = self.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
+        num_pages = self.settings.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
         max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
-        convert = Int8Linear if self.quantization == "int8" else None
+        convert = Int8Linear if self.settings.quantization == "int8" else None
         model = load_model(self.folder, config, dtype, device, convert)
-        max_tiles = self.image_cache_bytes // ModelRunner.tile_bytes(config, dtype)
+        max_tiles = self.settings.image_cache_bytes // ModelRunner.tile_bytes(config, dtype)
         if max_tiles < config.vision.max_tiles:
             needed = config.vision.max_tiles
             raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
@@ -96,39 +88,40 @@ class CheckpointLoader:
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=name,
-            quantization=self.quantization,
+            quantization=self.settings.quantization,
             device=device.type,
             max_tokens=max_tokens,
             max_image_tiles=max_tiles,
-            max_choices=self.limits.max_batch,
+            max_choices=self.settings.max_batch,
         )
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
-        """The limits with what depends on the model and the device."""
+        """The limits of a step: as set, and what depends on the model and the device."""
         text = config.text
         width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
         operations = 2 * text.num_layers * text.hidden_size * width  # of a token, without attention
         reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
-        return replace(
-            self.limits,
-            max_chunk_tokens=self.limits.max_chunk_tokens or _CHUNK_TOKENS[device.type],
+        return Limits(
+            self.settings.max_batch,
+            self.settings.max_step_tokens,
+            max_chunk_tokens=self.settings.max_chunk_tokens or _CHUNK_TOKENS[device.type],
             context_cost=_ATTENTION_SLOWNESS * reading / operations,
         )
 
     def _max_tokens(self, config: "ModelConfig", room: int) -> int:
-        made_for = config.text.max_position
-        if self.max_model_len is None:
+        made_for, wanted = config.text.max_position, self.settings.max_model_len
+        if wanted is None:
             if room < 1:
                 raise ValueError("--cache-bytes has no room for a single page")
             wanted = min(made_for, _LONGEST_BY_DEFAULT)
             if room < wanted:
                 log.warning("--cache-bytes has room for %d tokens, so the context is not %d", room, wanted)
             return min(room, wanted)
-        if self.max_model_len > made_for:
-            raise ValueError(f"--max-model-len is {self.max_model_len}, but the model was made for {made_for} tokens")
-        if self.max_model_len > room:
-            raise ValueError(f"--max-model-len is {self.max_model_len}, but --cache-bytes has room for {room} tokens")
-        return self.max_model_len
+        if wanted > made_for:
+            raise ValueError(f"--max-model-len is {wanted}, but the model was made for {made_for} tokens")
+        if wanted > room:
+            raise ValueError(f"--max-model-len is {wanted}, but --cache-bytes has room for {room} tokens")
+        return wanted
 
 
 def _choose_device(name: str) -> "torch.device":
