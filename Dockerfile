@@ -36,6 +36,7 @@ COPY common common
 COPY server server
 COPY bridge bridge
 COPY clients clients
+COPY launcher launcher
 RUN python -m pip wheel --no-deps --wheel-dir /wheels .
 
 
@@ -84,7 +85,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Healthy means alive. Whether there is a model behind it, GET /ready tells a load balancer.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
-    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_client.probes import http_is_ready; sys.exit(not asyncio.run(http_is_ready(os.environ['SPYGLASS_HTTP'], '/health')))"]
+    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_launcher.probes import http_is_ready; sys.exit(not asyncio.run(http_is_ready(os.environ['SPYGLASS_HTTP'], '/health')))"]
 ENTRYPOINT ["spyglass-bridge"]
 
 
@@ -102,5 +103,5 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Healthy means that the engine is ready. A large checkpoint takes minutes to load: failures count only after that.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=15m \
-    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_client.probes import grpc_is_serving; sys.exit(not asyncio.run(grpc_is_serving(os.environ['SPYGLASS_GRPC'])))"]
+    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_launcher.probes import grpc_is_serving; sys.exit(not asyncio.run(grpc_is_serving(os.environ['SPYGLASS_GRPC'])))"]
 ENTRYPOINT ["spyglass-server"]

@@ -29,7 +29,6 @@ import uvloop
 
 from load import percentile
 from processes import MODEL, checkpoint_or_embedded, command_of, family, free_ports, until_ready
-from spyglass.settings import SETTINGS
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.budget import Limits
@@ -38,6 +37,7 @@ from spyglass_server.engine.images import ImageCache
 from spyglass_server.engine.pages import PagePool
 from spyglass_server.engine.scheduler import Scheduler
 from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
+from spyglass_server.settings import SETTINGS
 
 _NUM_WORDS = 512
 _PAGE_SIZE, _NUM_PAGES = 16, 65_536

@@ -1,5 +1,6 @@
 """A bridge in front of a fake server, and an HTTP session to talk to it."""
 
+import argparse
 import asyncio
 import io
 import json
@@ -11,9 +12,11 @@ from typing import Any
 import aiohttp
 
 from fake_server import BRIDGE_KEY, MODEL, PATIENCE_S, USER_KEY, FakeServer
-from spyglass_bridge.config import BridgeConfig, TcpAddress
+from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.fetch import Resolve, resolve_by_system
 from spyglass_bridge.server import RunningBridge, run_bridge
+from spyglass_bridge.settings import SETTINGS
+from spyglass_common.settings import add_settings
 
 CHAT = "/v1/openai/chat/completions"
 
@@ -68,10 +71,11 @@ def ask_about(*urls: str) -> list[dict[str, Any]]:
 
 def config_for(server: FakeServer, **changes: Any) -> BridgeConfig:
     """Settings of a bridge on a free port."""
-    config = BridgeConfig(
-        bridge_key=BRIDGE_KEY, http=TcpAddress("127.0.0.1", 0), grpc_target=server.target, drain_timeout_s=10
-    )
-    return replace(config, **changes)
+    parser = argparse.ArgumentParser()
+    add_settings(parser, SETTINGS, environ={})
+    given = {"bridge-key": BRIDGE_KEY, "http": "127.0.0.1:0", "grpc": server.target, "drain-timeout": "10"}
+    options = parser.parse_args([f"--{name}={value}" for name, value in given.items()])
+    return replace(BridgeConfig.from_args(options), **changes)
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from typing import Any
 
 from grpc import aio
 
-from spyglass.settings import SETTINGS
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
@@ -23,6 +22,7 @@ from spyglass_server.engine.pages import PagePool
 from spyglass_server.engine.scheduler import Scheduler
 from spyglass_server.engine.spans import image_spans
 from spyglass_server.engine.types import EngineInfo, ImageInput, ImageKey, Row, RowOutput
+from spyglass_server.settings import SETTINGS
 
 KEY = "test-key"
 BRIDGE_KEY = "test-bridge-key"

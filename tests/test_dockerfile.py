@@ -24,7 +24,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from bridge_setup import run_bridge_under_test
 from fake_server import PATIENCE_S, run_fake_server
-from spyglass.settings import SETTINGS
+from spyglass_bridge import settings as bridge_settings
+from spyglass_launcher.settings import SETTINGS
+from spyglass_server import settings as server_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 FINAL = ("bridge", "server")
@@ -146,7 +148,8 @@ class TestFinalStage:
         assert arguments(name, "EXPOSE") == [port]
 
     def test_sets_only_variables_that_its_command_reads(self, name: str) -> None:
-        known = {setting.env for setting in SETTINGS if name in setting.used_by}
+        settings = {"bridge": bridge_settings.SETTINGS, "server": server_settings.SETTINGS}[name]
+        known = {setting.env for setting in settings}
         assert {key for key in environ(name) if key.startswith("SPYGLASS_")} <= known
 
 

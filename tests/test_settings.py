@@ -1,15 +1,20 @@
 """Settings: options, environment variables, and their way to another process."""
 
 import argparse
+from dataclasses import asdict, replace
 
 import pytest
 
-from spyglass.settings import SETTINGS, add_settings, to_environ
+from spyglass_bridge import settings as bridge
+from spyglass_common.settings import add_settings, to_environ
+from spyglass_launcher.settings import SETTINGS
+from spyglass_server import settings as server
+from spyglass_server.config import resolve
 
 
 def parse(*arguments: str, **environ: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_settings(parser, environ=environ)
+    add_settings(parser, SETTINGS, environ)
     return parser.parse_args(arguments)
 
 
@@ -55,7 +60,7 @@ def test_wrong_values_are_refused_wherever_they_stand(
 
 def test_what_is_handed_on_as_variables_arrives_the_same() -> None:
     options = parse("--api-key", "a", "b", "--http", "unix:/run/x", "--max-model-len", "77", "--price-input", "0.5")
-    assert parse(**to_environ(vars(options))) == options
+    assert parse(**to_environ(SETTINGS, vars(options))) == options
 
 
 def test_the_help_names_each_variable_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,3 +69,17 @@ def test_the_help_names_each_variable_and_no_secret(capsys: pytest.CaptureFixtur
     text = " ".join(capsys.readouterr().out.split())
     assert all(setting.env in text for setting in SETTINGS)
     assert "secret-key" not in text
+
+
+def test_serve_offers_the_settings_of_both_each_once_and_in_their_order() -> None:
+    for table in (server.SETTINGS, bridge.SETTINGS):
+        assert tuple(setting for setting in SETTINGS if setting in table) == table
+    assert len(SETTINGS) == len({setting.name for setting in (*server.SETTINGS, *bridge.SETTINGS)})
+
+
+def test_every_setting_of_the_engine_is_an_option_and_goes_by_its_name() -> None:
+    engine = resolve(parse()).engine
+    fields = asdict(engine)
+    assert fields == {setting.dest: setting.default for setting in server.SETTINGS if setting.dest in fields}
+    options = parse("--dtype", "float32", "--max-batch", "7", "--cache-bytes", "1")
+    assert resolve(options).engine == replace(engine, dtype="float32", max_batch=7, cache_bytes=1)

@@ -8,9 +8,10 @@ import sys
 
 import uvloop
 
-from spyglass.settings import add_settings
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.server import run_bridge
+from spyglass_bridge.settings import SETTINGS
+from spyglass_common.settings import add_settings
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
         prog="spyglass-bridge",
         description="Serves an OpenAI-compatible HTTP API in front of a Spyglass server.",
     )
-    add_settings(parser, "bridge")
+    add_settings(parser, SETTINGS)
     try:
         config = BridgeConfig.from_args(parser.parse_args())
     except ValueError as error:

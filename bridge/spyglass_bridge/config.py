@@ -1,4 +1,4 @@
-"""The settings of a bridge, read once and never changed."""
+"""The bridge's configuration: its settings as typed values."""
 
 import argparse
 import ipaddress
@@ -27,18 +27,18 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
-    """What one bridge process needs to know."""
+    """What can be set of a bridge, checked; the defaults stand in `settings.py`."""
 
     bridge_key: str
-    http: Address = TcpAddress("127.0.0.1", 8000)
-    grpc_target: str = "127.0.0.1:50051"
-    max_body_bytes: int = 64 << 20
-    max_image_bytes: int = 20 << 20
-    request_timeout_s: float = 600.0
-    drain_timeout_s: float = 30.0
-    allowed_image_names: frozenset[str] = frozenset()
-    allowed_image_networks: tuple[Network, ...] = ()
-    log_level: str = "info"
+    http: Address
+    grpc_target: str
+    max_body_bytes: int
+    max_image_bytes: int
+    request_timeout_s: float
+    drain_timeout_s: float
+    allowed_image_names: frozenset[str]
+    allowed_image_networks: tuple[Network, ...]
+    log_level: str
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "BridgeConfig":

@@ -13,14 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spyglass.settings import Collect, add_settings
-from spyglass.values import address, non_negative_float, positive_int
 from spyglass_client.chat.command import run_chat
 from spyglass_client.chat.writing import describe, printable
 from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
-from spyglass_client.serve import run_serve
 from spyglass_client.target import DEFAULT_TARGET, default_api_key, default_target
+from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_int
 
 _EXAMPLES = """examples:
   spyglass serve --model demo
@@ -37,7 +35,7 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(os.environ, with_settings=words[:1] == ["serve"])
+    parser = _parser(os.environ, is_serve=words[:1] == ["serve"])
     args = parser.parse_args(words)
     try:
         code: int = args.run(args)
@@ -54,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser(environ: Mapping[str, str], *, with_settings: bool) -> argparse.ArgumentParser:
-    """The whole parser; serve's many options, and their variables, are read only for serve."""
+def _parser(environ: Mapping[str, str], *, is_serve: bool) -> argparse.ArgumentParser:
+    """The whole parser; the launcher is imported, and the variables of its options are read, only for serve."""
     parser = argparse.ArgumentParser(
         prog="spyglass",
         description="Serves Llama 3.2 Vision models, and talks to them.",
@@ -64,9 +62,11 @@ def _parser(environ: Mapping[str, str], *, with_settings: bool) -> argparse.Argu
     )
     parser.add_argument("--version", action="version", version=f"spyglass {importlib.metadata.version('spyglass')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    serve = _add_command(commands, "serve", run_serve, "run a server and a bridge until Ctrl-C")
-    if with_settings:
-        add_settings(serve, environ=environ)
+    serve = _add_command(commands, "serve", _run_serve, "run a server and a bridge until Ctrl-C")
+    if is_serve:
+        from spyglass_launcher.settings import SETTINGS
+
+        add_settings(serve, SETTINGS, environ)
     _add_chat(commands, environ)
     models = _add_command(commands, "models", run_models, "list the models that a server runs")
     _add_connection(models, environ)
@@ -85,6 +85,12 @@ def _parser(environ: Mapping[str, str], *, with_settings: bool) -> argparse.Argu
         metavar="N",
     )
     return parser
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from spyglass_launcher.serve import run_serve
+
+    return run_serve(args)
 
 
 def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:

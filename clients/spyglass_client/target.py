@@ -6,8 +6,10 @@ from pathlib import Path
 
 import grpc
 
-DEFAULT_TARGET = "127.0.0.1:50051"
-TARGET_VARIABLE = "SPYGLASS_GRPC"
+from spyglass_common.shared_settings import GRPC
+
+DEFAULT_TARGET: str = GRPC.default
+TARGET_VARIABLE = GRPC.env
 API_KEY_VARIABLE = "SPYGLASS_API_KEY"
 
 _CHANNEL_OPTIONS = (

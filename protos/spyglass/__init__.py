@@ -1,1 +1,1 @@
-"""The protocol of Spyglass, and the names of its settings."""
+"""The protocol of Spyglass."""

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Sequence
 
 import uvloop
 
-from spyglass.settings import add_settings
+from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
 from spyglass_server.demo import DemoError, default_folder, prepare
 from spyglass_server.engine.supervisor import EngineLoadError
+from spyglass_server.settings import SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="spyglass-server", description="Serves a Llama 3.2 Vision model over gRPC. Each option has a variable."
     )
-    add_settings(parser, "server")
+    add_settings(parser, SETTINGS)
     options = parser.parse_args(arguments)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s server: %(message)s", stream=sys.stderr

@@ -17,7 +17,7 @@ from stack import clean_environ
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("protos", "common", "server", "bridge", "clients", "pyproject.toml", "README.md")
+PARTS = ("protos", "common", "server", "bridge", "clients", "launcher", "pyproject.toml", "README.md")
 HEAVY = {"torch", "transformers", "accelerate", "numpy", "pillow", "tokenizers", "safetensors", "gguf"}
 
 

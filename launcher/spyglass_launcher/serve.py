@@ -1,12 +1,14 @@
 """`spyglass serve`: a server and a bridge as one program.
 
-Owns what the two must agree on: the settings, which they get as environment variables, and the bridge's
-key, which nobody else learns. Imports neither of them.
+Both get all settings as environment variables, and a key for the bridge that is made up at each start and never
+printed.
 """
 
 import argparse
 import asyncio
+import importlib.metadata
 import os
+import re
 import secrets
 import signal
 import sys
@@ -14,19 +16,29 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from spyglass.settings import to_environ
 from spyglass_client.aio import AsyncClient
 from spyglass_client.errors import SpyglassError
-from spyglass_client.probes import grpc_is_serving, http_is_ready, is_listening
-from spyglass_client.supervisor import Program, Supervisor
 from spyglass_client.target import dialable
+from spyglass_common.settings import to_environ
+from spyglass_launcher.probes import grpc_is_serving, http_is_ready, is_listening
+from spyglass_launcher.settings import SETTINGS
+from spyglass_launcher.supervisor import Program, Supervisor
 
 STOP_GRACE_S = 5.0
 """How much longer than the drain timeout the processes may take to end."""
 
+_REQUIREMENT = re.compile(r"""([\w.-]+).*\bextra == ["'](bridge|server)["']""")
+
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Runs both until a signal. Raises argparse.ArgumentError for settings that the two cannot share."""
+    """Runs both until a signal.
+
+    Raises:
+        ValueError: an extra of the package that is needed to serve is not installed.
+        argparse.ArgumentError: the two processes cannot share a setting.
+    """
+    if extras := missing_extras():
+        raise ValueError(f"serve needs: pip install 'spyglass[{','.join(extras)}]'")
     settings = dict(vars(args))
     for name in ("http", "grpc"):
         if settings[name].endswith(":0"):
@@ -37,9 +49,23 @@ def run_serve(args: argparse.Namespace) -> int:
     return asyncio.run(_supervise(settings))
 
 
+def missing_extras() -> list[str]:
+    """The extras, of those that are needed to serve, that lack a requirement here."""
+    requirements = map(_REQUIREMENT.match, importlib.metadata.requires("spyglass") or ())
+    return sorted({found[2] for found in requirements if found and not _is_installed(found[1])})
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Program, Program]:
     """The server and the bridge, for parsed settings and the environment that they inherit."""
-    shared = {**environ, **to_environ(settings)}
+    shared = {**environ, **to_environ(SETTINGS, settings)}
     server = Program(
         name="server",
         command=(sys.executable, "-m", "spyglass_server"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from spyglass_client.cli import main
-from spyglass_client.probes import grpc_is_serving, http_is_ready
+from spyglass_launcher.probes import grpc_is_serving, http_is_ready
 
 HERE = Path(__file__).parent
 DEADLINE_S = 30

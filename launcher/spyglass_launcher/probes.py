@@ -1,4 +1,4 @@
-"""Questions to a server and a bridge whether they are ready, in the fewest words of each protocol."""
+"""Readiness probes for server and bridge."""
 
 import asyncio
 

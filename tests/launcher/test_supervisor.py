@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spyglass_client.supervisor import Program, Supervisor
+from spyglass_launcher.supervisor import Program, Supervisor
 
 WAIT = "import signal; signal.pause()"
 STUBBORN = """

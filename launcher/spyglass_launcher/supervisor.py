@@ -1,7 +1,6 @@
 """Runs several programs as one: all of them, or none.
 
-Owns their processes: starts them, waits until all are ready, stops them together, and leaves none behind.
-Knows nothing of what they do.
+Starts the processes, waits until all are ready, stops them together, and leaves none behind.
 """
 
 import asyncio

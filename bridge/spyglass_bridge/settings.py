@@ -1,0 +1,23 @@
+"""The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
+
+from spyglass_common import shared_settings as shared
+from spyglass_common.settings import Setting, address, positive_int
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("http", "where the bridge listens", "127.0.0.1:8000", address, "HOST:PORT"),
+    shared.GRPC,
+    shared.BRIDGE_KEY,
+    shared.MAX_IMAGE_BYTES,
+    shared.REQUEST_TIMEOUT,
+    shared.DRAIN_TIMEOUT,
+    Setting("max-body-bytes", "maximum size of an HTTP request's body, in bytes", 64 << 20, positive_int, "BYTES"),
+    Setting(
+        "allow-image-host",
+        "a private host name or network (10.0.0.0/8) that image URLs may reach; several may be given "
+        "(default: public addresses only)",
+        (),
+        metavar="HOST|CIDR",
+        multiple=True,
+    ),
+    shared.LOG_LEVEL,
+)

@@ -1,0 +1,148 @@
+"""Settings: command-line options that can also be set by an environment variable.
+
+Each process declares its own in a table, a tuple of `Setting`; `add_settings` turns the table into argparse options.
+
+    PORT = Setting("port", "TCP port to listen on", 80, positive_int, "N")  # --port, SPYGLASS_PORT
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option. `name` is the flag without its dashes; the name of the variable is derived from it.
+
+    A `multiple` setting is a tuple: its option takes several values and may be repeated, and its variable separates
+    them by commas. The default of a `secret` one is not shown.
+    """
+
+    name: str
+    help: str
+    default: Any
+    parse: Callable[[str], Any] = str
+    metavar: str = "TEXT"
+    multiple: bool = False
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name
+
+    @property
+    def env(self) -> str:
+        """The name of the environment variable."""
+        return "SPYGLASS_" + self.name.upper().replace("-", "_")
+
+    @property
+    def dest(self) -> str:
+        """The attribute of the parsed options."""
+        return self.name.replace("-", "_")
+
+
+def address(text: str) -> str:
+    """Checks HOST:PORT ([HOST]:PORT for IPv6) or unix:PATH and returns it as it is."""
+    if text.startswith("unix:") and len(text) > 5:
+        return text
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
+    return text
+
+
+def positive_int(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def non_negative_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return number
+
+
+def positive_float(text: str) -> float:
+    number = non_negative_float(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, settings: Iterable[Setting], environ: Mapping[str, str] = os.environ
+) -> None:
+    """Adds an option for each setting; a value in `environ` replaces its default.
+
+    A bad value in the environment ends the program with the same message as a bad option.
+    """
+    for setting in settings:
+        default = setting.default
+        if text := environ.get(setting.env):
+            try:
+                values = [setting.parse(word.strip()) for word in text.split(",")] if setting.multiple else None
+                default = tuple(values) if values is not None else setting.parse(text)
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"{setting.env}: {error}")
+        parser.add_argument(
+            setting.flag,
+            type=setting.parse,
+            action=Collect if setting.multiple else "store",
+            nargs="+" if setting.multiple else None,
+            default=default,
+            metavar=setting.metavar,
+            help=_help(setting),
+        )
+
+
+class Collect(argparse.Action):
+    """Collects the values of an option that may be repeated (with `nargs`); the first use replaces the default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = getattr(namespace, self.dest)
+        earlier = () if given is self.default else given
+        setattr(namespace, self.dest, (*earlier, *values))
+
+
+def _help(setting: Setting) -> str:
+    shown = setting.default not in (None, ()) and not setting.secret
+    default = f" (default: {setting.default})" if shown else ""
+    return f"{setting.help}{default} [{setting.env}]".replace("%", "%%")
+
+
+def to_environ(settings: Iterable[Setting], values: Mapping[str, Any]) -> dict[str, str]:
+    """Turns parsed options into environment variables for another process; unset ones are left out."""
+    result = {}
+    for setting in settings:
+        value = values.get(setting.dest)
+        if value in (None, ()):
+            continue
+        words: Iterable[Any] = value if setting.multiple else (value,)
+        result[setting.env] = ",".join(str(word) for word in words)
+    return result

@@ -1,0 +1,34 @@
+"""Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
+
+from spyglass_common.settings import Setting, address, non_negative_float, one_of, positive_float, positive_int
+
+GRPC = Setting(
+    "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", address, metavar="HOST:PORT"
+)
+BRIDGE_KEY = Setting(
+    "bridge-key",
+    "the bridge's own key to the server, with the right to act for callers (spyglass serve makes one up)",
+    None,
+    metavar="KEY",
+    secret=True,
+)
+MAX_IMAGE_BYTES = Setting(
+    "max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, positive_int, metavar="BYTES"
+)
+REQUEST_TIMEOUT = Setting(
+    "request-timeout", "maximum duration of a generation, in seconds", 600.0, positive_float, metavar="SECONDS"
+)
+DRAIN_TIMEOUT = Setting(
+    "drain-timeout",
+    "how long running generations may continue after a stop signal, in seconds",
+    30.0,
+    non_negative_float,
+    metavar="SECONDS",
+)
+LOG_LEVEL = Setting(
+    "log-level",
+    "how much to log",
+    "info",
+    one_of("debug", "info", "warning", "error"),
+    metavar="debug|info|warning|error",
+)

@@ -1,0 +1,109 @@
+"""The settings of the server: options of `spyglass-server`. Imports nothing heavy, since the launcher reads it too."""
+
+from spyglass_common import shared_settings as shared
+from spyglass_common.settings import Setting, non_negative_float, one_of, positive_int
+
+_ENGINE = (
+    Setting(
+        "dtype",
+        "precision to compute in; auto is the checkpoint's own",
+        "auto",
+        one_of("auto", "bfloat16", "float32"),
+        "auto|bfloat16|float32",
+    ),
+    Setting(
+        "quantization",
+        "int8 stores the weights of the text model's linear layers in 8 bits: less memory, slightly different answers",
+        "none",
+        one_of("none", "int8"),
+        "none|int8",
+    ),
+    Setting(
+        "device",
+        "device to compute on; auto is the first GPU, or the CPU where there is none",
+        "auto",
+        one_of("auto", "cpu", "cuda"),
+        "auto|cpu|cuda",
+    ),
+    Setting(
+        "max-model-len",
+        "maximum length of prompt and answer together, in tokens (default: 32768, or the model's own maximum "
+        "if that is less)",
+        None,
+        positive_int,
+        "N",
+    ),
+    Setting("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, positive_int, "BYTES"),
+    Setting(
+        "image-cache-bytes", "memory for the cross-attention cache of images, in bytes", 1 << 30, positive_int, "BYTES"
+    ),
+    Setting("max-batch", "maximum number of sequences (choices) in a batch", 64, positive_int, "N"),
+    Setting("max-step-tokens", "maximum number of tokens in one step of the engine", 512, positive_int, "N"),
+    Setting(
+        "max-chunk-tokens",
+        "maximum number of prompt tokens in a step that also decodes: a smaller one lowers inter-token latency, "
+        "a larger one time to first token (default: 64 on a CPU, 512 on a GPU)",
+        None,
+        positive_int,
+        "N",
+    ),
+)
+"""Each is a field of `EngineConfig`."""
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("model", "a checkpoint folder, or demo for the embedded model", "demo", metavar="PATH|demo"),
+    Setting(
+        "served-model-name",
+        "a name that clients use for the model; several may be given; requests that name no model get the first "
+        "(default: the folder's name)",
+        (),
+        metavar="NAME",
+        multiple=True,
+    ),
+    shared.GRPC,
+    Setting(
+        "api-key",
+        "a key that clients may use; several may be given (default: the server makes one on its first "
+        "start, keeps its hash, and shows it once)",
+        (),
+        metavar="KEY",
+        multiple=True,
+        secret=True,
+    ),
+    shared.BRIDGE_KEY,
+    Setting(
+        "data-dir",
+        "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)",
+        None,
+        metavar="DIR",
+    ),
+    *_ENGINE,
+    Setting(
+        "chat-template",
+        "a Jinja file to use instead of the checkpoint's own chat template",
+        None,
+        metavar="FILE",
+    ),
+    Setting(
+        "max-pending",
+        "maximum number of generations in the server, running and queued; beyond it callers get 429",
+        256,
+        positive_int,
+        "N",
+    ),
+    Setting("max-images", "maximum number of images in a conversation", 16, positive_int, "N"),
+    shared.MAX_IMAGE_BYTES,
+    Setting("max-image-pixels", "maximum size of an image, in pixels", 40_000_000, positive_int, "N"),
+    shared.REQUEST_TIMEOUT,
+    shared.DRAIN_TIMEOUT,
+    Setting("price-input", "US dollars per million prompt tokens", 0.35, non_negative_float, "USD"),
+    Setting("price-output", "US dollars per million generated tokens", 0.40, non_negative_float, "USD"),
+    Setting(
+        "price-cached-input",
+        "US dollars per million prompt tokens found in a cache (default: the input price)",
+        None,
+        non_negative_float,
+        "USD",
+    ),
+    shared.LOG_LEVEL,
+)
