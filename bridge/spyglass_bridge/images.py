@@ -1,7 +1,7 @@
 """The images of a conversation: where each comes from and how it gets to the server.
 
-Owns the parsing of data URIs, the choice between sending an image inside Start and after it, and the
-sending. An image is never decoded here.
+Parses data URIs, and fetches and sends the images that follow a Start; which images travel inside the Start is decided
+where it is made (`openai/start.py`). An image is never decoded here.
 """
 
 import asyncio

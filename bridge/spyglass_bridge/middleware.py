@@ -12,11 +12,8 @@ from aiohttp.typedefs import Handler
 from spyglass_bridge.access import bearer_key
 from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.answers import compact_json
+from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
-
-PROBES = frozenset({"/health", "/ready"})
-OPEN_PATHS = PROBES | {"/openapi.json", "/docs"}
-"""What needs no key."""
 
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -37,7 +34,7 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
         outcome = request.get(OUTCOME, str(response.status))
         return response
     finally:
-        if request.path not in PROBES:
+        if request.path not in UNLOGGED_PATHS:
             took_ms = (time.monotonic() - began_s) * 1e3
             _log.info("%s %s %r %s %.0f ms", request_id, request.method, request.path, outcome, took_ms)
 
@@ -57,7 +54,7 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns exceptions into OpenAI's error bodies. What is not expected is logged and told nobody."""
+    """Turns exceptions into OpenAI's error bodies. An unexpected one is logged, and the caller learns nothing of it."""
     try:
         return await handler(request)
     except ApiError as error:

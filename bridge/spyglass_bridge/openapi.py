@@ -1,14 +1,12 @@
-"""The description of the HTTP API, made from the types that validate its requests.
-
-Owns the list of operations. Knows nothing of how they are served.
-"""
+"""The OpenAPI description of the routes, made from the types that validate their requests."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
+from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -20,13 +18,7 @@ from spyglass_bridge.openai.reading import (
     NEUTRAL_STREAM_OPTIONS,
     NEUTRAL_VALUES,
 )
-from spyglass_bridge.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    NativeRequest,
-    TokenizeRequest,
-)
+from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 
 _PARTS_OF_MESSAGES = {
     "messages": {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"},
@@ -39,94 +31,52 @@ _PATH_SCHEMAS: dict[str, Any] = {
     "model": {"type": "string", "minLength": 1},
     "variant": {"enum": ["input", "output", "streaming"]},
 }
+_CHAT_MODELS: dict[str, type[BaseModel]] = {
+    "input": ChatRequest,
+    "output": objects.ChatCompletion,
+    "streaming": objects.ChatCompletionChunk,
+}
 _REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """A route. `event` is what the events of its stream hold, where it has one; `paths` are its names."""
+class Route:
+    """A route: how it is served and described.
 
-    method: str
+    `paths` are its names; a `{model}` in them may contain slashes. `answer` is the type of its answer, `event` that of
+    an event where it can stream. The API's description leaves out a route without `answer`.
+    """
+
+    method: Literal["get", "post"]
     paths: tuple[str, ...]
-    summary: str
+    handler: Handler
     _: KW_ONLY
-    answer: type[BaseModel]
+    summary: str = ""
+    answer: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
-    is_open: bool = False
+    needs_key: bool = True
+    is_logged: bool = True
     statuses: tuple[int, ...] = (200,)
 
 
-def _twice(path: str) -> tuple[str, ...]:
-    """OpenAI's name and DeepInfra's."""
-    return f"/v1{path}", f"/v1/openai{path}"
-
-
-CHAT = Operation(
-    "post",
-    _twice("/chat/completions"),
-    "Answers a conversation with text and images.",
-    answer=objects.ChatCompletion,
-    body=ChatRequest,
-    event=objects.ChatCompletionChunk,
-)
-OPERATIONS = (
-    CHAT,
-    Operation(
-        "post",
-        _twice("/completions"),
-        "Continues ready prompts.",
-        answer=objects.Completion,
-        body=CompletionRequest,
-        event=objects.Completion,
-    ),
-    Operation(
-        "post",
-        ("/v1/inference/{model}",),
-        "Continues a ready prompt, in DeepInfra's own form.",
-        answer=objects.Inference,
-        body=NativeRequest,
-        event=objects.InferenceEvent,
-    ),
-    Operation("get", _twice("/models"), "Lists the models.", answer=objects.ModelList),
-    Operation("get", _twice("/models/{model}"), "Describes one model.", answer=objects.ModelObject),
-    Operation(
-        "get",
-        ("/models/{model}/schema/{variant}",),
-        "Tells the JSON schema of the input, output or streaming form of a chat completion.",
-        answer=objects.Schema,
-    ),
-    Operation("post", ("/tokenize",), "Tells the tokens of a prompt.", answer=objects.Tokens, body=TokenizeRequest),
-    Operation("post", ("/detokenize",), "Tells what tokens say.", answer=objects.TokenizedText, body=DetokenizeRequest),
-    Operation("get", ("/health",), "Whether the bridge is alive.", answer=objects.Status, is_open=True),
-    Operation(
-        "get",
-        ("/ready",),
-        "Whether generations can be served.",
-        answer=objects.Status,
-        is_open=True,
-        statuses=(200, 503),
-    ),
-)
-
-
 @cache
-def openapi() -> dict[str, Any]:
+def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    models = {model for one in OPERATIONS for model in (one.answer, one.body, one.event) if model is not None} | {
+    models = {model for route in routes for model in (route.answer, route.body, route.event) if model is not None} | {
         objects.ErrorAnswer
     }
-    inputs = {one.body for one in OPERATIONS}
+    inputs = {route.body for route in routes}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, schemas = models_json_schema(
         [(model, "validation" if model in inputs else "serialization") for model in ordered], ref_template=_REFERENCE
     )
     for model in (ChatRequest, CompletionRequest):
-        _tell_neutral(schemas["$defs"][model.__name__], schemas["$defs"], model)
+        _describe_neutral(schemas["$defs"][model.__name__], schemas["$defs"], model)
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS:
-        for path in operation.paths:
-            paths.setdefault(path, {})[operation.method] = _described(operation, path)
+    for route in routes:
+        for path in route.paths:
+            paths.setdefault(path, {})[route.method] = _described(route, path)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -146,17 +96,16 @@ def openapi() -> dict[str, Any]:
 @cache
 def schema_of(variant: str) -> dict[str, Any] | None:
     """The JSON schema of chat completions: of their `input`, `output` or `streaming` form."""
-    models = {"input": CHAT.body, "output": CHAT.answer, "streaming": CHAT.event}
-    model = models.get(variant)
+    model = _CHAT_MODELS.get(variant)
     if model is None:
         return None
     schema = model.model_json_schema(mode="validation" if variant == "input" else "serialization")
     if variant == "input":
-        _tell_neutral(schema, schema["$defs"], ChatRequest)
+        _describe_neutral(schema, schema["$defs"], ChatRequest)
     return schema
 
 
-def _tell_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[BaseModel]) -> None:
+def _describe_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[BaseModel]) -> None:
     """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing.
 
     `parts` are the schemas that the request's refers to.
@@ -176,13 +125,13 @@ def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping
         schema["properties"][name] = {"description": "Not honoured: asks for nothing.", "enum": list(values)}
 
 
-def _described(operation: Operation, path: str) -> dict[str, Any]:
+def _described(route: Route, path: str) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "summary": operation.summary,
-        "operationId": f"{operation.method}{path}".replace("/", "_").replace("{", "").replace("}", ""),
-        "responses": {str(status): _answer(operation) for status in operation.statuses},
+        "summary": route.summary,
+        "operationId": f"{route.method}{path}".replace("/", "_").replace("{", "").replace("}", ""),
+        "responses": {str(status): _answer(route) for status in route.statuses},
     }
-    if operation.is_open:
+    if not route.needs_key:
         result["security"] = []
     else:
         refusal = {"description": "Refused or failed.", "content": _json(objects.ErrorAnswer)}
@@ -191,15 +140,16 @@ def _described(operation: Operation, path: str) -> dict[str, Any]:
         result["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]} for name in names
         ]
-    if operation.body is not None:
-        result["requestBody"] = {"required": True, "content": _json(operation.body)}
+    if route.body is not None:
+        result["requestBody"] = {"required": True, "content": _json(route.body)}
     return result
 
 
-def _answer(operation: Operation) -> dict[str, Any]:
-    content = _json(operation.answer)
-    if operation.event is not None:
-        reference = _REFERENCE.format(model=operation.event.__name__)
+def _answer(route: Route) -> dict[str, Any]:
+    assert route.answer is not None
+    content = _json(route.answer)
+    if route.event is not None:
+        reference = _REFERENCE.format(model=route.event.__name__)
         # The data of an event is one such object, or an error in its place; at the end it is [DONE].
         either = {"anyOf": [{"$ref": reference}, {"$ref": _REFERENCE.format(model=objects.ErrorAnswer.__name__)}]}
         written = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}

@@ -1,6 +1,7 @@
 """From a request to the Starts of its generations.
 
-Owns the names that OpenAI's parameters have in the protocol. Knows nothing of JSON or HTTP.
+Maps OpenAI's parameters to the protocol's, and decides which images travel inside a Start and which after it. What
+only the whole request can show to be wrong is refused here, with ApiError 400.
 """
 
 import json

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openapi import OPERATIONS, Operation, openapi, schema_of
+from spyglass_bridge.openapi import Route, openapi, schema_of
 from spyglass_bridge.routes.models import find_model, model_in_path
 from spyglass_bridge.services import SERVICES
 
@@ -24,14 +24,14 @@ nav { display: flex; flex-wrap: wrap; gap: .4rem 1rem; }
 """
 
 
-async def get_openapi(request: web.Request) -> web.Response:
-    """The OpenAPI document."""
-    return web.json_response(openapi())
+async def get_openapi(routes: tuple[Route, ...], request: web.Request) -> web.Response:
+    """The OpenAPI document of these routes."""
+    return web.json_response(openapi(routes))
 
 
-async def get_reference(request: web.Request) -> web.Response:
-    """The reference as a page."""
-    return web.Response(text=_page(), content_type="text/html")
+async def get_reference(routes: tuple[Route, ...], request: web.Request) -> web.Response:
+    """The reference of these routes as a page."""
+    return web.Response(text=_page(routes), content_type="text/html")
 
 
 async def get_schema(request: web.Request) -> web.Response:
@@ -44,11 +44,11 @@ async def get_schema(request: web.Request) -> web.Response:
 
 
 @cache
-def _page() -> str:
-    schemas = openapi()["components"]["schemas"]
-    links = "".join(f'<a href="#{_anchor(one)}">{html.escape(one.paths[0])}</a>' for one in OPERATIONS)
-    sections = "".join(_section(one, schemas) for one in OPERATIONS)
-    shown = {model.__name__ for one in OPERATIONS for model in (one.body, one.answer, one.event) if model is not None}
+def _page(routes: tuple[Route, ...]) -> str:
+    schemas = openapi(routes)["components"]["schemas"]
+    links = "".join(f'<a href="#{_anchor(route)}">{html.escape(route.paths[0])}</a>' for route in routes)
+    sections = "".join(_section(route, schemas) for route in routes)
+    shown = {model.__name__ for one in routes for model in (one.body, one.answer, one.event) if model is not None}
     kinds = "".join(
         f"<h3 id={name}>{name}</h3>{_table(schema)}" for name, schema in sorted(schemas.items()) if name not in shown
     )
@@ -61,22 +61,23 @@ def _page() -> str:
     )
 
 
-def _anchor(operation: Operation) -> str:
-    return operation.method + operation.paths[0].replace("/", "-").replace("{", "").replace("}", "")
+def _anchor(route: Route) -> str:
+    return route.method + route.paths[0].replace("/", "-").replace("{", "").replace("}", "")
 
 
-def _section(operation: Operation, schemas: dict[str, Any]) -> str:
-    others = ", ".join(f"<code>{html.escape(path)}</code>" for path in operation.paths[1:])
+def _section(route: Route, schemas: dict[str, Any]) -> str:
+    assert route.answer is not None
+    others = ", ".join(f"<code>{html.escape(path)}</code>" for path in route.paths[1:])
     also = f" Also known as {others}." if others else ""
     parts = [
-        f'<h2 id="{_anchor(operation)}"><span class=method>{operation.method.upper()}</span> '
-        f"{html.escape(operation.paths[0])}</h2><p>{html.escape(operation.summary)}{also}</p>"
+        f'<h2 id="{_anchor(route)}"><span class=method>{route.method.upper()}</span> '
+        f"{html.escape(route.paths[0])}</h2><p>{html.escape(route.summary)}{also}</p>"
     ]
-    if operation.body is not None:
-        parts.append("<h3>Request</h3>" + _table(schemas[operation.body.__name__]))
-    parts.append("<h3>Answer</h3>" + _table(schemas[operation.answer.__name__]))
-    if operation.event is not None and operation.event is not operation.answer:
-        parts.append("<h3>Each event of a stream</h3>" + _table(schemas[operation.event.__name__]))
+    if route.body is not None:
+        parts.append("<h3>Request</h3>" + _table(schemas[route.body.__name__]))
+    parts.append("<h3>Answer</h3>" + _table(schemas[route.answer.__name__]))
+    if route.event is not None and route.event is not route.answer:
+        parts.append("<h3>Each event of a stream</h3>" + _table(schemas[route.event.__name__]))
     return "".join(parts)
 
 
@@ -89,8 +90,9 @@ def _table(schema: dict[str, Any]) -> str:
         f"<td>{_kind(field)}</td><td>{html.escape(field.get('description', ''))}</td></tr>"
         for name, field in fields
     )
-    told = f"<p>{html.escape(schema['description'])}</p>" if "description" in schema else ""
-    return told + (f"<table><tr><th>field (* required)</th><th>type</th><th></th></tr>{rows}</table>" if rows else "")
+    description = f"<p>{html.escape(schema['description'])}</p>" if "description" in schema else ""
+    table = f"<table><tr><th>field (* required)</th><th>type</th><th></th></tr>{rows}</table>" if rows else ""
+    return description + table
 
 
 def _kind(field: dict[str, Any]) -> str:

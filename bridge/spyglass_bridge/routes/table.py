@@ -1,0 +1,95 @@
+"""All routes of the bridge in one table: the application and the API's description are made from it."""
+
+from functools import partial
+
+from spyglass_bridge.openai import objects
+from spyglass_bridge.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    NativeRequest,
+    TokenizeRequest,
+)
+from spyglass_bridge.openapi import Route
+from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens
+
+
+def _both(path: str) -> tuple[str, ...]:
+    """The path under OpenAI's prefix and under DeepInfra's."""
+    return f"/v1{path}", f"/v1/openai{path}"
+
+
+_DESCRIBED = (
+    Route(
+        "post",
+        _both("/chat/completions"),
+        chat.create_chat_completion,
+        "Answers a conversation with text and images.",
+        objects.ChatCompletion,
+        ChatRequest,
+        objects.ChatCompletionChunk,
+    ),
+    Route(
+        "post",
+        _both("/completions"),
+        completions.create_completion,
+        "Continues ready prompts.",
+        objects.Completion,
+        CompletionRequest,
+        objects.Completion,
+    ),
+    Route(
+        "post",
+        ("/v1/inference/{model}",),
+        native.infer,
+        "Continues a ready prompt, in DeepInfra's own form.",
+        objects.Inference,
+        NativeRequest,
+        objects.InferenceEvent,
+    ),
+    Route("get", _both("/models"), models.list_models, "Lists the models.", objects.ModelList),
+    Route("get", _both("/models/{model}"), models.get_model, "Describes one model.", objects.ModelObject),
+    Route(
+        "get",
+        ("/models/{model}/schema/{variant}",),
+        reference.get_schema,
+        "Tells the JSON schema of the input, output or streaming form of a chat completion.",
+        objects.Schema,
+    ),
+    Route("post", ("/tokenize",), tokens.tokenize, "Tells the tokens of a prompt.", objects.Tokens, TokenizeRequest),
+    Route(
+        "post",
+        ("/detokenize",),
+        tokens.detokenize,
+        "Tells what tokens say.",
+        objects.TokenizedText,
+        DetokenizeRequest,
+    ),
+    Route(
+        "get",
+        ("/health",),
+        health.health,
+        "Whether the bridge is alive.",
+        objects.Status,
+        needs_key=False,
+        is_logged=False,
+    ),
+    Route(
+        "get",
+        ("/ready",),
+        health.ready,
+        "Whether generations can be served.",
+        objects.Status,
+        needs_key=False,
+        is_logged=False,
+        statuses=(200, 503),
+    ),
+)
+
+ROUTES = (
+    *_DESCRIBED,
+    Route("get", ("/openapi.json",), partial(reference.get_openapi, _DESCRIBED), needs_key=False),
+    Route("get", ("/docs",), partial(reference.get_reference, _DESCRIBED), needs_key=False),
+)
+OPEN_PATHS = frozenset(path for route in ROUTES if not route.needs_key for path in route.paths)
+UNLOGGED_PATHS = frozenset(path for route in ROUTES if not route.is_logged for path in route.paths)
