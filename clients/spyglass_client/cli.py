@@ -1,7 +1,7 @@
 """The `spyglass` command: its options, and how failures look.
 
-Owns the parser and the exit codes: 0 for success, 1 for a failure told in one line, 2 for wrong options,
-130 after Ctrl-C. What a command does is in a module of its own.
+Exit codes are 0 for success, 1 for a failure, with one line on stderr, 2 for wrong options, and 130 after Ctrl-C. What a
+command does is in a module of its own.
 """
 
 import argparse

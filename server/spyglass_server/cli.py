@@ -21,7 +21,7 @@ from spyglass_server.settings import SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the server until it is told to stop; exits with 1 when it cannot start."""
+    """Runs the server until a stop signal; exits with 1 when it cannot start."""
     parser = argparse.ArgumentParser(
         prog="spyglass-server", description="Serves a Llama 3.2 Vision model over gRPC. Each option has a variable."
     )
@@ -58,7 +58,7 @@ async def _serve(config: ServerConfig) -> None:
 
 
 async def _before(limit: Awaitable[None], work: Awaitable[None]) -> bool:
-    """Runs `work` until `limit` comes; tells whether it was done by then, and raises what it raised."""
+    """Runs `work` until `limit` completes; returns whether `work` finished first, and raises what it raised."""
     tasks = working, _ = asyncio.ensure_future(work), asyncio.ensure_future(limit)
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     is_done = working.done()

@@ -52,6 +52,18 @@ class Environment:
         command, environ = self.command(program, *arguments)
         return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
 
+    def failure(self, program: str, *arguments: str) -> str:
+        """What a program of the environment says on stderr when it ends with status 1."""
+        command, environ = self.command(program, *arguments)
+        ended = subprocess.run(command, env=environ, capture_output=True, text=True)
+        assert ended.returncode == 1
+        return ended.stderr
+
+    def modules(self, *imported: str) -> set[str]:
+        """All modules that a program of the environment has imported when it has imported these."""
+        program = f"import sys, {', '.join(imported)}; sys.stdout.write(' '.join(sys.modules))"
+        return set(self.run("python", "-c", program).split())
+
     def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
         """Starts a program whose output is read through a pipe."""
         command, environ = self.command(program, *arguments)
@@ -67,6 +79,12 @@ class Environment:
         return self.run("python", "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments)
 
 
+def foreign(modules: set[str], *parts: str) -> set[str]:
+    """The modules of these parts of Spyglass, and the packages that only an engine or a demo needs."""
+    names = {f"spyglass_{part}" for part in (*parts, "demo", "training")} | HEAVY | {"PIL"}
+    return {module for module in modules if module.partition(".")[0] in names}
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("install"))
@@ -75,13 +93,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_the_client_installs_alone_and_then_the_bridge(environment: Environment) -> None:
     environment.install()
     assert not environment.packages() & (HEAVY | {"aiohttp", "pydantic", "jinja2"})
-    environment.run("python", "-c", "from spyglass_client import AsyncClient, Client")
+    assert not foreign(environment.modules("spyglass_client", "spyglass_client.cli"), "server", "bridge", "launcher")
     assert "chat" in environment.run("spyglass", "--help")
+    assert "--max-batch" in environment.run("spyglass", "serve", "--help")
+    assert environment.failure("spyglass", "serve") == "spyglass: serve needs: pip install 'spyglass[bridge,server]'\n"
 
     environment.install("[bridge]")
     assert "aiohttp" in environment.packages()
     assert not environment.packages() & HEAVY
+    assert not foreign(
+        environment.modules("spyglass_bridge.app", "spyglass_bridge.cli"), "server", "client", "launcher"
+    )
     assert "--bridge-key" in environment.run("spyglass-bridge", "--help")
+    assert environment.failure("spyglass", "serve") == "spyglass: serve needs: pip install 'spyglass[server]'\n"
     options = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:1", "--bridge-key", "some-key")
     with environment.start("spyglass-bridge", *options) as bridge:
         try:

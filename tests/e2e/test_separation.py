@@ -32,12 +32,21 @@ CLIENT = """
 from spyglass_client import AsyncClient, Client
 from spyglass_client.cli import main
 """
+LAUNCHER = """
+from spyglass_launcher.serve import run_serve
+from spyglass_launcher.settings import SETTINGS
+"""
 PICTURE = Path(__file__).parents[2] / "clients" / "examples" / "pictures" / "red_circle.png"
 
 
 def imported_by(program: str, *arguments: str) -> set[str]:
     """The top-level packages that a program has imported at its end."""
-    ending = "\nimport sys\nsys.stdout.write(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    return {name.partition(".")[0] for name in modules_of(program, *arguments)}
+
+
+def modules_of(program: str, *arguments: str) -> set[str]:
+    """The modules that a program has imported at its end."""
+    ending = "\nimport sys\nsys.stdout.write(' '.join(sys.modules))"
     command = [sys.executable, "-c", program + ending, *arguments]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
@@ -63,8 +72,18 @@ def test_the_client_imports_little() -> None:
     imported = imported_by(CLIENT)
     assert "grpc" in imported
     assert not imported & (
-        HEAVY | {"numpy", "PIL", "aiohttp", "pydantic", "openai", "spyglass_server", "spyglass_bridge"}
+        HEAVY
+        | {"numpy", "PIL", "aiohttp", "pydantic", "openai", "spyglass_server", "spyglass_bridge", "spyglass_launcher"}
     )
+
+
+def test_the_launcher_imports_the_settings_of_server_and_bridge_and_nothing_else_of_them() -> None:
+    modules = modules_of(LAUNCHER)
+    assert not {name.partition(".")[0] for name in modules} & (HEAVY | {"numpy", "PIL", "aiohttp", "pydantic"})
+    assert {name for name in modules if name.startswith(("spyglass_server", "spyglass_bridge"))} == {
+        *("spyglass_server", "spyglass_server.settings"),
+        *("spyglass_bridge", "spyglass_bridge.settings"),
+    }
 
 
 def test_of_a_running_stack_only_the_engine_has_loaded_torch(tiny: Stack) -> None:
