@@ -27,7 +27,7 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
-    """What can be set of a bridge, checked; the defaults stand in `settings.py`."""
+    """The configuration of a bridge process. Defaults are in `settings.py`."""
 
     bridge_key: str
     http: Address

@@ -1,6 +1,6 @@
 """The `spyglass` command: its options, and how failures look.
 
-Exit codes are 0 for success, 1 for a failure, with one line on stderr, 2 for wrong options, and 130 after Ctrl-C. What a
+Exit codes are 0 for success, 1 for a failure (one line on stderr), 2 for wrong options and 130 after Ctrl-C. What each
 command does is in a module of its own.
 """
 

@@ -80,13 +80,16 @@ def positive_float(text: str) -> float:
     return number
 
 
-def one_of(*words: str) -> Callable[[str], str]:
+def choice(name: str, description: str, default: str, metavar: str) -> Setting:
+    """A setting that takes one of the words in `metavar`, which are separated by |."""
+    words = metavar.split("|")
+
     def parse(text: str) -> str:
         if text not in words:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return text
 
-    return parse
+    return Setting(name, description, default, parse, metavar)
 
 
 def add_settings(

@@ -1,6 +1,6 @@
 """Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
 
-from spyglass_common.settings import Setting, address, non_negative_float, one_of, positive_float, positive_int
+from spyglass_common.settings import Setting, address, choice, non_negative_float, positive_float, positive_int
 
 GRPC = Setting(
     "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", address, metavar="HOST:PORT"
@@ -25,10 +25,4 @@ DRAIN_TIMEOUT = Setting(
     non_negative_float,
     metavar="SECONDS",
 )
-LOG_LEVEL = Setting(
-    "log-level",
-    "how much to log",
-    "info",
-    one_of("debug", "info", "warning", "error"),
-    metavar="debug|info|warning|error",
-)
+LOG_LEVEL = choice("log-level", "how much to log", "info", "debug|info|warning|error")

@@ -1,6 +1,6 @@
 """`spyglass serve`: a server and a bridge as one program.
 
-Both get all settings as environment variables, and a key for the bridge that is made up at each start and never
+Both get all settings as environment variables, and the bridge's key, which is made up unless it is set and never
 printed.
 """
 

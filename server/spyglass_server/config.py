@@ -23,9 +23,9 @@ class Prices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What can be set of the engine, handed whole to the loader in the engine process.
+    """The engine's settings, handed whole to the loader in the engine process.
 
-    Each field is the setting of its name (`server/spyglass_server/settings.py`).
+    Each field has a row of the same name in `settings.py`.
     """
 
     dtype: str
@@ -55,7 +55,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What can be set of the server. `folder` None means the embedded model."""
+    """The configuration of the server process. `folder` None means the embedded model."""
 
     folder: Path | None
     served_names: tuple[str, ...]

@@ -1,29 +1,18 @@
 """The settings of the server: options of `spyglass-server`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, non_negative_float, one_of, positive_int
+from spyglass_common.settings import Setting, choice, non_negative_float, positive_int
 
 _ENGINE = (
-    Setting(
-        "dtype",
-        "precision to compute in; auto is the checkpoint's own",
-        "auto",
-        one_of("auto", "bfloat16", "float32"),
-        "auto|bfloat16|float32",
-    ),
-    Setting(
+    choice("dtype", "precision to compute in; auto is the checkpoint's own", "auto", "auto|bfloat16|float32"),
+    choice(
         "quantization",
         "int8 stores the weights of the text model's linear layers in 8 bits: less memory, slightly different answers",
         "none",
-        one_of("none", "int8"),
         "none|int8",
     ),
-    Setting(
-        "device",
-        "device to compute on; auto is the first GPU, or the CPU where there is none",
-        "auto",
-        one_of("auto", "cpu", "cuda"),
-        "auto|cpu|cuda",
+    choice(
+        "device", "device to compute on; auto is the first GPU, or the CPU where there is none", "auto", "auto|cpu|cuda"
     ),
     Setting(
         "max-model-len",
@@ -72,18 +61,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     shared.BRIDGE_KEY,
     Setting(
-        "data-dir",
-        "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)",
-        None,
-        metavar="DIR",
+        "data-dir", "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)", None, metavar="DIR"
     ),
     *_ENGINE,
-    Setting(
-        "chat-template",
-        "a Jinja file to use instead of the checkpoint's own chat template",
-        None,
-        metavar="FILE",
-    ),
+    Setting("chat-template", "a Jinja file to use instead of the checkpoint's own chat template", None, metavar="FILE"),
     Setting(
         "max-pending",
         "maximum number of generations in the server, running and queued; beyond it callers get 429",

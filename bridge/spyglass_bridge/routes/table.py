@@ -58,12 +58,7 @@ _DESCRIBED = (
     ),
     Route("post", ("/tokenize",), tokens.tokenize, "Tells the tokens of a prompt.", objects.Tokens, TokenizeRequest),
     Route(
-        "post",
-        ("/detokenize",),
-        tokens.detokenize,
-        "Tells what tokens say.",
-        objects.TokenizedText,
-        DetokenizeRequest,
+        "post", ("/detokenize",), tokens.detokenize, "Tells what tokens say.", objects.TokenizedText, DetokenizeRequest
     ),
     Route(
         "get",
