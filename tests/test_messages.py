@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("protos/spyglass", "server/spyglass_server", "bridge/spyglass_bridge", "clients", "benchmarks", "scripts")
+PARTS = ("protos", "common", "server", "bridge", "clients", "launcher", "benchmarks", "scripts")
 MOST = 3
 """So many fields, or arguments, one keeps apart by their order."""
 SHORT_FORMS = {
     "Message": "a role and its parts: the words in which people write conversations",
     "Tool": "a name, a description and a schema: as people write them",
     "Setting": "rows of a table, beside the class",
-    "Operation": "rows of a table, beside the class",
+    "Route": "rows of a table, beside the class",
     "_Answer": "rows of a table, beside the class",
     "_Command": "rows of a table, beside the class",
 }

@@ -4,13 +4,19 @@ from spyglass_common import shared_settings as shared
 from spyglass_common.settings import Setting, address, positive_int
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("http", "where the bridge listens", "127.0.0.1:8000", address, "HOST:PORT"),
+    Setting("http", "where the bridge listens", "127.0.0.1:8000", parse=address, metavar="HOST:PORT"),
     shared.GRPC,
     shared.BRIDGE_KEY,
     shared.MAX_IMAGE_BYTES,
     shared.REQUEST_TIMEOUT,
     shared.DRAIN_TIMEOUT,
-    Setting("max-body-bytes", "maximum size of an HTTP request's body, in bytes", 64 << 20, positive_int, "BYTES"),
+    Setting(
+        "max-body-bytes",
+        "maximum size of an HTTP request's body, in bytes",
+        64 << 20,
+        parse=positive_int,
+        metavar="BYTES",
+    ),
     Setting(
         "allow-image-host",
         "a private host name or network (10.0.0.0/8) that image URLs may reach; several may be given "

@@ -2,13 +2,13 @@
 
 Each process declares its own in a table, a tuple of `Setting`; `add_settings` turns the table into argparse options.
 
-    PORT = Setting("port", "TCP port to listen on", 80, positive_int, "N")  # --port, SPYGLASS_PORT
+    PORT = Setting("port", "TCP port to listen on", 80, parse=positive_int, metavar="N")  # --port, SPYGLASS_PORT
 """
 
 import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 
@@ -23,6 +23,7 @@ class Setting:
     name: str
     help: str
     default: Any
+    _: KW_ONLY
     parse: Callable[[str], Any] = str
     metavar: str = "TEXT"
     multiple: bool = False
@@ -89,7 +90,7 @@ def choice(name: str, description: str, default: str, metavar: str) -> Setting:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return text
 
-    return Setting(name, description, default, parse, metavar)
+    return Setting(name, description, default, parse=parse, metavar=metavar)
 
 
 def add_settings(

@@ -3,7 +3,7 @@
 from spyglass_common.settings import Setting, address, choice, non_negative_float, positive_float, positive_int
 
 GRPC = Setting(
-    "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", address, metavar="HOST:PORT"
+    "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", parse=address, metavar="HOST:PORT"
 )
 BRIDGE_KEY = Setting(
     "bridge-key",
@@ -13,16 +13,16 @@ BRIDGE_KEY = Setting(
     secret=True,
 )
 MAX_IMAGE_BYTES = Setting(
-    "max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, positive_int, metavar="BYTES"
+    "max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, parse=positive_int, metavar="BYTES"
 )
 REQUEST_TIMEOUT = Setting(
-    "request-timeout", "maximum duration of a generation, in seconds", 600.0, positive_float, metavar="SECONDS"
+    "request-timeout", "maximum duration of a generation, in seconds", 600.0, parse=positive_float, metavar="SECONDS"
 )
 DRAIN_TIMEOUT = Setting(
     "drain-timeout",
     "how long running generations may continue after a stop signal, in seconds",
     30.0,
-    non_negative_float,
+    parse=non_negative_float,
     metavar="SECONDS",
 )
 LOG_LEVEL = choice("log-level", "how much to log", "info", "debug|info|warning|error")

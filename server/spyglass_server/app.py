@@ -62,7 +62,9 @@ class Server:
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(
-            loader or CheckpointLoader(folder, config.engine, self._prompts.stop_token_ids), self._on_engine_ready
+            loader
+            or CheckpointLoader(folder=folder, settings=config.engine, stop_token_ids=self._prompts.stop_token_ids),
+            self._on_engine_ready,
         )
         self._servicer = InferenceServicer(self._services())
         self._health_report: asyncio.Future[None] | None = None

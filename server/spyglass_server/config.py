@@ -98,7 +98,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         max_image_pixels=options.max_image_pixels,
         request_timeout_s=options.request_timeout,
         drain_timeout_s=options.drain_timeout,
-        prices=Prices(options.price_input, options.price_output, cached),
+        prices=Prices(input=options.price_input, output=options.price_output, cached_input=cached),
     )
 
 

@@ -19,22 +19,28 @@ _ENGINE = (
         "maximum length of prompt and answer together, in tokens (default: 32768, or the model's own maximum "
         "if that is less)",
         None,
-        positive_int,
-        "N",
+        parse=positive_int,
+        metavar="N",
     ),
-    Setting("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, positive_int, "BYTES"),
+    Setting("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, parse=positive_int, metavar="BYTES"),
     Setting(
-        "image-cache-bytes", "memory for the cross-attention cache of images, in bytes", 1 << 30, positive_int, "BYTES"
+        "image-cache-bytes",
+        "memory for the cross-attention cache of images, in bytes",
+        1 << 30,
+        parse=positive_int,
+        metavar="BYTES",
     ),
-    Setting("max-batch", "maximum number of sequences (choices) in a batch", 64, positive_int, "N"),
-    Setting("max-step-tokens", "maximum number of tokens in one step of the engine", 512, positive_int, "N"),
+    Setting("max-batch", "maximum number of sequences (choices) in a batch", 64, parse=positive_int, metavar="N"),
+    Setting(
+        "max-step-tokens", "maximum number of tokens in one step of the engine", 512, parse=positive_int, metavar="N"
+    ),
     Setting(
         "max-chunk-tokens",
         "maximum number of prompt tokens in a step that also decodes: a smaller one lowers inter-token latency, "
         "a larger one time to first token (default: 64 on a CPU, 512 on a GPU)",
         None,
-        positive_int,
-        "N",
+        parse=positive_int,
+        metavar="N",
     ),
 )
 """Each is a field of `EngineConfig`."""
@@ -69,22 +75,22 @@ SETTINGS: tuple[Setting, ...] = (
         "max-pending",
         "maximum number of generations in the server, running and queued; beyond it callers get 429",
         256,
-        positive_int,
-        "N",
+        parse=positive_int,
+        metavar="N",
     ),
-    Setting("max-images", "maximum number of images in a conversation", 16, positive_int, "N"),
+    Setting("max-images", "maximum number of images in a conversation", 16, parse=positive_int, metavar="N"),
     shared.MAX_IMAGE_BYTES,
-    Setting("max-image-pixels", "maximum size of an image, in pixels", 40_000_000, positive_int, "N"),
+    Setting("max-image-pixels", "maximum size of an image, in pixels", 40_000_000, parse=positive_int, metavar="N"),
     shared.REQUEST_TIMEOUT,
     shared.DRAIN_TIMEOUT,
-    Setting("price-input", "US dollars per million prompt tokens", 0.35, non_negative_float, "USD"),
-    Setting("price-output", "US dollars per million generated tokens", 0.40, non_negative_float, "USD"),
+    Setting("price-input", "US dollars per million prompt tokens", 0.35, parse=non_negative_float, metavar="USD"),
+    Setting("price-output", "US dollars per million generated tokens", 0.40, parse=non_negative_float, metavar="USD"),
     Setting(
         "price-cached-input",
         "US dollars per million prompt tokens found in a cache (default: the input price)",
         None,
-        non_negative_float,
-        "USD",
+        parse=non_negative_float,
+        metavar="USD",
     ),
     shared.LOG_LEVEL,
 )

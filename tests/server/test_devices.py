@@ -34,8 +34,8 @@ LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
     return CheckpointLoader(
-        tiny_checkpoint,
-        EngineConfig(
+        folder=tiny_checkpoint,
+        settings=EngineConfig(
             dtype="auto", quantization="none", device="cpu", max_model_len=None, cache_bytes=8 << 20,
             image_cache_bytes=8 << 20, max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
         ),

@@ -102,8 +102,8 @@ class CheckpointLoader:
         operations = 2 * text.num_layers * text.hidden_size * width  # of a token, without attention
         reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
         return Limits(
-            self.settings.max_batch,
-            self.settings.max_step_tokens,
+            max_batch=self.settings.max_batch,
+            max_step_tokens=self.settings.max_step_tokens,
             max_chunk_tokens=self.settings.max_chunk_tokens or _CHUNK_TOKENS[device.type],
             context_cost=_ATTENTION_SLOWNESS * reading / operations,
         )
