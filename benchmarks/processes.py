@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-from spyglass_server.demo.folder import default_folder, prepare
+from spyglass_demo.folder import default_folder, prepare
 from spyglass_server.engine.process import ENVIRONMENT
 
 MODEL = "spyglass-demo"

@@ -1,4 +1,4 @@
-"""`make run`: serves the embedded model for development, and says how to talk to it.
+"""`make run`: serves the demo model for development, and says how to talk to it.
 
 Owns the development key, which is kept in `.spyglass/dev-key` for this user alone. All settings are
 those of `spyglass serve` and come from the environment.

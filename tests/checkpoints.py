@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from random_weights import Sizes, Tensors, VisionSizes, random_tensors
-from spyglass_server.demo import default_folder, prepare
+from spyglass_demo import default_folder, prepare
 
 IMAGE_TOKEN = "<|image|>"
 SPECIAL_TOKENS = (
@@ -132,7 +132,7 @@ def finish_tokenizer(tokenizer: Tokenizer, special_tokens: tuple[str, ...]) -> N
 
 
 def demo_checkpoint() -> Path:
-    """The embedded model, made once and kept in $SPYGLASS_TEST_CACHE or the user's cache."""
+    """The demo model, made once and kept in $SPYGLASS_TEST_CACHE or the user's cache."""
     cache = os.environ.get("SPYGLASS_TEST_CACHE")
     folder = Path(cache) / default_folder().name if cache else default_folder()
     return prepare(folder, lambda line: None)

@@ -1,4 +1,4 @@
-"""Plain SmolLM2, read from its GGUF file by transformers: what the embedded model's text must equal.
+"""Plain SmolLM2, read from its GGUF file by transformers: what the demo model's text must equal.
 
 Owns the reading, once for all tests of a process, and the check of an answer.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from spyglass_server.demo.smollm2 import find_gguf
+from spyglass_demo.smollm2 import find_gguf
 
 
 @functools.cache

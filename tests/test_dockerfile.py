@@ -110,6 +110,11 @@ def test_the_bridge_comes_from_nothing_that_installs_the_server() -> None:
     assert [rest for rest in arguments("bridge", "COPY") if "server" in rest] == []
 
 
+def test_the_demo_is_installed_in_the_server_image_only() -> None:
+    assert [rest for rest in arguments("server-build", "RUN") if "'spyglass[server]' spyglass-demo" in rest]
+    assert "demo-wheel" in ancestors("server") - ancestors("bridge")
+
+
 @pytest.mark.parametrize("name", FINAL)
 class TestFinalStage:
     def test_runs_as_a_numbered_user_who_is_not_root(self, name: str) -> None:
@@ -189,6 +194,18 @@ def test_an_extra_is_listed_with_the_core_and_nothing_else(extra: str) -> None:
     assert sorted(listed.stdout.split("\n")[:-1]) == sorted(
         project["dependencies"] + project["optional-dependencies"][extra]
     )
+
+
+def test_a_project_without_an_extra_is_listed() -> None:
+    project = tomllib.loads((ROOT / "demo" / "pyproject.toml").read_text())["project"]
+    listed = run_script("scripts/requirements.py", "--project", "demo/pyproject.toml")
+    assert listed.stdout.split("\n")[:-1] == sorted(project["dependencies"])
+
+
+def test_an_unknown_extra_is_refused() -> None:
+    refused = run_script("scripts/requirements.py", "sever")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no extra sever; there are all, bridge, " in refused.stderr
 
 
 def test_an_extra_of_extras_is_refused() -> None:

@@ -9,13 +9,13 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 
 import uvloop
 
 from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
-from spyglass_server.demo import DemoError, default_folder, prepare
 from spyglass_server.engine.supervisor import EngineLoadError
 from spyglass_server.settings import SETTINGS
 
@@ -32,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         uvloop.run(_serve(resolve(options)))
-    except (EngineLoadError, DemoError, ValueError, OSError, RuntimeError) as error:
+    except (EngineLoadError, ValueError, OSError, RuntimeError) as error:
         sys.exit(f"spyglass-server: {error}")
 
 
 async def _serve(config: ServerConfig) -> None:
-    folder = config.folder or await asyncio.to_thread(prepare, default_folder(), _say)
-    assert folder is not None
+    folder = await asyncio.to_thread(_demo_checkpoint) if config.folder is None else config.folder
     server = Server(config, folder)
     if server.new_key:
         _say(f"API key, shown only this once: {server.new_key}")
@@ -55,6 +54,24 @@ async def _serve(config: ServerConfig) -> None:
         await _before(stop_signals.get(), server.drain())
     finally:
         await server.stop()
+
+
+def _demo_checkpoint() -> Path:
+    """The folder of the demo model's checkpoint, which the first start makes.
+
+    Raises:
+        RuntimeError: the package spyglass-demo is not installed, or cannot make the checkpoint.
+    """
+    try:
+        import spyglass_demo
+    except ModuleNotFoundError as error:
+        if error.name != "spyglass_demo":
+            raise
+        raise RuntimeError(
+            "--model demo needs the package spyglass-demo: run `pip install spyglass-demo`, "
+            "or `pip install ./demo` from a checkout of the repository; --model PATH serves another checkpoint"
+        ) from None
+    return spyglass_demo.prepare(spyglass_demo.default_folder(), _say)
 
 
 async def _before(limit: Awaitable[None], work: Awaitable[None]) -> bool:

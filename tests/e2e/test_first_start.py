@@ -1,5 +1,6 @@
 """Starting: the key that is made, and the ways in which a start goes wrong."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_a_key_is_made_on_the_first_start_and_shown_once(tiny_checkpoint: Path, 
         stack.key = key
         with stack.client() as client:
             assert client.usage().generations == 1
+
+
+def test_the_missing_package_of_the_demo_is_named_in_one_line(tmp_path: Path) -> None:
+    module = tmp_path / "spyglass_demo.py"
+    module.write_text("raise ModuleNotFoundError('as if not installed', name='spyglass_demo')")
+    http, grpc = free_ports(2)
+    options = ("--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}", "--data-dir", str(tmp_path / "data"))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = serve("--model", "demo", *options, PYTHONPATH=path)
+    assert ended.returncode == 1
+    [complaint] = [line for line in ended.stderr.splitlines() if line.startswith("spyglass-server: ")]
+    assert "`pip install spyglass-demo`, or `pip install ./demo` from a checkout" in complaint
+    assert "Traceback" not in ended.stderr
 
 
 def test_usage_can_be_read_as_json(tiny: Stack) -> None:

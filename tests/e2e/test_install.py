@@ -1,4 +1,4 @@
-"""The package in a fresh environment: the client alone, then the bridge, neither with the engine's packages."""
+"""The wheels, and what a fresh environment gets: the client alone, then the bridge, without the engine's packages."""
 
 import json
 import os
@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import urllib.request
 import venv
+import zipfile
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from stack import clean_environ
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("protos", "common", "server", "bridge", "clients", "launcher", "pyproject.toml", "README.md")
+PARTS = ("protos", "common", "server", "bridge", "clients", "launcher", "demo", "pyproject.toml", "README.md")
+MAX_WHEEL_BYTES = 1_500_000
 HEAVY = {"torch", "transformers", "accelerate", "numpy", "pillow", "tokenizers", "safetensors", "gguf"}
 
 
@@ -35,12 +39,11 @@ class Environment:
                 shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / part, source / part)
-        self._pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
-        [self._wheel] = folder.glob("*.whl")
+        self.wheel, self.demo_wheel = (self._build(path, folder) for path in (source, source / "demo"))
 
     def install(self, extra: str = "") -> None:
         """Installs the package, with an extra such as [bridge]."""
-        self._pip("install", f"{self._wheel}{extra}")
+        self._pip("install", f"{self.wheel}{extra}")
 
     def packages(self) -> set[str]:
         """The names of all that is installed."""
@@ -75,6 +78,12 @@ class Environment:
         environ["PATH"] = os.pathsep.join([str(self._bin), os.defpath])
         return [str(self._bin / program), *arguments], environ
 
+    def _build(self, source: Path, folder: Path) -> Path:
+        before = set(folder.glob("*.whl"))
+        self._pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
+        [wheel] = {*folder.glob("*.whl")} - before
+        return wheel
+
     def _pip(self, *arguments: str) -> str:
         return self.run("python", "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments)
 
@@ -88,6 +97,31 @@ def foreign(modules: set[str], *parts: str) -> set[str]:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("install"))
+
+
+def metadata_of(wheel: zipfile.ZipFile) -> Message:
+    """The name, version and requirements of a wheel."""
+    [path] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return Parser().parsestr(wheel.read(path).decode())
+
+
+def test_the_wheel_is_small_and_holds_nothing_of_the_demo(environment: Environment) -> None:
+    assert environment.wheel.stat().st_size < MAX_WHEEL_BYTES
+    with zipfile.ZipFile(environment.wheel) as wheel:
+        assert [name for name in wheel.namelist() if "demo" in name or name.endswith(".safetensors")] == []
+        needed = metadata_of(wheel).get_all("Requires-Dist") or []
+    assert "torch" in {re.split("[ =<>;[]", line)[0] for line in needed}
+    assert [line for line in needed if line.startswith(("font-", "gguf", "matplotlib", "resvg", "spyglass-demo"))] == []
+
+
+def test_the_demo_is_a_wheel_of_its_own_without_its_training(environment: Environment) -> None:
+    with zipfile.ZipFile(environment.demo_wheel) as wheel:
+        names = set(wheel.namelist())
+        needed = metadata_of(wheel).get_all("Requires-Dist") or []
+    assert {f"spyglass_demo/{file}" for file in ("adapter.safetensors", "ADAPTER.md", "chat_template.jinja")} <= names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"spyglass_demo"}
+    without_extra = {re.split("[ =<>;[]", line)[0] for line in needed if "extra ==" not in line}
+    assert without_extra == {"gguf", "numpy", "safetensors", "tokenizers"}
 
 
 def test_the_client_installs_alone_and_then_the_bridge(environment: Environment) -> None:

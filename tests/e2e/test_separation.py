@@ -10,8 +10,8 @@ from stack import Stack, children, command_line
 
 pytestmark = pytest.mark.slow
 
-HEAVY = {"torch", "transformers", "accelerate", "gguf"}
-"""Packages of the engine."""
+HEAVY = {"torch", "transformers", "accelerate", "gguf", "spyglass_demo"}
+"""Packages of the engine and of the demo."""
 
 SERVER = """
 import sys

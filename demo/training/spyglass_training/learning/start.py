@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from spyglass_server.demo.adapter import (
+from spyglass_demo.adapter import (
     ASPECT_RATIOS,
     FFN_SIZE,
     MAX_TILES,
@@ -21,7 +21,7 @@ from spyglass_server.demo.adapter import (
     WIDTH,
     cross_layers,
 )
-from spyglass_server.demo.smollm2 import Sizes
+from spyglass_demo.smollm2 import Sizes
 
 Array = npt.NDArray[np.float32]
 

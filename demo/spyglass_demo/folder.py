@@ -1,6 +1,6 @@
-"""The folder that the embedded model is kept in: made once, whole or not at all.
+"""Makes the demo checkpoint's folder once, atomically, and again when its weights or format have changed.
 
-Owns the lock, the stamp and the renames. Knows nothing of what a checkpoint holds.
+A stamp file in the folder identifies the recipe and the adapter that it was made with.
 """
 
 import fcntl
@@ -12,34 +12,34 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from spyglass_server.demo.errors import DemoError
+from spyglass_demo.errors import DemoError
 
 RECIPE = 2
-"""Raise it whenever the same weights come out as different files: checkpoints of another recipe are made again."""
+"""Increment it when the same weights are written as different files: older checkpoints are then made again."""
 
 _STAMP = "spyglass_recipe.json"
-_EYES = Path(__file__).with_name("adapter.safetensors")
-"""Other eyes make another checkpoint, too. This file is not read here, only told from others."""
+_ADAPTER = Path(__file__).with_name("adapter.safetensors")
+"""Its digest is part of the stamp, so new weights make the checkpoint again."""
 
 Progress = Callable[[str], None]
 
 
 def default_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the embedded model lies unless one says otherwise: in the user's cache."""
+    """The checkpoint's default folder, in the user's cache."""
     cache = environ.get("XDG_CACHE_HOME")
     root = Path(cache) if cache else Path.home() / ".cache"
     return root / "spyglass" / f"spyglass-demo-{RECIPE}"
 
 
 def prepare(folder: Path, progress: Progress) -> Path:
-    """Makes the checkpoint in `folder` unless it is there already, and returns the folder.
+    """Makes the checkpoint in `folder` unless an up-to-date one is there, and returns the folder.
 
-    Several processes may call this at once: one makes it, the others wait for it. A run that is killed
-    leaves no half-made checkpoint. `progress` gets a line of text for each step.
+    Safe to call from several processes: one makes it, the others wait. A process that is killed leaves no
+    partial checkpoint. `progress` is called with a line of text for each step.
 
     Raises:
-        DemoError: SmolLM2 is not installed, or `folder` holds something else than an embedded model.
-        OSError: the disk is full, or the folder cannot be written.
+        DemoError: SmolLM2 is not installed, or `folder` holds something other than a demo checkpoint.
+        OSError: the disk is full, or the folder is not writable.
     """
     folder = folder.absolute()
     if _is_current(folder):
@@ -61,22 +61,22 @@ def _is_current(folder: Path) -> bool:
 
 
 def _recipe() -> dict[str, int | str]:
-    with _EYES.open("rb") as file:
+    with _ADAPTER.open("rb") as file:
         return {"recipe": RECIPE, "eyes": hashlib.file_digest(file, "sha1").hexdigest()}
 
 
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / _STAMP).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DemoError(f"{folder} exists and is not an embedded model: choose an empty or a new folder")
+        raise DemoError(f"{folder} exists and is not a demo checkpoint: choose an empty or a new folder")
 
 
 def _build(folder: Path, progress: Progress) -> None:
-    """Makes the checkpoint beside its place and renames it. The caller holds the lock."""
-    # Reading weights takes libraries that a start with a finished checkpoint has no use for.
-    from spyglass_server.demo.checkpoint import write_checkpoint
+    """Makes the checkpoint in a sibling folder and renames it. The caller holds the lock."""
+    # Imported here because a start with a finished checkpoint has no use for gguf, numpy, …
+    from spyglass_demo.checkpoint import write_checkpoint
 
     partial, older = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "older"))
-    _remove(partial, older)  # a run that was killed may have left them
+    _remove(partial, older)  # left over by a process that was killed
     partial.mkdir()
     try:
         write_checkpoint(partial, progress)
@@ -96,11 +96,11 @@ def _remove(*folders: Path) -> None:
 
 @contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """Holds a lock among processes; the system takes it back from one that dies."""
+    """Holds an inter-process lock, which the system releases if the process dies."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("waiting for another process that prepares the embedded model")
+            progress("waiting for another process that is making the demo model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

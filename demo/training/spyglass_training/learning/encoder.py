@@ -9,14 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.model.vision import VisionEncoder
 from spyglass_training.learning.batches import Batch, Pictures
 from spyglass_training.learning.heads import Heads, hits, loss
 from spyglass_training.learning.loop import Pace, learn
 from spyglass_training.learning.model import features, fused_parts
 from spyglass_training.learning.precision import Weights
 from spyglass_training.learning.run import Run
+from spyglass_training.served import ModelConfig, VisionEncoder
 
 BATCH = 32
 _MUON_RATE, _ADAM_RATE = 0.006, 1.5e-3

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spyglass_server.runtime.config import TextConfig
-from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
-from spyglass_server.runtime.model.text import TextModel
 from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import WHOLE
 from spyglass_training.learning.precision import suited_attention
 from spyglass_training.learning.views import NO_IMAGE, PictureViews, attention
+from spyglass_training.served import TextConfig, TextModel, rotary_angles, rotary_frequencies
 from spyglass_training.talk.referents import Referent, referents
 
 IMAGE = "<|image|>"

@@ -1,6 +1,6 @@
 """Measures how well a running server answers about drawn pictures, and prints the table.
 
-    python training/evaluate.py --count 300
+    python demo/training/evaluate.py --count 300
 
 Start the server first: `make run` in another terminal, or `spyglass serve --model FOLDER`. The key is
 taken from --api-key, SPYGLASS_API_KEY or the development key of `make run`.
@@ -28,7 +28,7 @@ from PIL import Image
 
 from spyglass_training.exam.judge import BARS, KINDS, Example, accepts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DEVELOPMENT_KEY = ROOT / ".spyglass" / "dev-key"
 HANDS = MappingProxyType({"own": "spyglass_training.exam.own_hand", "other": "spyglass_training.exam.other_hand"})
 MAX_TOKENS = 48

@@ -1,4 +1,4 @@
-"""The small world that the embedded model knows: what things are called.
+"""The small world that the demo model knows: what things are called.
 
 Owns the vocabulary. Knows nothing of how things are drawn or asked about.
 """

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: a whole Mllama that answers text exactly as plain SmolLM2 does."""
+"""The demo checkpoint: a complete Mllama that answers text exactly as plain SmolLM2 does."""
 
 import json
 from importlib import resources
@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, MllamaForConditionalGeneration
 
 from checkpoints import demo_checkpoint
 from plain_smollm2 import greedy_choices, plain_smollm2
-from spyglass_server.demo import adapter
-from spyglass_server.demo.smollm2 import SmolLM2, find_gguf
+from spyglass_demo import adapter
+from spyglass_demo.smollm2 import SmolLM2, find_gguf
 
 PROMPTS = (
     "What is the capital of France?",
@@ -40,7 +40,7 @@ def smollm2() -> SmolLM2:
 
 @pytest.fixture(scope="module")
 def demo(folder: Path) -> Any:
-    """The embedded model in transformers; every weight must be there and none may be left over."""
+    """The demo model in transformers; every weight must be there and none may be left over."""
     model, report = MllamaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
     return model
@@ -81,7 +81,7 @@ def test_answers_end_as_smollm2s(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_the_adapter_is_whole_and_small(folder: Path) -> None:
-    file = resources.files("spyglass_server.demo").joinpath(adapter.FILE)
+    file = resources.files("spyglass_demo").joinpath(adapter.FILE)
     assert len(file.read_bytes()) <= 45_000_000
     tensors = adapter.adapter_tensors()
     with safe_open(folder / "model.safetensors", framework="numpy") as stored:

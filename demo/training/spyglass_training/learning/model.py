@@ -1,8 +1,4 @@
-"""The model in training: the product's own, with a checkpoint of starting weights.
-
-Owns how its parameters are laid out while they are trained, and how they become an adapter again.
-Knows nothing of data, losses or steps.
-"""
+"""The model in training: the served one, its parameters laid out for training and exported as an adapter again."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +11,21 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spyglass_server.demo.checkpoint import Tensors, add_image_token, write_checkpoint
-from spyglass_server.demo.smollm2 import Sizes, SmolLM2, find_gguf
-from spyglass_server.runtime.checkpoint import load_model
-from spyglass_server.runtime.config import ModelConfig, VisionConfig, load_config
-from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
-from spyglass_server.runtime.model.vision import VisionEncoder, whole
+from spyglass_demo.checkpoint import Tensors, add_image_token, write_checkpoint
+from spyglass_demo.smollm2 import Sizes, SmolLM2, find_gguf
 from spyglass_training.learning.precision import suited_attention
 from spyglass_training.learning.start import start_tensors
+from spyglass_training.served import (
+    Mllama,
+    ModelConfig,
+    VisionConfig,
+    VisionEncoder,
+    canonical_name,
+    checkpoint_names,
+    load_config,
+    load_model,
+    whole,
+)
 
 _ALL = 2**30
 """More tokens than any picture has."""
@@ -56,10 +59,10 @@ class ByAspectRatio(nn.Module):
         return grid[:-1].clone()
 
 
-def trainable_model(eyes: Tensors | None = None, dtype: torch.dtype = torch.float32) -> Mllama:
-    """The whole model with frozen text layers. `eyes` are the adapter's weights; None: it has learned nothing."""
+def trainable_model(weights: Tensors | None = None, dtype: torch.dtype = torch.float32) -> Mllama:
+    """The whole model with frozen text layers. `weights` are the adapter's; None means freshly initialised ones."""
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), lambda line: None, start_tensors(text_sizes()) if eyes is None else eyes)
+        write_checkpoint(Path(folder), lambda line: None, start_tensors(text_sizes()) if weights is None else weights)
         model = load_model(Path(folder), load_config(Path(folder)), dtype, torch.device("cpu"))
     for table in TABLES:
         parametrize.register_parametrization(model.vision, table, ByAspectRatio(model.config.vision))
@@ -72,7 +75,7 @@ def text_sizes() -> Sizes:
 
 
 def tokenizer() -> Tokenizer:
-    """The embedded model's tokenizer."""
+    """The demo model's tokenizer."""
     found = SmolLM2(find_gguf()).tokenizer()
     add_image_token(found)
     return found

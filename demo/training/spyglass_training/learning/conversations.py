@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spyglass_server.prompt.images import tile_image
 from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import SPEC, draw_canvas, draw_picture, owners
 from spyglass_training.learning.sequences import PREFIX_WEIGHTS, TURN_END, Tokens, Turn, tokenize
+from spyglass_training.served import tile_image
 from spyglass_training.talk.phrases import Question
 from spyglass_training.talk.questions import ask
 
