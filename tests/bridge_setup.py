@@ -1,17 +1,19 @@
-"""A bridge in front of a fake server, and an HTTP session to talk to it."""
+"""A bridge in front of a fake service, and an HTTP session to talk to it."""
 
 import argparse
 import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
+from google.protobuf import timestamp_pb2
 
-from fake_server import BRIDGE_KEY, MODEL, PATIENCE_S, USER_KEY, FakeServer
+from fake_service import BRIDGE_KEY, PATIENCE_S, USER_KEY, FakeService, Reply, run_fake_service
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.fetch import Resolve, resolve_by_system
 from spyglass_bridge.server import RunningBridge, run_bridge
@@ -19,13 +21,32 @@ from spyglass_bridge.settings import SETTINGS
 from spyglass_common.settings import add_settings
 
 CHAT = "/v1/openai/chat/completions"
+MODEL = "meta-llama/Llama-3.2-90B-Vision-Instruct"
+
+_MODEL = pb.Model(
+    id=MODEL,
+    description="A model that is not there.",
+    created=timestamp_pb2.Timestamp(seconds=1_700_000_000),
+    context_length=32768,
+    max_tokens=16384,
+    pricing=pb.Pricing(input_tokens=0.35, output_tokens=0.40, cached_input_tokens=0.35),
+    dtype="bfloat16",
+    max_images=16,
+    max_image_bytes=20 << 20,
+    tags=["vision"],
+)
+
+
+def run_server() -> AbstractAsyncContextManager[FakeService]:
+    """Runs a service on a free port, for a bridge, while the context is open."""
+    return run_fake_service(Reply(), _MODEL, BRIDGE_KEY)
 
 
 @dataclass(frozen=True)
 class BridgeUnderTest:
     """A running bridge, its server, and a session that holds the user's key."""
 
-    server: FakeServer
+    server: FakeService
     running: RunningBridge
     http: aiohttp.ClientSession
 
@@ -69,7 +90,7 @@ def ask_about(*urls: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]
 
 
-def config_for(server: FakeServer, **changes: Any) -> BridgeConfig:
+def config_for(server: FakeService, **changes: Any) -> BridgeConfig:
     """Settings of a bridge on a free port."""
     parser = argparse.ArgumentParser()
     add_settings(parser, SETTINGS, environ={})
@@ -80,7 +101,7 @@ def config_for(server: FakeServer, **changes: Any) -> BridgeConfig:
 
 @asynccontextmanager
 async def run_bridge_under_test(
-    server: FakeServer, resolve: Resolve = resolve_by_system, **changes: Any
+    server: FakeService, resolve: Resolve = resolve_by_system, **changes: Any
 ) -> AsyncIterator[BridgeUnderTest]:
     """Runs a bridge with these changes to its settings while the context is open."""
     headers = {"Authorization": f"Bearer {USER_KEY}"}

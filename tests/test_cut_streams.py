@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import Generation
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.forms import ChatForm
+from spyglass_bridge.remote_generation import RemoteGeneration
 from spyglass_server.codec import events
 from spyglass_server.engine.types import FinishReason, TokenOutput
 from spyglass_server.output import Choices
@@ -82,10 +82,10 @@ async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[
     """The message at once and the message joined from chunks, when frames end before these events."""
     head = AnswerHead.new("m", "x")
     encoder, builder = ChunkEncoder(head, 1, ChatForm(1), UsageForm.NONE), CompletionBuilder(head, 1, ChatForm(1))
-    generation = Generation()
+    generation = RemoteGeneration()
     chunks = encoder.begin()
     for number, event in enumerate(events, 1):
-        generation.push(event)
+        generation.on_event(event)
         if number in cuts or number == len(events):
             update = await generation.next()
             builder.add(update.deltas)

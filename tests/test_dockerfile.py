@@ -22,8 +22,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from bridge_setup import run_bridge_under_test
-from fake_server import PATIENCE_S, run_fake_server
+from bridge_setup import run_bridge_under_test, run_server
+from fake_service import PATIENCE_S
 from spyglass_bridge import settings as bridge_settings
 from spyglass_launcher.settings import SETTINGS
 from spyglass_server import settings as server_settings
@@ -269,7 +269,7 @@ async def run_health_service(serving: bool) -> AsyncIterator[int]:
 
 
 async def test_a_bridge_is_healthy_while_it_is_alive() -> None:
-    async with run_fake_server() as server, run_bridge_under_test(server) as bridge:
+    async with run_server() as server, run_bridge_under_test(server) as bridge:
         await server.end()
         await bridge.wait_ready(503)
         assert await check_health("bridge", f"0.0.0.0:{bridge.port}") == 0

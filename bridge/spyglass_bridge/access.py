@@ -5,28 +5,16 @@ Owns the cache of answers. Knows nothing of keys themselves: it keeps only their
 
 import asyncio
 import hashlib
-import logging
 import re
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import grpc
-
-from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import ApiError, from_rpc_error, invalid_api_key, server_unavailable
-
-if TYPE_CHECKING:
-    from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-    from spyglass_bridge.link import Link, Metadata
+from spyglass_bridge.errors import ApiError, invalid_api_key
 
 _BEARER = re.compile(r"(?i:bearer) ([\x21-\x7e]{1,512})")
 _KEEP_S = 2.0
 _MAX_ANSWERS = 10_000
-_RPC_TIMEOUT_S = 2.0
-_VERDICTS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-
-_log = logging.getLogger(__name__)
 
 
 def bearer_key(headers: list[str]) -> str:
@@ -44,12 +32,10 @@ class _Answer:
 
 
 class AccessChecker:
-    """Answers of CheckAccess, good and bad, at most 2 s old and bounded in number."""
+    """Answers of `Backend.check_access`, good and bad, at most 2 s old and bounded in number."""
 
-    def __init__(self, stub: "InferenceServiceAsyncStub", metadata: "Metadata", link: "Link") -> None:
-        self._stub = stub
-        self._metadata = metadata
-        self._link = link
+    def __init__(self, check_access: Callable[[str], Awaitable[ApiError | None]]) -> None:
+        self._check_access = check_access
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
 
     async def check(self, key: str) -> None:
@@ -58,22 +44,10 @@ class AccessChecker:
         now = asyncio.get_running_loop().time()
         answer = self._answers.get(digest)
         if answer is None or answer.good_until <= now:
-            answer = _Answer(now + _KEEP_S, await self._ask(key))
+            answer = _Answer(now + _KEEP_S, await self._check_access(key))
             self._remember(digest, answer)
         if answer.refusal is not None:
             raise answer.refusal
-
-    async def _ask(self, key: str) -> ApiError | None:
-        request = pb.CheckAccessRequest(caller=pb.Caller(bearer_key=key))
-        try:
-            await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_RPC_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            # Without a link the refusal may mean the bridge's own key, and be no fault of the caller's.
-            if error.code() in _VERDICTS and self._link.is_up:
-                return from_rpc_error(error)
-            _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
-            raise server_unavailable() from error
-        return None
 
     def _remember(self, digest: bytes, answer: _Answer) -> None:
         self._answers[digest] = answer

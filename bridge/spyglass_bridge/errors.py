@@ -4,16 +4,16 @@ Owns the table of canonical codes and the names that a field of the protocol has
 nothing of routes.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import grpc
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2, status_pb2
 
-ERROR_DOMAIN = "spyglass"
-_STATUS_METADATA_KEY = "grpc-status-details-bin"
+from spyglass_common.status import read_details, status_of
 
 
 class ApiError(Exception):
@@ -82,24 +82,17 @@ def internal_error() -> ApiError:
     return ApiError(500, _ANSWERS[code_pb2.INTERNAL].message, code="internal_error")
 
 
-def make_status(code: int, message: str, reason: str) -> status_pb2.Status:
-    """A status that the bridge itself gives to a generation, in the form that the server uses."""
-    status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
-    return status
-
-
 def from_status(status: status_pb2.Status) -> ApiError:
     """Translates a status of the server, field names in its message too.
 
-    The message is passed on only when the server has marked it as meant for people, by an ErrorInfo
-    of its domain; messages of gRPC itself may hold addresses.
+    The message is passed on only if an ErrorInfo of our domain marks it as meant for people; messages of gRPC itself
+    may hold addresses.
     """
     answer = _ANSWERS.get(status.code, _ANSWERS[code_pb2.INTERNAL])
-    details = _Details.of(status)
+    details = read_details(status)
     if answer.http_status == 401:
         return invalid_api_key()
-    message = status.message if details.marked and answer.http_status != 500 else ""
+    message = status.message if details.reason and answer.http_status != 500 else ""
     param = http_name(details.field) if details.field else None
     if details.field and param:
         message = re.sub(rf"(?<!\w){re.escape(details.field)}(?!\w)", lambda match: param, message)
@@ -108,17 +101,14 @@ def from_status(status: status_pb2.Status) -> ApiError:
         message or answer.message,
         code=details.reason or answer.code,
         param=param,
-        retry_after_s=max(1, details.retry_after_s) if answer.retry else None,
+        retry_after_s=max(1, math.ceil(details.retry_after_s or 0)) if answer.retry else None,
     )
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ApiError:
     """Translates the failure of a whole call."""
-    for key, value in error.trailing_metadata() or ():
-        if key == _STATUS_METADATA_KEY and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
     code: int = error.code().value[0]
-    return from_status(status_pb2.Status(code=code, message=error.details() or ""))
+    return from_status(status_of(error) or status_pb2.Status(code=code, message=error.details() or ""))
 
 
 def http_name(field: str) -> str:
@@ -189,30 +179,3 @@ _ANSWERS: Mapping[int, _Answer] = {
     code_pb2.DEADLINE_EXCEEDED: _Answer(504, "timeout", "The generation took too long."),
     code_pb2.INTERNAL: _Answer(500, "internal_error", "Something went wrong inside the server."),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Details:
-    """What the details of a status say."""
-
-    marked: bool = False
-    reason: str | None = None
-    field: str | None = None
-    retry_after_s: int = 0
-
-    @classmethod
-    def of(cls, status: status_pb2.Status) -> "_Details":
-        info = error_details_pb2.ErrorInfo()
-        request = error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
-        for detail in status.details:
-            for message in (info, request, retry):
-                if detail.Is(message.DESCRIPTOR):
-                    detail.Unpack(message)
-        delay = retry.retry_delay
-        return cls(
-            marked=info.domain == ERROR_DOMAIN,
-            reason=info.reason or None,
-            field=request.field_violations[0].field if request.field_violations else None,
-            retry_after_s=delay.seconds + (delay.nanos > 0),
-        )

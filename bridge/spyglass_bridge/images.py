@@ -1,7 +1,7 @@
-"""The images of a conversation: where each comes from and how it gets to the server.
+"""The images of a conversation: where each comes from, and sending those that follow their Start.
 
-Parses data URIs, and fetches and sends the images that follow a Start; which images travel inside the Start is decided
-where it is made (`openai/start.py`). An image is never decoded here.
+An image is never decoded here. Which images travel inside the Start is decided where it is made
+(`openai/translation.py`).
 """
 
 import asyncio
@@ -13,10 +13,7 @@ from urllib.parse import unquote
 
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.fetch import FetchFailed, ImageFetcher
-from spyglass_bridge.link import LinkedGeneration
-
-# Images travel inside Start as long as they stay below this together.
-MAX_INLINE_BYTES = 1 << 20
+from spyglass_bridge.remote_generation import RemoteGeneration
 
 # RFC 2397, in base64: data:[TYPE][;NAME=VALUE]...;base64,
 _DATA_URI = re.compile(r"""data:([^;,"]*)(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base64,""", re.IGNORECASE)
@@ -102,7 +99,7 @@ def invalid_image(message: str, param: str) -> ApiError:
     return invalid(message, param, code="invalid_image")
 
 
-async def send_images(generation: LinkedGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher) -> bool:
+async def send_images(generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher) -> bool:
     """Sends the images as soon as that is welcome. Returns whether the generation started; it ended if not.
 
     Raises ApiError when an image cannot be fetched.
@@ -123,7 +120,7 @@ async def send_images(generation: LinkedGeneration, images: Sequence[AnnouncedIm
 
 
 async def _send_when_accepted(
-    generation: LinkedGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher
+    generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher
 ) -> None:
     if not await generation.wait_accepted():
         return
@@ -135,7 +132,7 @@ async def _send_when_accepted(
         raise errors.exceptions[0] from None
 
 
-async def _send(generation: LinkedGeneration, image: AnnouncedImage, fetcher: ImageFetcher) -> None:
+async def _send(generation: RemoteGeneration, image: AnnouncedImage, fetcher: ImageFetcher) -> None:
     if isinstance(image.source, ImageData):
         data = image.source.data
     else:

@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import Update
-from spyglass_bridge.link import LinkedGeneration
+from spyglass_bridge.remote_generation import RemoteGeneration, Update
 
 
 class Joined:
     """Generations of `n` choices each. The first that does not end well ends them all."""
 
-    def __init__(self, generations: Sequence[LinkedGeneration], n: int) -> None:
+    def __init__(self, generations: Sequence[RemoteGeneration], n: int) -> None:
         self._generations = generations
         self._n = n
         self._reading: dict[asyncio.Task[Update], int] = {}
@@ -23,7 +22,7 @@ class Joined:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, generations: Sequence[LinkedGeneration], n: int) -> AsyncIterator["Joined"]:
+    async def of(cls, generations: Sequence[RemoteGeneration], n: int) -> AsyncIterator["Joined"]:
         """Reads while the context is open."""
         joined = cls(generations, n)
         for number in range(len(generations)):

@@ -1,91 +1,37 @@
-"""The bridge's connection to the server: one shared stream, reopened whenever it is lost.
+"""The bridge's Generate stream to a server, opened again whenever it is lost.
 
-Owns the channel's options and the life of streams. A generation belongs to the stream that it was
-started on: when that is lost the generation fails, and the caller may send the request again; a new
-generation waits a moment for a stream and then fails too. Knows nothing of HTTP.
+A generation belongs to the stream on which it was started. It fails when that is lost, and the caller may send the
+request again; a new generation waits a moment for a stream and then fails too.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.errors import make_status
-from spyglass_bridge.generation import Generation, Update
-from spyglass_bridge.stream import Stream
+from spyglass_bridge.remote_generation import RemoteGeneration
+from spyglass_common.generate_stream import GenerateStream
+from spyglass_common.status import make_status
 
 if TYPE_CHECKING:
     from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
-MAX_MESSAGE_BYTES = 4 << 20
-
-# A generation that comes while there is no stream waits so long for one.
-_WAIT_FOR_STREAM_S = 0.5
-# So long the bridge waits for a server before it says so in the log and waits again.
-_WAIT_FOR_SERVER_S = 30.0
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 0.8
+_STREAM_TIMEOUT_S = 0.5
+"""How long a new generation waits for a stream."""
+_SERVER_TIMEOUT_S = 30.0
+"""How long the bridge waits for a server before it logs that there is none, and waits again."""
+_MIN_PAUSE_S = 0.05
+_MAX_PAUSE_S = 0.8
 
 Metadata = Sequence[tuple[str, str]]
+Stream = GenerateStream[status_pb2.Status]
 
 _log = logging.getLogger(__name__)
-
-
-def open_channel(target: str) -> grpc.aio.Channel:
-    """Makes the one channel of a bridge. A server that comes back is tried at least twice a second."""
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-        # In spite of its name this is also the time that one attempt to connect may take.
-        ("grpc.min_reconnect_backoff_ms", 2_000),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    return grpc.aio.insecure_channel(target, options=options)
-
-
-@dataclass(slots=True)
-class LinkedGeneration:
-    """A generation with the way back to the server."""
-
-    _generation: Generation
-    _stream: Stream | None
-    _id: int
-
-    async def wait_accepted(self) -> bool:
-        """Waits for its place in the queue; False when it ended instead."""
-        await self._generation.wait_accepted()
-        return not self._generation.over
-
-    async def wait_started(self) -> bool:
-        """Waits until its prompt is ready; False when it ended without ever being so."""
-        await self._generation.wait_started()
-        return self._generation.started is not None
-
-    async def next(self) -> Update:
-        """Waits for something new; the last update has `finished`."""
-        return await self._generation.next()
-
-    def send_image(self, image_index: int, data: bytes) -> None:
-        """Queues an announced image; call it after Accepted."""
-        if self._stream is not None:
-            self._stream.send_image(self._id, image_index, data)
-
-    def cancel(self) -> None:
-        """Tells the server that nobody reads on. Without effect when it is over."""
-        if self._stream is not None:
-            self._stream.cancel(self._id)
 
 
 class Link:
@@ -103,34 +49,29 @@ class Link:
         return self._usable() is not None
 
     @asynccontextmanager
-    async def generate(self, start: pb.Start) -> AsyncIterator[LinkedGeneration]:
-        """Starts a generation and cancels it at the end if it is not over.
+    async def generate(self, start: pb.Start) -> AsyncIterator[RemoteGeneration]:
+        """Starts a generation, and cancels it at the end of the context if it has not ended.
 
-        Without a connection it is a generation that has failed with UNAVAILABLE.
+        Without a connection the generation has failed with UNAVAILABLE.
         """
         stream = await self._wait_stream()
         if stream is None:
-            generation = Generation()
-            generation.fail(
-                make_status(code_pb2.UNAVAILABLE, "The model server is not available.", "server_unavailable")
-            )
-            yield LinkedGeneration(generation, None, 0)
+            yield RemoteGeneration.failed(_unavailable("The model server is not available."))
             return
-        linked = _started(stream, start)
+        generation = RemoteGeneration.start(stream, start)
         try:
-            yield linked
+            yield generation
         finally:
-            linked.cancel()
+            generation.abandon()
 
     def fail_all(self) -> None:
-        """Ends every generation with an explicit error: the bridge's time to drain is over."""
-        status = make_status(code_pb2.UNAVAILABLE, "The server is shutting down.", "server_draining")
+        """Ends every generation with an explicit error: the time to drain is over."""
         for stream in self._streams:
-            stream.fail_all(status)
+            stream.fail_all(_unavailable("The server is shutting down.", "server_draining"))
 
     async def run(self) -> None:
-        """Opens a stream, and another one whenever starts are no longer welcome on it. Never returns."""
-        pause_s = _FIRST_PAUSE_S
+        """Opens a stream, and another one whenever that accepts no more starts. Never returns."""
+        pause_s = _MIN_PAUSE_S
         async with asyncio.TaskGroup() as group:
             while True:
                 stream = await self._open()
@@ -138,16 +79,16 @@ class Link:
                     group.create_task(self._run_stream(stream))
                     self._current = stream
                     self._opened.set()
-                    await stream.wait_closed_to_starts()
+                    await stream.wait_draining()
                     self._usable()
-                pause_s = _FIRST_PAUSE_S if stream and stream.has_served else min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = _MIN_PAUSE_S if stream and stream.has_served else min(2 * pause_s, _MAX_PAUSE_S)
                 await asyncio.sleep(pause_s)
 
     async def _open(self) -> Stream | None:
-        """Waits for the server; None when there is none for long, or it does not know the bridge's key."""
+        """Waits for the server; None after a timeout, or if the server rejects the bridge's key."""
         try:
             await self._stub.CheckAccess(
-                pb.CheckAccessRequest(), metadata=self._metadata, timeout=_WAIT_FOR_SERVER_S, wait_for_ready=True
+                pb.CheckAccessRequest(), metadata=self._metadata, timeout=_SERVER_TIMEOUT_S, wait_for_ready=True
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -161,13 +102,15 @@ class Link:
     async def _run_stream(self, stream: Stream) -> None:
         self._streams.add(stream)
         try:
-            await stream.run()
+            if error := await stream.run():
+                _log.warning("the stream to the server ended: %s: %s", error.code().name, error.details())
         finally:
             self._streams.discard(stream)
+            stream.close(_unavailable("The connection to the model server was lost."))
 
     async def _wait_stream(self) -> Stream | None:
         try:
-            async with asyncio.timeout(_WAIT_FOR_STREAM_S):
+            async with asyncio.timeout(_STREAM_TIMEOUT_S):
                 while (stream := self._usable()) is None:
                     await self._opened.wait()
                 return stream
@@ -175,13 +118,12 @@ class Link:
             return None
 
     def _usable(self) -> Stream | None:
-        """The current stream; forgets one that takes no more starts."""
-        if self._current is not None and not self._current.open_to_starts:
+        """The current stream; forgets one that accepts no more starts."""
+        if self._current is not None and not self._current.is_accepting:
             self._current = None
             self._opened.clear()
         return self._current
 
 
-def _started(stream: Stream, start: pb.Start) -> LinkedGeneration:
-    generation_id, generation = stream.start(start)
-    return LinkedGeneration(generation, stream, generation_id)
+def _unavailable(message: str, reason: str = "server_unavailable") -> status_pb2.Status:
+    return make_status(code_pb2.UNAVAILABLE, message, reason=reason)

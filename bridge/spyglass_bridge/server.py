@@ -38,7 +38,7 @@ class RunningBridge:
         self._services.drain.begin()
         if not await self._services.drain.wait_idle(self._services.config.drain_timeout_s):
             _log.warning("the time to drain is over: the running generations are ended")
-            self._services.link.fail_all()
+            self._services.backend.fail_all()
             await self._services.drain.wait_idle(_LAST_WORDS_S)
 
 
@@ -62,7 +62,7 @@ async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system)
         try:
             yield RunningBridge(await _listen(runner, config.http), services)
         finally:
-            services.link.fail_all()
+            services.backend.fail_all()
             await runner.cleanup()
 
 

@@ -1,13 +1,9 @@
-"""The asynchronous client.
-
-Owns the channel, the key and the choice of stream for a new generation. Knows nothing of how a request
-is composed or how events are merged.
-"""
+"""The asynchronous client: its channel, its key, and a stream for each new generation."""
 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -22,7 +18,7 @@ from spyglass_client.generation import AsyncGeneration
 from spyglass_client.helpers import P, read_into, run_tools
 from spyglass_client.messages import ImageSource, Message
 from spyglass_client.request import Draft, Options, draft_chat, draft_question
-from spyglass_client.stream import SharedStream
+from spyglass_client.running_stream import RunningStream, StreamedRequest
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
 from spyglass_client.tools import Tool
 
@@ -62,7 +58,7 @@ class AsyncClient:
             raise ValueError("an API key holds only printable ASCII characters")
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._channel: grpc.aio.Channel | None = None
-        self._streams: list[SharedStream] = []
+        self._streams: list[RunningStream] = []
         self._closed = False
 
     async def generate(
@@ -166,7 +162,7 @@ class AsyncClient:
         """Ends what still runs, with ClientClosedError, and closes the connection. May be called twice."""
         self._closed = True
         for stream in self._streams:
-            await stream.close()
+            await stream.aclose()
         self._streams.clear()
         if self._channel is not None:
             await self._channel.close()
@@ -184,13 +180,12 @@ class AsyncClient:
             return await generation.result()
 
     def _generation(self, draft: Draft) -> AsyncGeneration:
-        async def begin(generation: AsyncGeneration) -> Callable[[], None]:
-            uploads = await asyncio.to_thread(draft.load) if draft.pictures else draft.load()
+        async def send(generation: AsyncGeneration) -> StreamedRequest:
+            images = await asyncio.to_thread(draft.load) if draft.pictures else draft.load()
             stream = self._stream_for_new()
-            generation_id = stream.submit(draft.start, uploads, generation)
-            return lambda: stream.cancel(generation_id)
+            return StreamedRequest(stream, stream.start(draft.start, generation), images)
 
-        return AsyncGeneration(draft.start.request_id, draft.start.n or 1, begin)
+        return AsyncGeneration(draft.start.request_id, draft.start.n or 1, send)
 
     async def _count(self, draft: Draft) -> int:
         await asyncio.to_thread(draft.load, inline_bytes=sys.maxsize)
@@ -198,12 +193,12 @@ class AsyncClient:
         response = await self._call(self._stub().CountTokens, request)
         return response.prompt_tokens
 
-    def _stream_for_new(self) -> SharedStream:
-        """The newest stream, or a new one if that takes no more generations."""
-        if not self._streams or not self._streams[-1].accepting:
-            self._streams = [stream for stream in self._streams if not stream.ended]
+    def _stream_for_new(self) -> RunningStream:
+        """The newest stream, or a new one if that accepts no more generations."""
+        if not self._streams or not self._streams[-1].is_accepting:
+            self._streams = [stream for stream in self._streams if not stream.has_ended]
             call = self._stub().Generate(metadata=self._metadata)
-            self._streams.append(SharedStream(call, self._explain_stream_end))
+            self._streams.append(RunningStream(call, self._explain_stream_end))
         return self._streams[-1]
 
     async def _explain_stream_end(self, error: grpc.aio.AioRpcError) -> SpyglassError:

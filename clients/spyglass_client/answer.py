@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_client.tools import ToolCall, ToolCallPiece, joined_pieces
+from spyglass_client.tools import ToolCall, ToolCallPiece
+from spyglass_common.deltas import ChoiceDelta
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -87,31 +88,18 @@ class TextChunk:
     usage: Usage | None = None
 
     @classmethod
-    def from_proto(cls, delta: pb.Delta) -> "TextChunk":
-        ids = tuple(delta.token_ids)
-        logprobs = tuple(map(TokenLogprobs.from_proto, ids, delta.logprobs))
-        calls = tuple(
-            ToolCallPiece(index=one.index, id=one.id, name=one.name, arguments=one.arguments_json)
-            for one in delta.tool_calls
-        )
+    def from_delta(cls, delta: ChoiceDelta) -> "TextChunk":
         return cls(
             index=delta.index,
             text=delta.text,
-            token_ids=ids,
+            token_ids=tuple(delta.token_ids),
             finish_reason=finish_reason_of(delta.finish_reason),
-            logprobs=logprobs,
-            tool_calls=calls,
-        )
-
-    def joined_with(self, later: "TextChunk") -> "TextChunk":
-        """Both as one."""
-        return TextChunk(
-            index=self.index,
-            text=self.text + later.text,
-            token_ids=self.token_ids + later.token_ids,
-            finish_reason=later.finish_reason,
-            logprobs=self.logprobs + later.logprobs,
-            tool_calls=joined_pieces(self.tool_calls, later.tool_calls),
+            logprobs=tuple(map(TokenLogprobs.from_proto, delta.token_ids, delta.logprobs)),
+            tool_calls=tuple(
+                ToolCallPiece(index=one.index, id=one.id, name=one.name, arguments=one.arguments_json)
+                for one in delta.tool_calls
+            ),
+            usage=None if delta.usage is None else Usage.from_proto(delta.usage),
         )
 
 

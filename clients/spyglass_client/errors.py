@@ -7,12 +7,10 @@ import copy
 from typing import ClassVar, Self
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
 from spyglass_client.answer import Usage
-
-ERROR_DOMAIN = "spyglass"
-_STATUS_METADATA_KEY = "grpc-status-details-bin"
+from spyglass_common.status import read_details, status_of
 
 
 class SpyglassError(Exception):
@@ -136,22 +134,13 @@ _ERRORS: dict[grpc.StatusCode, type[SpyglassError]] = {
 def from_status(status: status_pb2.Status, request_id: str | None = None, usage: Usage | None = None) -> SpyglassError:
     """The exception for a status of the server, with what its details say."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    info = error_details_pb2.ErrorInfo()
-    bad_request = error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    retry_after_s = None
-    for detail in status.details:
-        if detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-        elif not detail.Unpack(info):
-            detail.Unpack(bad_request)
-    violations = bad_request.field_violations
+    details = read_details(status)
     return _ERRORS.get(code, InternalError)(
         status.message or code.name,
         code=code,
-        reason=info.reason or None if info.domain == ERROR_DOMAIN else None,
-        field=violations[0].field or None if violations else None,
-        retry_after_s=retry_after_s,
+        reason=details.reason,
+        field=details.field,
+        retry_after_s=details.retry_after_s,
         request_id=request_id,
         usage=usage,
     )
@@ -162,9 +151,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> SpyglassError:
 
     A failure that gRPC itself reports, such as a refused connection, names the target.
     """
-    for key, value in error.trailing_metadata() or ():
-        if key == _STATUS_METADATA_KEY and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+    if (status := status_of(error)) is not None:
+        return from_status(status)
     code = error.code()
     message = error.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE:

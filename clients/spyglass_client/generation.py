@@ -1,41 +1,48 @@
-"""One generation as its caller sees it: an async iteration of chunks, and an answer.
-
-Owns the merging of what a slow reader has not taken yet, and the collecting of the answer. Knows the
-protocol's events, not how they travel.
-"""
+"""One generation as its caller sees it: an async iteration of chunks, and an answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, Usage
+from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, Usage, finish_reason_of
 from spyglass_client.errors import CancelledByServerError, SpyglassError, from_status
-from spyglass_client.tools import ToolCall, ToolCallPiece
+from spyglass_client.tools import ToolCall
+from spyglass_common.deltas import PendingDeltas
 
-Begin = Callable[["AsyncGeneration"], Awaitable[Callable[[], None]]]
-"""Sends the Start for a generation and returns what cancels it."""
+
+class SentRequest(Protocol):
+    """What a generation can still do about its request."""
+
+    def send_images(self) -> None:
+        """Sends the announced images; called once, after Accepted."""
+
+    def cancel(self) -> None:
+        """Asks the server to end the generation, whose Finished still comes."""
+
+
+Send = Callable[["AsyncGeneration"], Awaitable[SentRequest]]
+"""Sends the Start of a generation, which from then on receives its events."""
 
 
 class AsyncGeneration:
-    """A generation that begins when it is first awaited, iterated or entered.
+    """A generation that begins when it is first iterated, entered or asked for its result.
 
     Use it as `async with client.stream("…") as generation: async for chunk in generation: …`. Leaving
     the iteration or the `async with` early cancels it. It has one reader. A reader that is slow gets
     fewer, longer chunks and holds up nobody else. A failure is raised as a SpyglassError.
     """
 
-    def __init__(self, request_id: str, num_choices: int, begin: Begin) -> None:
+    def __init__(self, request_id: str, num_choices: int, send: Send) -> None:
         self.request_id = request_id
         self._collected = {index: _Collected(index=index) for index in range(num_choices)}
-        self._begin = begin
-        self._begun = False
-        self._send_cancel: Callable[[], None] | None = None
+        self._send = send
+        self._has_begun = False
+        self._request: SentRequest | None = None
         self._cancelled = False
-        self._pending: dict[int, TextChunk] = {}
-        self._usage: Usage | None = None
+        self._pending = PendingDeltas()
         self._changed = asyncio.Event()
         self._answer: Answer | None = None
         self._error: SpyglassError | None = None
@@ -52,16 +59,15 @@ class AsyncGeneration:
         if self._cancelled or self._ended:
             return
         self._cancelled = True
-        if self._send_cancel is not None:
-            self._send_cancel()
+        if self._request is not None:
+            self._request.cancel()
 
     async def next_chunk(self) -> TextChunk | None:
         """The next chunk; None at the end. Raises SpyglassError when the generation failed."""
         await self.begin()
         while True:
             if self._pending:
-                chunk = self._pending.pop(next(iter(self._pending)))
-                return replace(chunk, usage=self._usage)
+                return TextChunk.from_delta(self._pending.take())
             if self._error is not None:
                 raise self._error
             if self._answer is not None:
@@ -77,16 +83,16 @@ class AsyncGeneration:
 
     async def begin(self) -> None:
         """Sends the request, if that has not happened yet."""
-        if self._begun:
+        if self._has_begun:
             return
-        self._begun = True
+        self._has_begun = True
         try:
-            self._send_cancel = await self._begin(self)
+            self._request = await self._send(self)
         except BaseException:
             self._error = SpyglassError("the generation was never sent", request_id=self.request_id)
             raise
         if self._cancelled:
-            self._send_cancel()
+            self._request.cancel()
 
     async def __aiter__(self) -> AsyncIterator[TextChunk]:
         try:
@@ -105,12 +111,18 @@ class AsyncGeneration:
         self.cancel()
 
     def on_event(self, event: pb.Event) -> None:
-        """Takes an event from the stream."""
+        """Receives an event of the stream."""
         kind = event.WhichOneof("kind")
         if kind == "delta":
-            self._add(event.delta)
+            delta = event.delta
+            self._collected.setdefault(delta.index, _Collected(index=delta.index)).add(delta)
+            self._pending.add(delta)
+            self._changed.set()
         elif kind == "finished":
             self._finish(event.finished)
+            self._changed.set()
+        elif kind == "accepted" and self._request is not None and not self._cancelled:
+            self._request.send_images()
 
     def on_lost(self, error: SpyglassError) -> None:
         """Ends the generation with the error that ended its stream."""
@@ -121,17 +133,6 @@ class AsyncGeneration:
     def _ended(self) -> bool:
         return self._answer is not None or self._error is not None
 
-    def _add(self, delta: pb.Delta) -> None:
-        chunk = TextChunk.from_proto(delta)
-        if delta.HasField("usage"):
-            self._usage = Usage.from_proto(delta.usage)
-        collected = self._collected.setdefault(delta.index, _Collected(index=delta.index))
-        collected.add(chunk, delta.stop_string if delta.HasField("stop_string") else None)
-        if earlier := self._pending.get(delta.index):
-            chunk = earlier.joined_with(chunk)
-        self._pending[delta.index] = chunk
-        self._changed.set()
-
     def _finish(self, finished: pb.Finished) -> None:
         usage = Usage.from_proto(finished.usage)
         if finished.HasField("error"):
@@ -141,7 +142,6 @@ class AsyncGeneration:
         if self._error is None:
             choices = tuple(collected.choice() for collected in self._collected.values())
             self._answer = Answer(self.request_id, choices, usage)
-        self._changed.set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,18 +154,19 @@ class _Collected:
     finish_reason: FinishReason = "cancelled"  # stays so only when the end came before the choice's last delta
     stop_string: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    calls: list[tuple[ToolCallPiece, list[str]]] = field(default_factory=list)
+    calls: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
-    def add(self, chunk: TextChunk, stop_string: str | None) -> None:
-        self.texts.append(chunk.text)
-        self.token_ids += chunk.token_ids
-        self.logprobs += chunk.logprobs
-        for piece in chunk.tool_calls:
+    def add(self, delta: pb.Delta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += map(TokenLogprobs.from_proto, delta.token_ids, delta.logprobs)
+        for piece in delta.tool_calls:
             if piece.id:
-                self.calls.append((piece, []))
-            self.calls[piece.index][1].append(piece.arguments)
-        self.finish_reason = chunk.finish_reason or self.finish_reason
-        self.stop_string = stop_string if stop_string is not None else self.stop_string
+                self.calls.append((piece.id, piece.name, []))
+            self.calls[piece.index][2].append(piece.arguments_json)
+        self.finish_reason = finish_reason_of(delta.finish_reason) or self.finish_reason
+        if delta.HasField("stop_string"):
+            self.stop_string = delta.stop_string
 
     def choice(self) -> Choice:
         return Choice(
@@ -175,5 +176,5 @@ class _Collected:
             finish_reason=self.finish_reason,
             stop_string=self.stop_string,
             logprobs=tuple(self.logprobs),
-            tool_calls=tuple(ToolCall(first.id, first.name, "".join(arguments)) for first, arguments in self.calls),
+            tool_calls=tuple(ToolCall(call_id, name, "".join(arguments)) for call_id, name, arguments in self.calls),
         )

@@ -6,7 +6,7 @@ Owns the mapping of names and the rule which pictures travel inline. Knows nothi
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -15,13 +15,7 @@ from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.messages import ImagePart, ImageSource, Message, Role
 from spyglass_client.tools import Tool
-
-INLINE_BYTES = 1 << 20
-"""Pictures travel inside the Start up to this size, all together."""
-CHUNK_BYTES = 256 << 10
-"""The largest piece of an announced picture."""
-MAX_START_BYTES = (4 << 20) - (1 << 10)
-"""A little less than the largest message, which also carries the id."""
+from spyglass_common.limits import MAX_INLINE_IMAGE_BYTES, MAX_START_BYTES
 
 
 class Options(TypedDict, total=False):
@@ -65,18 +59,11 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """An announced picture. `image_index` is its place among all pictures of the conversation."""
+class ImageUpload:
+    """An announced image. `index` is its place among all images of the conversation."""
 
-    image_index: int
+    index: int
     data: bytes
-
-    def chunks(self) -> Iterator[pb.ImageChunk]:
-        """Its pieces, in order; the last one is marked."""
-        for offset in range(0, len(self.data), CHUNK_BYTES):
-            end = offset + CHUNK_BYTES
-            last = end >= len(self.data)
-            yield pb.ImageChunk(image_index=self.image_index, data=self.data[offset:end], last=last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +73,7 @@ class Draft:
     start: pb.Start
     pictures: tuple[ImagePart, ...] = ()
 
-    def load(self, inline_bytes: int = INLINE_BYTES) -> tuple[Upload, ...]:
+    def load(self, inline_bytes: int = MAX_INLINE_IMAGE_BYTES) -> tuple[ImageUpload, ...]:
         """Reads the pictures; returns those that are over `inline_bytes` together with the ones before them.
 
         Blocks on files. Raises OSError for one that cannot be read and ValueError for an empty one or a
@@ -107,7 +94,7 @@ class Draft:
                 slot.data = data
             else:
                 slot.announced.SetInParent()
-                uploads.append(Upload(index, data))
+                uploads.append(ImageUpload(index, data))
         if self.start.ByteSize() > MAX_START_BYTES:
             raise ValueError(f"the request is too large: {self.start.ByteSize():,} bytes; 4 MiB is the most")
         return tuple(uploads)

@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -38,14 +38,6 @@ class ToolCallPiece:
     id: str
     name: str
     arguments: str
-
-
-def joined_pieces(earlier: tuple[ToolCallPiece, ...], later: tuple[ToolCallPiece, ...]) -> tuple[ToolCallPiece, ...]:
-    """Pieces of one choice's calls as one chunk holds them: one for each call."""
-    if not (earlier and later and earlier[-1].index == later[0].index):
-        return earlier + later
-    last = replace(earlier[-1], arguments=earlier[-1].arguments + later[0].arguments)
-    return (*earlier[:-1], last, *later[1:])
 
 
 @dataclass(frozen=True, slots=True)

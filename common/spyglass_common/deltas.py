@@ -1,6 +1,7 @@
-"""Joining deltas of one choice while they wait to be read, in the server as in the bridge."""
+"""Merging deltas of one choice while they wait to be read: in the server, in the bridge and in the client."""
 
 from collections.abc import Iterable, MutableSequence
+from dataclasses import dataclass, field
 
 from spyglass.v1 import inference_pb2 as pb
 
@@ -17,3 +18,63 @@ def append_tool_calls(calls: MutableSequence[pb.ToolCallDelta], later: Iterable[
             own = pb.ToolCallDelta()  # which later pieces change
             own.CopyFrom(piece)
             calls.append(own)
+
+
+@dataclass(slots=True)
+class ChoiceDelta:
+    """One or more Deltas of a choice, merged.
+
+    `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended. `logprobs` has one entry for each of
+    `token_ids` if the request asked for them. `usage` is that of all choices so far, where the request asked for it.
+    """
+
+    index: int
+    text: str = ""
+    finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+    logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[pb.ToolCallDelta] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    usage: pb.Usage | None = None
+
+    def merge(self, later: pb.Delta) -> None:
+        self.text += later.text
+        self.finish_reason = later.finish_reason
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        append_tool_calls(self.tool_calls, later.tool_calls)
+
+
+class PendingDeltas:
+    """What a reader has not read yet of one generation.
+
+    However slow the reader, there is at most one delta for each choice: later ones are merged into it.
+    """
+
+    def __init__(self) -> None:
+        self._by_choice: dict[int, ChoiceDelta] = {}
+        self._usage: pb.Usage | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._by_choice)
+
+    def add(self, delta: pb.Delta) -> None:
+        pending = self._by_choice.get(delta.index)
+        if pending is None:
+            pending = self._by_choice[delta.index] = ChoiceDelta(delta.index)
+        pending.merge(delta)
+        if delta.HasField("usage"):
+            self._usage = delta.usage
+
+    def take(self) -> ChoiceDelta:
+        """Removes and returns the delta of the choice that has waited longest."""
+        delta = self._by_choice.pop(next(iter(self._by_choice)))
+        delta.usage = self._usage
+        return delta
+
+    def take_all(self) -> list[ChoiceDelta]:
+        """Removes and returns all deltas."""
+        deltas = list(self._by_choice.values())
+        self._by_choice.clear()
+        for delta in deltas:
+            delta.usage = self._usage
+        return deltas

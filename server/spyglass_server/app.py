@@ -17,6 +17,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
+from spyglass_common.limits import MAX_MESSAGE_BYTES
 from spyglass_server.admission import Admission
 from spyglass_server.auth import KeyStore
 from spyglass_server.boundary import Boundary
@@ -37,7 +38,7 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 1.0
 _OPTIONS = (
-    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from spyglass_common.status import STATUS_METADATA_KEY
 from spyglass_server.auth import Identity, KeyStore
 from spyglass_server.errors import InvalidRequest, SpyglassError, to_status
 
@@ -95,5 +96,5 @@ def _shape(handler: Any) -> "tuple[Callable[..., Any], Behaviour]":
 async def _abort(context: "Context", error: Exception) -> NoReturn:
     status = to_status(error)
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+    metadata = ((STATUS_METADATA_KEY, status.SerializeToString()),)
     await context.abort(code, status.message, trailing_metadata=metadata)

@@ -8,10 +8,10 @@ import math
 from typing import ClassVar
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
-DOMAIN = "spyglass"
+from spyglass_common.status import make_status
+
 _MAX_MESSAGE_CHARACTERS = 500
 """Texts may quote a request, but must fit into a frame and into gRPC's trailing metadata."""
 
@@ -127,19 +127,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
     """The status that a caller sees. Of an unknown error it says nothing."""
     if not isinstance(error, SpyglassError):
         error = SpyglassError("internal error")
-    details: list[any_pb2.Any] = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
-    if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration(seconds=math.ceil(error.retry_after_s))
-        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
-
-
-def _pack(
-    detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
-) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
+    retry_after_s = None if error.retry_after_s is None else math.ceil(error.retry_after_s)
+    return make_status(
+        error.code.value[0], error.message, reason=error.reason, field=error.field, retry_after_s=retry_after_s
+    )

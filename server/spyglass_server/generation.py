@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 from spyglass.v1 import inference_pb2
+from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.cancellation import to_the_end
 from spyglass_server.codec import events
-from spyglass_server.codec.start import MAX_TOKENS, Spec, decode_start
+from spyglass_server.codec.start import Spec, decode_start
 from spyglass_server.engine.shared import SharedTiles
 from spyglass_server.engine.supervisor import EngineDied
 from spyglass_server.engine.types import (

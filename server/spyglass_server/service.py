@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from grpc import aio
 
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
+from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import Identity, Scope
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
-from spyglass_server.codec.start import MAX_TOKENS, decode_start
+from spyglass_server.codec.start import decode_start
 from spyglass_server.errors import Forbidden, InvalidRequest
 from spyglass_server.ledger import Record
 from spyglass_server.services import Services

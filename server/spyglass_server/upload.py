@@ -6,12 +6,12 @@ Owns the order and the limits of pieces. Knows nothing of what an image is.
 import asyncio
 
 from spyglass.v1 import inference_pb2
+from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
 from spyglass_server.errors import DeadlineExceeded, InvalidImage, InvalidRequest
 from spyglass_server.prompt.prepare import ChatInput
 
-_MAX_CHUNK_BYTES = 256 << 10
 _FIELD = "image_chunk"
 _TIMEOUT_S = 60.0
 """So long a generation may hold its place while images are on their way."""
@@ -44,8 +44,10 @@ class Upload:
         pieces = self._pieces.get(chunk.image_index)
         if pieces is None:
             raise InvalidRequest(f"no image {chunk.image_index} is awaited", field=f"{_FIELD}.image_index")
-        if len(chunk.data) > _MAX_CHUNK_BYTES:
-            raise InvalidRequest(f"a piece of an image has at most {_MAX_CHUNK_BYTES} bytes", field=f"{_FIELD}.data")
+        if len(chunk.data) > MAX_IMAGE_CHUNK_BYTES:
+            raise InvalidRequest(
+                f"a piece of an image has at most {MAX_IMAGE_CHUNK_BYTES} bytes", field=f"{_FIELD}.data"
+            )
         pieces += chunk.data
         if len(pieces) > self._max_bytes:
             raise InvalidImage(

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
-from fake_server import MODEL, USER_KEY, FakeServer
+from bridge_setup import CHAT, MODEL, BridgeUnderTest, ask, run_bridge_under_test
+from fake_service import USER_KEY, FakeService
 from raw_http import connect, request_head
 
 BAD_KEYS = (
@@ -88,7 +88,7 @@ async def test_answers_are_forgotten_after_2_s(bridge: BridgeUnderTest, monkeypa
     assert (await bridge.chat())[0] == 401
 
 
-async def test_a_bridge_that_the_server_does_not_know_blames_no_caller(server: FakeServer) -> None:
+async def test_a_bridge_that_the_server_does_not_know_blames_no_caller(server: FakeService) -> None:
     async with run_bridge_under_test(server, bridge_key="other") as bridge:
         assert (await bridge.chat())[0] == 503
         async with bridge.http.get("/ready") as response:

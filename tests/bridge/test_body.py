@@ -7,14 +7,14 @@ import json
 import pytest
 
 from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
-from fake_server import USER_KEY, FakeServer
+from fake_service import USER_KEY, FakeService
 from raw_http import connect, request_head
 from spyglass_bridge import body as body_module
 
 JSON = {"Content-Type": "application/json"}
 
 
-async def test_a_body_that_declares_too_much_is_refused_unread(server: FakeServer) -> None:
+async def test_a_body_that_declares_too_much_is_refused_unread(server: FakeService) -> None:
     async with run_bridge_under_test(server, max_body_bytes=1000) as bridge, connect(bridge.port) as raw:
         head = request_head(
             CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Content_Length=1001
@@ -23,7 +23,7 @@ async def test_a_body_that_declares_too_much_is_refused_unread(server: FakeServe
         assert " 413 " in await raw.head()
 
 
-async def test_a_chunked_body_is_cut_at_the_limit(server: FakeServer) -> None:
+async def test_a_chunked_body_is_cut_at_the_limit(server: FakeService) -> None:
     async with run_bridge_under_test(server, max_body_bytes=1000) as bridge, connect(bridge.port) as raw:
         head = request_head(
             CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Transfer_Encoding="chunked"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bridge_setup import CHAT, BridgeUnderTest, ask
-from fake_server import MODEL, USER_KEY, Reply
+from bridge_setup import CHAT, MODEL, BridgeUnderTest, ask
+from fake_service import USER_KEY, Reply
 from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 
@@ -93,7 +93,7 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
         tool_choice="none",
     )
     assert status == 200
-    start = bridge.server.calls[0].start
+    start = bridge.server.turns[0].start
     assert [message.role for message in start.chat.messages] == [
         chat_pb2.ROLE_SYSTEM,
         chat_pb2.ROLE_SYSTEM,
@@ -125,7 +125,7 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
 
 async def test_absent_parameters_stay_absent(bridge: BridgeUnderTest) -> None:
     await bridge.chat(temperature=None, stop=None, n=None)
-    start = bridge.server.calls[0].start
+    start = bridge.server.turns[0].start
     assert not start.sampling.ListFields()
     assert not start.stopping.ListFields()
     assert not start.HasField("n")
@@ -146,7 +146,7 @@ async def test_several_choices(bridge: BridgeUnderTest) -> None:
 async def test_stream_ends_with_finish_reason_and_usage_in_one_chunk(
     bridge: BridgeUnderTest, usage_in_own_frame: bool
 ) -> None:
-    bridge.server.reply = Reply(finish_reason=pb.FINISH_REASON_LENGTH, usage_in_own_frame=usage_in_own_frame)
+    bridge.server.script = Reply(finish_reason=pb.FINISH_REASON_LENGTH, usage_in_own_frame=usage_in_own_frame)
     chunk_list = chunks(await bridge.stream())
     assert text_of(chunk_list) == "Hello!"
     assert chunk_list[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -174,7 +174,7 @@ async def test_include_usage_false_tells_none(bridge: BridgeUnderTest) -> None:
 
 async def test_text_is_passed_on_unchanged(bridge: BridgeUnderTest) -> None:
     pieces = ("line\nbreak\r\n", 'quote"\\', "\u2028\u0000", "€😀", "data: [DONE]\n\n")
-    bridge.server.reply = Reply(pieces=pieces)
+    bridge.server.script = Reply(pieces=pieces)
     assert text_of(chunks(await bridge.stream())) == "".join(pieces)
     _, answer = await bridge.chat()
     assert answer["choices"][0]["message"]["content"] == "".join(pieces)
@@ -185,7 +185,7 @@ async def test_request_id_is_the_callers_when_it_is_sane(bridge: BridgeUnderTest
         async with bridge.http.post(CHAT, json=ask(), headers={"x-request-id": given}) as response:
             answered = response.headers["x-request-id"]
         assert (answered == given) is kept
-        assert bridge.server.calls[-1].start.request_id == answered
+        assert bridge.server.turns[-1].start.request_id == answered
 
 
 async def test_stream_carries_its_request_id(bridge: BridgeUnderTest) -> None:
@@ -199,7 +199,7 @@ async def test_all_requests_share_one_stream_with_growing_ids(bridge: BridgeUnde
     for _ in range(5):
         await bridge.chat()
     assert len(bridge.server.streams) == 1
-    assert [call.id for call in bridge.server.calls] == [1, 2, 3, 4, 5]
+    assert [call.id for call in bridge.server.turns] == [1, 2, 3, 4, 5]
 
 
 async def test_models(bridge: BridgeUnderTest) -> None:

@@ -13,14 +13,14 @@ import aiohttp
 import pytest
 
 from bridge_setup import CHAT, ask, run_bridge_under_test
-from fake_server import BRIDGE_KEY, PATIENCE_S, USER_KEY, FakeServer, Reply
+from fake_service import BRIDGE_KEY, PATIENCE_S, USER_KEY, FakeService, Reply
 
 PREFIX = "spyglass-bridge: listening on "
 COMMAND = [sys.executable, "-c", "from spyglass_bridge.cli import main; main()"]
 
 
 @asynccontextmanager
-async def run_command(server: FakeServer, *options: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def run_command(server: FakeService, *options: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A bridge in a process of its own, and where it listens."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
@@ -44,9 +44,9 @@ def session(url: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {USER_KEY}"})
 
 
-async def test_a_stop_signal_lets_streams_end_and_refuses_new_calls(server: FakeServer) -> None:
+async def test_a_stop_signal_lets_streams_end_and_refuses_new_calls(server: FakeService) -> None:
     gate = asyncio.Event()
-    server.reply = Reply(gate=gate)
+    server.script = Reply(gate=gate)
     async with run_command(server) as (process, url), session(url) as http:
         async with http.post(CHAT, json=ask(stream=True)) as running:
             assert running.status == 200
@@ -64,8 +64,8 @@ async def test_a_stop_signal_lets_streams_end_and_refuses_new_calls(server: Fake
             assert await process.wait() == 0
 
 
-async def test_a_second_signal_ends_at_once(server: FakeServer) -> None:
-    server.reply = Reply(hang_after=1)
+async def test_a_second_signal_ends_at_once(server: FakeService) -> None:
+    server.script = Reply(hang_after=1)
     async with (
         run_command(server) as (process, url),
         session(url) as http,
@@ -82,8 +82,8 @@ async def test_a_second_signal_ends_at_once(server: FakeServer) -> None:
             assert await process.wait() == 0
 
 
-async def test_what_outlasts_the_drain_timeout_gets_an_error(server: FakeServer) -> None:
-    server.reply = Reply(hang_after=1)
+async def test_what_outlasts_the_drain_timeout_gets_an_error(server: FakeService) -> None:
+    server.script = Reply(hang_after=1)
     async with (
         run_bridge_under_test(server, drain_timeout_s=0.05) as bridge,
         bridge.http.post(CHAT, json=ask(stream=True)) as running,
@@ -95,7 +95,7 @@ async def test_what_outlasts_the_drain_timeout_gets_an_error(server: FakeServer)
     assert "[DONE]" not in text
 
 
-async def test_unix_sockets_on_both_sides(server: FakeServer, tmp_path: Path) -> None:
+async def test_unix_sockets_on_both_sides(server: FakeService, tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     async with run_command(server, "--http", f"unix:{path}") as (_, address):
         assert address == f"unix:{path}"

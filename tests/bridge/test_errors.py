@@ -6,42 +6,48 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
-from fake_server import Reply, make_status
+from fake_service import Reply
 from spyglass_bridge.errors import from_status, http_name
+from spyglass_common.status import make_status
 
 
 @pytest.mark.parametrize(
     ("status", "http_status", "kind", "code"),
     [
-        (make_status(code_pb2.INVALID_ARGUMENT, reason="invalid_image"), 400, "invalid_request_error", "invalid_image"),
         (
-            make_status(code_pb2.INVALID_ARGUMENT, reason="context_length_exceeded"),
+            make_status(code_pb2.INVALID_ARGUMENT, "as scripted", "invalid_image"),
+            400,
+            "invalid_request_error",
+            "invalid_image",
+        ),
+        (
+            make_status(code_pb2.INVALID_ARGUMENT, "as scripted", "context_length_exceeded"),
             400,
             "invalid_request_error",
             "context_length_exceeded",
         ),
-        (make_status(code_pb2.UNIMPLEMENTED), 400, "invalid_request_error", "unsupported_parameter"),
-        (make_status(code_pb2.UNAUTHENTICATED), 401, "invalid_request_error", "invalid_api_key"),
-        (make_status(code_pb2.PERMISSION_DENIED), 403, "invalid_request_error", "permission_denied"),
-        (make_status(code_pb2.NOT_FOUND), 404, "invalid_request_error", "model_not_found"),
-        (make_status(code_pb2.ALREADY_EXISTS), 409, "invalid_request_error", "conflict"),
+        (make_status(code_pb2.UNIMPLEMENTED, "as scripted"), 400, "invalid_request_error", "unsupported_parameter"),
+        (make_status(code_pb2.UNAUTHENTICATED, "as scripted"), 401, "invalid_request_error", "invalid_api_key"),
+        (make_status(code_pb2.PERMISSION_DENIED, "as scripted"), 403, "invalid_request_error", "permission_denied"),
+        (make_status(code_pb2.NOT_FOUND, "as scripted"), 404, "invalid_request_error", "model_not_found"),
+        (make_status(code_pb2.ALREADY_EXISTS, "as scripted"), 409, "invalid_request_error", "conflict"),
         (
-            make_status(code_pb2.RESOURCE_EXHAUSTED, reason="too_many_requests", retry_s=2.5),
+            make_status(code_pb2.RESOURCE_EXHAUSTED, "as scripted", "too_many_requests", retry_after_s=2.5),
             429,
             "rate_limit_error",
             "too_many_requests",
         ),
-        (make_status(code_pb2.INTERNAL), 500, "server_error", "internal_error"),
-        (make_status(code_pb2.UNKNOWN), 500, "server_error", "internal_error"),
-        (make_status(code_pb2.UNAVAILABLE, reason="engine_restarted"), 503, "server_error", "engine_restarted"),
-        (make_status(code_pb2.CANCELLED), 503, "server_error", "cancelled"),
-        (make_status(code_pb2.DEADLINE_EXCEEDED, reason="timeout"), 504, "server_error", "timeout"),
+        (make_status(code_pb2.INTERNAL, "as scripted"), 500, "server_error", "internal_error"),
+        (make_status(code_pb2.UNKNOWN, "as scripted"), 500, "server_error", "internal_error"),
+        (make_status(code_pb2.UNAVAILABLE, "as scripted", "engine_restarted"), 503, "server_error", "engine_restarted"),
+        (make_status(code_pb2.CANCELLED, "as scripted"), 503, "server_error", "cancelled"),
+        (make_status(code_pb2.DEADLINE_EXCEEDED, "as scripted", "timeout"), 504, "server_error", "timeout"),
     ],
 )
 async def test_a_refusal_has_its_http_status(
     bridge: BridgeUnderTest, status: status_pb2.Status, http_status: int, kind: str, code: str
 ) -> None:
-    bridge.server.reply = Reply(refusal=status)
+    bridge.server.script = Reply(refusal=status)
     for stream in (False, True):
         async with bridge.http.post(CHAT, json=ask(stream=stream)) as response:
             body = await response.json()
@@ -56,14 +62,14 @@ async def test_a_refusal_has_its_http_status(
 
 async def test_an_error_before_started_but_after_accepted_has_its_http_status(bridge: BridgeUnderTest) -> None:
     failure = make_status(code_pb2.INVALID_ARGUMENT, "not an image", "invalid_image", "chat.messages[0].parts[1].image")
-    bridge.server.reply = Reply(pieces=(), failure=failure)
+    bridge.server.script = Reply(pieces=(), failure=failure)
     status, body = await bridge.chat()
     assert (status, body["error"]["param"]) == (400, "messages[0].content[1].image_url.url")
     assert body["error"]["message"] == "not an image"
 
 
 async def test_an_error_in_a_stream_is_one_event_and_no_done(bridge: BridgeUnderTest) -> None:
-    bridge.server.reply = Reply(
+    bridge.server.script = Reply(
         failure=make_status(code_pb2.UNAVAILABLE, "the engine was restarted", "engine_restarted"), fail_after=2
     )
     text = await bridge.stream()
@@ -83,7 +89,7 @@ async def test_an_error_in_a_stream_is_one_event_and_no_done(bridge: BridgeUnder
 
 
 async def test_an_error_in_a_plain_answer_gives_no_half_answer(bridge: BridgeUnderTest) -> None:
-    bridge.server.reply = Reply(failure=make_status(code_pb2.INTERNAL), fail_after=2)
+    bridge.server.script = Reply(failure=make_status(code_pb2.INTERNAL, "as scripted"), fail_after=2)
     status, body = await bridge.chat()
     assert status == 500
     assert body.keys() == {"error"}
@@ -130,7 +136,5 @@ def test_fields_have_their_http_names(field: str, name: str) -> None:
 
 
 def test_a_field_is_renamed_in_a_message_where_it_is_a_word() -> None:
-    status = make_status(
-        code_pb2.INVALID_ARGUMENT, "the context has no room for text", "context_length", field_path="text"
-    )
+    status = make_status(code_pb2.INVALID_ARGUMENT, "the context has no room for text", "context_length", field="text")
     assert from_status(status).message == "the context has no room for prompt"

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
-from fake_server import USER_KEY
+from fake_service import USER_KEY
 from raw_http import RawConnection, connect, request_head
 
 SHORT_S = 5.0

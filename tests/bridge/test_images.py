@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_setup import BridgeUnderTest, ask_about, run_bridge_under_test
-from fake_server import PATIENCE_S, FakeServer, Reply, make_status
+from fake_service import PATIENCE_S, FakeService, Reply
 from spyglass_bridge import fetch as fetch_module
 from spyglass_bridge.config import parse_allowed_hosts
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.images import ImageData, ImageUrl, parse_image
+from spyglass_common.status import make_status
 
 PARAM = "messages[0].content[1].image_url.url"
 PNG = b"\x89PNG\r\n\x1a\nnot really"
@@ -68,7 +69,7 @@ async def to_loopback(host: str, port: int) -> list[str]:
 
 
 @pytest.fixture
-async def allowed(server: FakeServer) -> AsyncIterator[BridgeUnderTest]:
+async def allowed(server: FakeService) -> AsyncIterator[BridgeUnderTest]:
     """A bridge that may fetch from images.example, which is this machine."""
     names, networks = parse_allowed_hosts(("images.example",))
     async with run_bridge_under_test(
@@ -84,7 +85,7 @@ def data_uri(data: bytes) -> str:
 async def test_small_images_travel_inside_start(bridge: BridgeUnderTest) -> None:
     status, _ = await bridge.chat(messages=ask_about(data_uri(b"one"), data_uri(b"two")))
     assert status == 200
-    parts = bridge.server.calls[0].start.chat.messages[0].parts
+    parts = bridge.server.turns[0].start.chat.messages[0].parts
     assert [part.image.data for part in parts[1:]] == [b"one", b"two"]
 
 
@@ -92,7 +93,7 @@ async def test_large_images_follow_in_order_after_accepted(bridge: BridgeUnderTe
     images = [b"a" * 700_000, b"b" * 700_000, b"c" * 300_000, bytes(range(256)) * 4096]
     status, _ = await bridge.chat(messages=ask_about(*map(data_uri, images)))
     assert status == 200
-    call = bridge.server.calls[0]
+    call = bridge.server.turns[0]
     parts = call.start.chat.messages[0].parts[1:]
     assert [part.image.WhichOneof("source") for part in parts] == ["data", "announced", "data", "announced"]
     assert call.images == {1: images[1], 3: images[3]}
@@ -103,7 +104,7 @@ async def test_large_images_follow_in_order_after_accepted(bridge: BridgeUnderTe
 async def test_a_url_is_fetched_and_sent(allowed: BridgeUnderTest, origin: Origin) -> None:
     status, _ = await allowed.chat(messages=ask_about(f"http://images.example:{origin.port}/a.png?x=1"))
     assert status == 200
-    assert allowed.server.calls[0].images == {0: PNG}
+    assert allowed.server.turns[0].images == {0: PNG}
     request = origin.requests[0]
     assert request.headers["Accept-Encoding"] == "identity"
     assert "Cookie" not in request.headers
@@ -167,7 +168,7 @@ async def test_hostile_urls_are_refused_without_a_connection(
     assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_image", PARAM)
     assert not origin.requests
     async with asyncio.timeout(PATIENCE_S):
-        await allowed.server.calls[0].cancelled.wait()
+        await allowed.server.turns[0].cancelled.wait()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ async def test_redirects_are_checked_and_bounded(allowed: BridgeUnderTest, origi
     assert len(origin.requests) <= 4
 
 
-async def test_a_network_may_be_allowed(server: FakeServer, origin: Origin) -> None:
+async def test_a_network_may_be_allowed(server: FakeService, origin: Origin) -> None:
     names, networks = parse_allowed_hosts(("127.0.0.0/8",))
     async with run_bridge_under_test(
         server, to_loopback, allowed_image_names=names, allowed_image_networks=networks
@@ -227,7 +228,7 @@ async def test_bad_sources_are_given_up(
 
 
 async def test_nothing_is_fetched_for_a_generation_that_is_refused(allowed: BridgeUnderTest, origin: Origin) -> None:
-    allowed.server.reply = Reply(refusal=make_status(code_pb2.RESOURCE_EXHAUSTED, reason="too_many_requests"))
+    allowed.server.script = Reply(refusal=make_status(code_pb2.RESOURCE_EXHAUSTED, "as scripted", "too_many_requests"))
     status, _ = await allowed.chat(messages=ask_about(f"http://images.example:{origin.port}/a"))
     assert status == 429
     assert not origin.requests

@@ -7,21 +7,18 @@ import socket
 
 import pytest
 from google.rpc import code_pb2
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test
-from fake_server import PATIENCE_S, FakeServer, Reply, make_status, run_fake_server
-from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import Generation
+from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test, run_server
+from fake_service import PATIENCE_S, FakeService, Reply
+from spyglass_common.status import make_status
 
 
 async def test_the_server_goes_away_in_mid_stream_and_returns(bridge: BridgeUnderTest) -> None:
-    bridge.server.reply = Reply(hang_after=1)
+    bridge.server.script = Reply(hang_after=1)
     await bridge.wait_ready()
     streams = [await bridge.http.post(CHAT, json=ask(stream=True)) for _ in range(4)]
     plain = [asyncio.create_task(bridge.chat()) for _ in range(2)]
-    await bridge.server.next_call(6)
+    await bridge.server.turn(6)
     await bridge.server.end()
     for response in streams:
         assert response.status == 200
@@ -32,14 +29,14 @@ async def test_the_server_goes_away_in_mid_stream_and_returns(bridge: BridgeUnde
     for status, body in await asyncio.gather(*plain):
         assert (status, body["error"]["code"]) == (503, "server_unavailable")
     await bridge.wait_ready(503)
-    bridge.server.reply = Reply()
+    bridge.server.script = Reply()
     await bridge.server.begin()
     await bridge.wait_ready()
     assert (await bridge.chat())[0] == 200
 
 
 async def test_without_a_server_calls_get_503_and_later_200() -> None:
-    async with run_fake_server() as server:
+    async with run_server() as server:
         await server.end()
         async with run_bridge_under_test(server) as bridge:
             await bridge.wait_ready(503)
@@ -64,29 +61,31 @@ async def test_ready_follows_the_health_service(bridge: BridgeUnderTest) -> None
 
 async def test_after_go_away_new_starts_use_a_new_stream_and_old_ones_finish(bridge: BridgeUnderTest) -> None:
     gate = asyncio.Event()
-    bridge.server.reply = Reply(gate=gate)
+    bridge.server.script = Reply(gate=gate)
     old = asyncio.create_task(bridge.chat())
-    await bridge.server.next_call()
-    await bridge.server.streams[0].go_away()
-    bridge.server.reply = Reply()
+    await bridge.server.turn()
+    bridge.server.streams[0].go_away()
+    bridge.server.script = Reply()
     async with asyncio.timeout(PATIENCE_S):
         while len(bridge.server.streams) < 2:
             assert (await bridge.chat())[0] == 200
     assert not old.done()
-    assert bridge.server.half_closed == 0
+    assert not bridge.server.streams[0].half_closed.is_set()
     gate.set()
     assert (await old)[0] == 200
     async with asyncio.timeout(PATIENCE_S):
-        while bridge.server.half_closed == 0:
+        while not bridge.server.streams[0].half_closed.is_set():
             await bridge.chat()
 
 
 async def test_an_error_of_one_generation_leaves_the_others_alone(bridge: BridgeUnderTest) -> None:
     gate = asyncio.Event()
-    failure = make_status(code_pb2.INTERNAL)
-    bridge.server.reply = lambda start: Reply(gate=gate, failure=failure if start.stopping.max_tokens == 1 else None)
+    failure = make_status(code_pb2.INTERNAL, "as scripted")
+    bridge.server.script = lambda turn: Reply(
+        gate=gate, failure=failure if turn.start.stopping.max_tokens == 1 else None
+    )(turn)
     calls = [asyncio.create_task(bridge.chat(max_tokens=number)) for number in (1, 2, 3)]
-    await bridge.server.next_call(3)
+    await bridge.server.turn(3)
     gate.set()
     assert [status for status, _ in await asyncio.gather(*calls)] == [500, 200, 200]
     assert len(bridge.server.streams) == 1
@@ -96,28 +95,28 @@ async def test_starts_go_ahead_of_image_chunks(bridge: BridgeUnderTest) -> None:
     """While a large image is on its way, the start of another generation is not behind its last chunk."""
     image = "data:image/png;base64," + base64.b64encode(bytes(12 << 20)).decode()
     upload = asyncio.create_task(bridge.chat(messages=ask_about(image)))
-    first = await bridge.server.next_call()
+    first = await bridge.server.turn()
     async with asyncio.timeout(PATIENCE_S):
         while not first.images:
             await first.images_changed.wait()
     assert (await bridge.chat())[0] == 200
     assert (await upload)[0] == 200
-    kinds = bridge.server.kinds
+    kinds = bridge.server.streams[0].kinds
     assert kinds.index((2, "start")) < max(i for i, kind in enumerate(kinds) if kind == (1, "image_chunk"))
     assert first.largest_chunk <= 256 << 10
     assert first.chunks_before_accepted == 0
 
 
-async def test_a_hanging_server_is_given_up_at_the_deadline(server: FakeServer) -> None:
+async def test_a_hanging_server_is_given_up_at_the_deadline(server: FakeService) -> None:
     async with run_bridge_under_test(server, request_timeout_s=0.05) as bridge:
         for hang_after in (0, 1):
-            server.reply = Reply(hang_after=hang_after)
+            server.script = Reply(hang_after=hang_after)
             async with bridge.http.post(CHAT, json=ask()) as response:
                 assert response.status == 504
                 assert response.headers["x-should-retry"] == "false"
         assert '"code":"timeout"' in await bridge.stream()
         async with asyncio.timeout(PATIENCE_S):
-            await asyncio.gather(*(call.cancelled.wait() for call in server.calls))
+            await asyncio.gather(*(turn.cancelled.wait() for turn in server.turns))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -125,23 +124,23 @@ async def test_a_hanging_server_is_given_up_at_the_deadline(server: FakeServer) 
 async def test_a_client_that_leaves_cancels_its_generation(
     bridge: BridgeUnderTest, stream: bool, hang_after: int
 ) -> None:
-    bridge.server.reply = Reply(hang_after=hang_after)
+    bridge.server.script = Reply(hang_after=hang_after)
     request = asyncio.create_task(bridge.http.post(CHAT, json=ask(stream=stream)))
-    call = await bridge.server.next_call()
+    call = await bridge.server.turn()
     if stream and hang_after:
         (await request).close()
     else:
         request.cancel()
     async with asyncio.timeout(PATIENCE_S):
         await call.cancelled.wait()
-    bridge.server.reply = Reply()
+    bridge.server.script = Reply()
     assert (await bridge.chat())[0] == 200
 
 
-async def test_a_client_that_does_not_read_holds_nobody(server: FakeServer) -> None:
+async def test_a_client_that_does_not_read_holds_nobody(server: FakeService) -> None:
     """Its deltas are merged while others are served, and it still gets all of the text."""
     piece = "x" * 4096
-    server.reply = lambda start: Reply(pieces=(piece,) * 4000) if start.stopping.max_tokens == 9 else Reply()
+    server.script = lambda turn: Reply(pieces=(piece,) * 4000 if turn.start.stopping.max_tokens == 9 else ("Hi",))(turn)
     async with run_bridge_under_test(server) as bridge:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -152,7 +151,7 @@ async def test_a_client_that_does_not_read_holds_nobody(server: FakeServer) -> N
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer user-key\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
-        slow = await server.next_call()
+        slow = await server.turn()
         async with asyncio.timeout(PATIENCE_S):
             await slow.over.wait()
         assert (await bridge.chat())[0] == 200
@@ -162,31 +161,3 @@ async def test_a_client_that_does_not_read_holds_nobody(server: FakeServer) -> N
         assert b"[DONE]" in text
         writer.close()
         await writer.wait_closed()
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=5)), max_size=30), st.data())
-async def test_merged_deltas_hold_the_same_text(deltas: list[tuple[int, str]], data: st.DataObject) -> None:
-    generation = Generation()
-    texts = dict.fromkeys(range(4), "")
-    for index, text in deltas:
-        generation.push(pb.Event(id=1, delta=pb.Delta(index=index, text=text)))
-        if data.draw(st.booleans()):
-            update = await generation.next()
-            assert len(update.deltas) <= 4
-            for delta in update.deltas:
-                texts[delta.index] += delta.text
-    generation.push(pb.Event(id=1, finished=pb.Finished()))
-    update = await generation.next()
-    for delta in update.deltas:
-        texts[delta.index] += delta.text
-    assert update.finished is not None
-    assert texts == {i: "".join(text for index, text in deltas if index == i) for i in range(4)}
-
-
-async def test_usage_never_goes_back() -> None:
-    generation = Generation(2)
-    for index, count in ((0, 1), (1, 2), (0, 3)):
-        usage = pb.Usage(completion_tokens=count)
-        generation.push(pb.Event(id=1, delta=pb.Delta(index=index, text="x", usage=usage)))
-    told = [delta.usage.completion_tokens for delta in (await generation.next()).deltas if delta.usage]
-    assert told == [3, 3]

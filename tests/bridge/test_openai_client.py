@@ -8,8 +8,9 @@ import openai
 import pytest
 from google.rpc import code_pb2
 
-from bridge_setup import BridgeUnderTest
-from fake_server import MODEL, USER_KEY, Reply, make_status
+from bridge_setup import MODEL, BridgeUnderTest
+from fake_service import USER_KEY, Reply
+from spyglass_common.status import make_status
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ async def test_an_answer_sent_back(client: openai.AsyncOpenAI, bridge: BridgeUnd
         model=MODEL,
         messages=[{"role": "user", "content": "Hi"}, first.choices[0].message, {"role": "user", "content": "Go on"}],  # type: ignore[list-item]
     )
-    assert bridge.server.calls[1].start.chat.messages[1].parts[0].text == "Hello!"
+    assert bridge.server.turns[1].start.chat.messages[1].parts[0].text == "Hello!"
 
 
 async def test_a_stream(client: openai.AsyncOpenAI) -> None:
@@ -83,7 +84,7 @@ async def test_an_image(client: openai.AsyncOpenAI, bridge: BridgeUnderTest) -> 
         ],
     )
     assert answer.choices[0].message.content == "Hello!"
-    assert bridge.server.calls[0].start.chat.messages[0].parts[0].image.data == b"a picture"
+    assert bridge.server.turns[0].start.chat.messages[0].parts[0].image.data == b"a picture"
 
 
 async def test_errors_have_their_classes(client: openai.AsyncOpenAI, bridge: BridgeUnderTest) -> None:
@@ -97,7 +98,7 @@ async def test_errors_have_their_classes(client: openai.AsyncOpenAI, bridge: Bri
         (code_pb2.UNAVAILABLE, "server_draining", openai.InternalServerError),
     ]
     for code, reason, kind in refusals:
-        bridge.server.reply = Reply(refusal=make_status(code, "so it is", reason))
+        bridge.server.script = Reply(refusal=make_status(code, "so it is", reason))
         with pytest.raises(kind) as caught:
             await hello()
         assert (caught.value.code, caught.value.message.count("so it is") > 0) == (reason, True)
@@ -109,7 +110,7 @@ async def test_errors_have_their_classes(client: openai.AsyncOpenAI, bridge: Bri
 
 
 async def test_an_error_in_a_stream_is_raised(client: openai.AsyncOpenAI, bridge: BridgeUnderTest) -> None:
-    bridge.server.reply = Reply(failure=make_status(code_pb2.UNAVAILABLE, "gone", "engine_restarted"), fail_after=1)
+    bridge.server.script = Reply(failure=make_status(code_pb2.UNAVAILABLE, "gone", "engine_restarted"), fail_after=1)
     stream = await client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Hello!"}], stream=True
     )
@@ -119,8 +120,8 @@ async def test_an_error_in_a_stream_is_raised(client: openai.AsyncOpenAI, bridge
 
 
 async def test_a_busy_server_is_tried_again(client: openai.AsyncOpenAI, bridge: BridgeUnderTest) -> None:
-    refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "full", "too_many_requests", retry_s=0.1)
-    bridge.server.reply = lambda start: Reply(refusal=refusal) if len(bridge.server.calls) == 1 else Reply()
+    refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "full", "too_many_requests", retry_after_s=0.1)
+    bridge.server.script = lambda turn: Reply(refusal=None if bridge.server.turns[1:] else refusal)(turn)
     answer = await client.with_options(max_retries=1).chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Hello!"}]
     )

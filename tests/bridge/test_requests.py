@@ -13,14 +13,14 @@ from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
-from spyglass_bridge.openai.start import CallContext, draft_chat
+from spyglass_bridge.openai.translation import CallContext, translate_chat
 
 CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)
 
 
 def refusal_of(**fields: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        draft_chat(parse(json.dumps(ask(**fields)).encode(), ChatRequest), CONTEXT)
+        translate_chat(parse(json.dumps(ask(**fields)).encode(), ChatRequest), CONTEXT)
     assert caught.value.http_status == 400
     return caught.value
 
@@ -170,7 +170,7 @@ def test_unknown_parameters_are_refused_by_name(fields: dict[str, Any], param: s
 
 
 def start_of(*messages: dict[str, Any]) -> Any:
-    return draft_chat(parse(json.dumps(ask(messages=list(messages))).encode(), ChatRequest), CONTEXT)
+    return translate_chat(parse(json.dumps(ask(messages=list(messages))).encode(), ChatRequest), CONTEXT)
 
 
 def called(arguments: str | None = "{}", **fields: Any) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def test_labels_have_no_effect() -> None:
     labels = dict.fromkeys(("user", "metadata", "prompt_cache_key", "safety_identifier"), "x")
     named = ask(messages=[{"role": "user", "content": "Hi", "name": "bob"}], **labels)
     plain = ask(messages=[{"role": "user", "content": "Hi"}])
-    starts = [draft_chat(parse(json.dumps(body).encode(), ChatRequest), CONTEXT).start for body in (named, plain)]
+    starts = [translate_chat(parse(json.dumps(body).encode(), ChatRequest), CONTEXT).start for body in (named, plain)]
     assert starts[0] == starts[1]
 
 
@@ -261,7 +261,7 @@ async def test_hostile_bodies_are_400(bridge: BridgeUnderTest, body: bytes) -> N
     async with bridge.http.post(CHAT, data=body, headers={"Content-Type": "application/json"}) as response:
         assert response.status == 400
         assert (await response.json())["error"]["type"] == "invalid_request_error"
-    assert not bridge.server.calls
+    assert not bridge.server.turns
 
 
 def test_of_duplicate_keys_the_last_one_counts() -> None:
@@ -278,12 +278,12 @@ def test_messages_far_over_any_context_are_refused_before_they_are_sent() -> Non
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_max_tokens_may_be_far_more_than_fits(field: str) -> None:
     body = json.dumps(ask(**{field: 2**31 - 1})).encode()
-    assert draft_chat(parse(body, ChatRequest), CONTEXT).start.stopping.max_tokens == 2**31 - 1
+    assert translate_chat(parse(body, ChatRequest), CONTEXT).start.stopping.max_tokens == 2**31 - 1
 
 
 @given(seed=st.integers(-(2**63), 2**64 - 1))
 def test_seeds_keep_their_bits(seed: int) -> None:
-    start = draft_chat(parse(json.dumps(ask(seed=seed)).encode(), ChatRequest), CONTEXT).start
+    start = translate_chat(parse(json.dumps(ask(seed=seed)).encode(), ChatRequest), CONTEXT).start
     assert (start.sampling.seed - seed) % 2**64 == 0
 
 
@@ -300,7 +300,7 @@ json_values = st.recursive(
 )
 def test_any_value_is_taken_or_refused_with_400(key: str, value: Any) -> None:
     with suppress_refusal() as refusals:
-        draft_chat(parse(json.dumps(ask(**{key: value})).encode(), ChatRequest), CONTEXT)
+        translate_chat(parse(json.dumps(ask(**{key: value})).encode(), ChatRequest), CONTEXT)
     for refusal in refusals:
         assert refusal.http_status == 400
         assert refusal.param is None or refusal.param.startswith(key)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
-from spyglass_bridge.generation import ChoiceDelta
 from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.forms import ChatForm
+from spyglass_common.deltas import ChoiceDelta
 
 STOP = pb.FINISH_REASON_STOP
 RUNNING = pb.FINISH_REASON_UNSPECIFIED

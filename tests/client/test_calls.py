@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from client.fake_service import FakeService
+from fake_service import FakeService
 from spyglass_client import AsyncClient, image, user
 from spyglass_client.target import dialable
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from client.fake_service import FakeService, Script, Turn, make_status, repeat, until_cancelled
 from client.terminal import Terminal, terminal
+from fake_service import FakeService, Script, Turn, repeat, until_cancelled
 from pictures import encoded
 from spyglass.v1 import chat_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.chat.markdown import MarkdownWriter
+from spyglass_common.status import make_status
 
 Chat = Callable[..., AbstractAsyncContextManager[Terminal]]
 
@@ -219,7 +220,7 @@ def waiting(may_end: asyncio.Event, end: Script | None = None) -> Script:
 
 async def full(turn: Turn) -> None:
     """Has no room."""
-    turn.finish(make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue \x1b[2Jis full", "QUEUE_FULL", retry_s=3))
+    turn.finish(make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue \x1b[2Jis full", "QUEUE_FULL", retry_after_s=3))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
-from client.fake_service import FakeService, Turn, make_status, until_cancelled
+from fake_service import FakeService, Turn, until_cancelled
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.cli import main
+from spyglass_common.status import make_status
 
 Run = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
@@ -115,11 +116,9 @@ async def test_chat_without_a_question_on_a_terminal(
 
 
 async def test_an_error_is_one_line_and_status_1(run: Run, service: FakeService) -> None:
-    service.refusal = make_status(
-        code_pb2.INVALID_ARGUMENT, "must be at most 2", "OUT_OF_RANGE", field_path="sampling.t"
-    )
+    service.refusal = make_status(code_pb2.INVALID_ARGUMENT, "must be at most 2", "OUT_OF_RANGE", field="sampling.t")
     assert await run("chat", "q") == (1, "", "spyglass: must be at most 2 (sampling.t)\n")
-    service.refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", "QUEUE_FULL", retry_s=3)
+    service.refusal = make_status(code_pb2.RESOURCE_EXHAUSTED, "the queue is full", "QUEUE_FULL", retry_after_s=3)
     assert await run("models") == (1, "", "spyglass: the queue is full; try again in 3 s\n")
     assert await run("chat", "--image", "none.png", "q") == (1, "", "spyglass: none.png: No such file or directory\n")
     code, out, error = await run("models", "--grpc", "127.0.0.1:1")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.fake_service import FakeService
+from fake_service import FakeService
 from spyglass.v1 import chat_pb2
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,9 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 
 import spyglass_client
-from client.fake_service import FakeService, Turn, make_status, repeat, until_cancelled
+from fake_service import FakeService, Turn, repeat, until_cancelled
 from spyglass_client import AsyncClient, ClientClosedError, SpyglassError, UnavailableError
+from spyglass_common.status import make_status
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ async def test_a_refusal_becomes_an_exception_and_the_stream_lives_on(
     client: AsyncClient, service: FakeService, code: int, kind: type[SpyglassError]
 ) -> None:
     async def refuse(turn: Turn) -> None:
-        turn.finish(make_status(code, "not like this", "SOME_REASON", field_path="sampling.top_p", retry_s=3))
+        turn.finish(make_status(code, "not like this", "SOME_REASON", field="sampling.top_p", retry_after_s=3))
 
     service.script = refuse
     with pytest.raises(kind, match="not like this") as caught:

@@ -3,14 +3,11 @@
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from client.fake_service import FakeService, Turn, until_cancelled
+from fake_service import FakeService, Turn, until_cancelled
 from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client import AsyncClient, TextChunk, Usage, assistant, system, user
-from spyglass_client.generation import AsyncGeneration
 
 
 async def test_a_question_is_answered(client: AsyncClient, service: FakeService) -> None:
@@ -236,24 +233,3 @@ async def test_cancel_after_the_end_is_not_sent(client: AsyncClient, service: Fa
         generation.cancel()
     await client.generate("another")
     assert [request.WhichOneof("kind") for request in service.streams[0].requests] == ["start", "start"]
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=4)), max_size=30), st.data())
-async def test_chunks_add_up_however_they_are_read(deltas: list[tuple[int, str]], data: st.DataObject) -> None:
-    async def begin(generation: AsyncGeneration) -> object:
-        return lambda: None
-
-    generation = AsyncGeneration("r", 3, begin)  # type: ignore[arg-type]
-    texts = {0: "", 1: "", 2: ""}
-    for index, text in deltas:
-        generation.on_event(pb.Event(delta=pb.Delta(index=index, text=text)))
-        if data.draw(st.booleans()):
-            chunk = await generation.next_chunk()
-            assert chunk is not None
-            texts[chunk.index] += chunk.text
-    generation.on_event(pb.Event(finished=pb.Finished()))
-    while (chunk := await generation.next_chunk()) is not None:
-        texts[chunk.index] += chunk.text
-    expected = {index: "".join(text for i, text in deltas if i == index) for index in range(3)}
-    assert texts == expected
-    assert {choice.index: choice.text for choice in generation.answer.choices} == expected

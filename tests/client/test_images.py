@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from client.fake_service import FakeService, Turn, repeat
-from spyglass.v1 import inference_pb2 as pb
+from fake_service import FakeService, Turn, repeat
 from spyglass_client import AsyncClient, image, user
-from spyglass_client.outbox import Outbox
-from spyglass_client.request import CHUNK_BYTES, INLINE_BYTES, Upload
+from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES, MAX_INLINE_IMAGE_BYTES
 
 SMALL = b"a small picture"
-LARGE = bytes(range(256)) * (INLINE_BYTES // 256 + 1)
+LARGE = bytes(range(256)) * (MAX_INLINE_IMAGE_BYTES // 256 + 1)
 
 
 async def test_a_picture_from_a_path_bytes_or_a_file(client: AsyncClient, service: FakeService, tmp_path: Path) -> None:
@@ -48,7 +46,7 @@ async def test_large_pictures_follow_in_pieces(client: AsyncClient, service: Fak
     announced = [part.image.WhichOneof("source") for part in start.start.chat.messages[0].parts[:3]]
     assert announced == ["announced", "data", "announced"]
     assert {chunk.image_chunk.image_index for chunk in chunks} == {0, 2}
-    assert max(len(chunk.image_chunk.data) for chunk in chunks) == CHUNK_BYTES
+    assert max(len(chunk.image_chunk.data) for chunk in chunks) == MAX_IMAGE_CHUNK_BYTES
 
 
 async def test_nothing_is_sent_before_accepted(client: AsyncClient, service: FakeService) -> None:
@@ -98,16 +96,3 @@ async def test_a_request_over_the_message_limit_is_refused_here(client: AsyncCli
     with pytest.raises(ValueError, match="too large"):
         await client.count_tokens("q", images=[LARGE] * 4)
     assert not service.streams
-
-
-async def test_starts_and_cancels_go_ahead_of_pieces_and_uploads_take_turns() -> None:
-    outbox = Outbox()
-    piece = bytes(CHUNK_BYTES)
-    outbox.upload(1, [Upload(0, piece * 2), Upload(1, piece)])
-    outbox.upload(2, [Upload(0, piece)])
-    outbox.put(pb.GenerateRequest(id=3, start=pb.Start()))
-    outbox.close()
-    order = []
-    while (request := await outbox.get()) is not None:
-        order.append((request.id, request.image_chunk.image_index, request.image_chunk.last))
-    assert order == [(3, 0, False), (1, 0, False), (2, 0, True), (1, 0, True), (1, 1, True)]

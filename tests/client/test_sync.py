@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from google.rpc import code_pb2
 
-from client.fake_service import FakeService, make_status, until_cancelled
+from fake_service import FakeService, until_cancelled
 from spyglass_client import Client, ClientClosedError, InvalidRequestError, PermissionDeniedError, user
+from spyglass_common.status import make_status
 
 
 async def test_answers_streams_and_calls(service: FakeService) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client.fake_service import FakeService
+from fake_service import FakeService
 from spyglass.v1 import inference_pb2_grpc as pb_grpc
 from spyglass_client import AsyncClient, Tls, UnavailableError
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 import pytest
 
-from client.fake_service import FakeService, Script, Turn
+from fake_service import FakeService, Script, Turn
 from spyglass.v1 import chat_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client import AsyncClient, Tool, ToolCall, assistant, tool, user

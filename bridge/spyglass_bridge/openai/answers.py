@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, ClassVar, Protocol
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import ChoiceDelta
+from spyglass_common.deltas import ChoiceDelta
 
 FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_STOP: "stop",

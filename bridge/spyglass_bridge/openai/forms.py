@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import ChoiceDelta
+from spyglass_common.deltas import ChoiceDelta
 
 _LEAST_LOGPROB = -9999.0
 """What OpenAI's documentation has for a token that is very unlikely. Minus infinity is no JSON."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.generation import ChoiceDelta
 from spyglass_bridge.openai.answers import FINISH_REASONS, compact_json
 from spyglass_bridge.openai.forms import finite, text_of
+from spyglass_common.deltas import ChoiceDelta
 
 
 class NativeAnswer:

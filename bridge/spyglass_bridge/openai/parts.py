@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from spyglass_bridge.errors import invalid
+from spyglass_common.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
@@ -119,14 +120,14 @@ Message = Annotated[
     ),
 ]
 
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stop = Annotated[
     Annotated[StopString, Tag("<string>")]
-    | Annotated[list[StopString], Field(max_length=16, fail_fast=True), Tag("<list>")],
+    | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("<list>")],
     Discriminator(
         _string_or_list,
         custom_error_type="unknown_stop",
-        custom_error_message="Stop must be a string or a list of up to 16 strings",
+        custom_error_message=f"Stop must be a string or a list of up to {MAX_STOP_STRINGS} strings",
     ),
 ]
 

@@ -20,18 +20,30 @@ from spyglass_bridge.openai.parts import (
     Tool,
     ToolChoice,
 )
+from spyglass_common.limits import (
+    MAX_CHOICES,
+    MAX_INT32,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRINGS,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    MIN_REPETITION_PENALTY,
+)
 
-_MAX_MIN_TOKENS = 16384
-_MAX_BIASES = 1024
 _MAX_PROMPTS = 32
 _MAX_TOKEN_IDS = 131_072
 _MAX_TOLD = 65_536
 """Tokens or characters of prompts whose probabilities are told: each takes up to two kilobytes of an answer."""
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 # The server caps it to what fits: many clients send 100,000, or the whole context.
-_MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
+_MaxTokens = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
 
 def _token_id(name: Any) -> int:
@@ -49,14 +61,14 @@ class _Sampling(Object):
     """How tokens are chosen, and what shape they must have, in any form of request. None means the default."""
 
     stream: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=999)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=5)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None = None
     response_format: Format | None = None
 
 
@@ -65,11 +77,15 @@ class _Request(_Sampling):
 
     model: _ModelName
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=4)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     logit_bias: (
-        Annotated[dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
+        Annotated[
+            dict[_TokenId, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
+            Field(max_length=MAX_LOGIT_BIASES),
+        ]
+        | None
     ) = None
-    min_tokens: Annotated[int, Field(ge=0, le=_MAX_MIN_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     max_tokens: _MaxTokens | None = None
     stop: Stop | None = None
 
@@ -96,8 +112,8 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_completion_tokens: _MaxTokens | None = None
@@ -150,7 +166,7 @@ class CompletionRequest(_Request):
 
     prompt: _Prompt
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -177,8 +193,8 @@ class NativeRequest(_Sampling):
 
     input: str
     max_new_tokens: _MaxTokens | None = None
-    stop: Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
-    num_responses: Annotated[int, Field(ge=1, le=4)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
+    num_responses: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -206,7 +222,7 @@ class TokenizeRequest(Object):
     model: _ModelName
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -16,13 +16,13 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
 from spyglass_bridge.body import read_json_body
 from spyglass_bridge.errors import ApiError, from_status, internal_error
-from spyglass_bridge.generation import ChoiceDelta, Update
 from spyglass_bridge.images import send_images
 from spyglass_bridge.joined import Joined
-from spyglass_bridge.link import LinkedGeneration
 from spyglass_bridge.openai.answers import compact_json
-from spyglass_bridge.openai.start import CallContext, Draft
+from spyglass_bridge.openai.translation import CallContext, Submission
+from spyglass_bridge.remote_generation import RemoteGeneration, Update
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES, Services
+from spyglass_common.deltas import ChoiceDelta
 
 # The server ends a generation at its deadline; the bridge only when the server did not.
 _GRACE_S = 0.5
@@ -93,21 +93,23 @@ async def read_request(request: web.Request, read: Callable[[bytes, CallContext]
     return await asyncio.to_thread(read, body, context) if large else read(body, context)
 
 
-async def answer_at_once(request: web.Request, drafts: Sequence[Draft], n: int, builder: Builder) -> web.Response:
-    """Answers with one object. There are `n` choices of each draft."""
+async def answer_at_once(
+    request: web.Request, submissions: Sequence[Submission], n: int, builder: Builder
+) -> web.Response:
+    """Answers with one object. There are `n` choices of each submission."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
-    async with _started(services, drafts, n, deadline) as source, _until(deadline):
+    async with _started(services, submissions, n, deadline) as source, _until(deadline):
         return await _gather(source, builder)
 
 
 async def answer_as_stream(
-    request: web.Request, drafts: Sequence[Draft], n: int, encoder: Encoder
+    request: web.Request, submissions: Sequence[Submission], n: int, encoder: Encoder
 ) -> web.StreamResponse:
-    """Answers with events. There are `n` choices of each draft."""
+    """Answers with events. There are `n` choices of each submission."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
-    async with _started(services, drafts, n, deadline) as source:
+    async with _started(services, submissions, n, deadline) as source:
         return await _stream(request, source, encoder, deadline)
 
 
@@ -126,33 +128,39 @@ async def _until(deadline: float) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _started(services: Services, drafts: Sequence[Draft], n: int, deadline: float) -> AsyncIterator[Source]:
-    """The generations of all drafts, which have started."""
+async def _started(
+    services: Services, submissions: Sequence[Submission], n: int, deadline: float
+) -> AsyncIterator[Source]:
+    """The generations of all submissions, which have started."""
     async with AsyncExitStack() as stack:
-        generations = [await stack.enter_async_context(services.link.generate(draft.start)) for draft in drafts]
+        generations = [
+            await stack.enter_async_context(services.backend.generate(submission.start)) for submission in submissions
+        ]
         async with _until(deadline):
-            await _start_all(services, generations, drafts)
+            await _start_all(services, generations, submissions)
         if len(generations) == 1:
             yield generations[0]
         else:
             yield await stack.enter_async_context(Joined.of(generations, n))
 
 
-async def _start_all(services: Services, generations: Sequence[LinkedGeneration], drafts: Sequence[Draft]) -> None:
+async def _start_all(
+    services: Services, generations: Sequence[RemoteGeneration], submissions: Sequence[Submission]
+) -> None:
     """Waits until all have started. The first that is refused is the answer to them all."""
-    if len(drafts) == 1:
-        await _start(services, generations[0], drafts[0])
+    if len(submissions) == 1:
+        await _start(services, generations[0], submissions[0])
         return
     try:
         async with asyncio.TaskGroup() as group:
-            for generation, draft in zip(generations, drafts, strict=True):
-                group.create_task(_start(services, generation, draft))
+            for generation, submission in zip(generations, submissions, strict=True):
+                group.create_task(_start(services, generation, submission))
     except* ApiError as errors:
         raise errors.exceptions[0] from None
 
 
-async def _start(services: Services, generation: LinkedGeneration, draft: Draft) -> None:
-    if not await send_images(generation, draft.images, services.fetcher):
+async def _start(services: Services, generation: RemoteGeneration, submission: Submission) -> None:
+    if not await send_images(generation, submission.images, services.fetcher):
         _check(await generation.next())
 
 

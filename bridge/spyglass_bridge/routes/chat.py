@@ -6,21 +6,21 @@ from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionB
 from spyglass_bridge.openai.forms import ChatForm
 from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import ChatRequest
-from spyglass_bridge.openai.start import CallContext, Draft, draft_chat
+from spyglass_bridge.openai.translation import CallContext, Submission, translate_chat
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answers a conversation."""
-    ask, draft = await read_request(request, _read)
+    ask, submission = await read_request(request, _read)
     n = ask.n or 1
     head, form = AnswerHead.new(ask.model, "chatcmpl"), ChatForm(n)
     if ask.stream:
         encoder = ChunkEncoder(head, n, form, UsageForm.of(ask.include_usage))
-        return await answer_as_stream(request, [draft], n, encoder)
-    return await answer_at_once(request, [draft], n, CompletionBuilder(head, n, form))
+        return await answer_as_stream(request, [submission], n, encoder)
+    return await answer_at_once(request, [submission], n, CompletionBuilder(head, n, form))
 
 
-def _read(body: bytes, context: CallContext) -> tuple[ChatRequest, Draft]:
+def _read(body: bytes, context: CallContext) -> tuple[ChatRequest, Submission]:
     ask = parse(body, ChatRequest)
-    return ask, draft_chat(ask, context)
+    return ask, translate_chat(ask, context)

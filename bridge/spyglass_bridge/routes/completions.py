@@ -6,22 +6,22 @@ from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionB
 from spyglass_bridge.openai.forms import TextForm
 from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import CompletionRequest
-from spyglass_bridge.openai.start import CallContext, Draft, draft_completions
+from spyglass_bridge.openai.translation import CallContext, Submission, translate_completions
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Continues prompts. The choices of the first come first."""
-    ask, drafts = await read_request(request, _read)
+    ask, submissions = await read_request(request, _read)
     n = ask.n or 1
-    total = n * len(drafts)
+    total = n * len(submissions)
     head, form = AnswerHead.new(ask.model, "cmpl"), TextForm(total, begins_with_prompt=bool(ask.echo))
     if ask.stream:
         encoder = ChunkEncoder(head, total, form, UsageForm.of(ask.include_usage))
-        return await answer_as_stream(request, drafts, n, encoder)
-    return await answer_at_once(request, drafts, n, CompletionBuilder(head, total, form))
+        return await answer_as_stream(request, submissions, n, encoder)
+    return await answer_at_once(request, submissions, n, CompletionBuilder(head, total, form))
 
 
-def _read(body: bytes, context: CallContext) -> tuple[CompletionRequest, list[Draft]]:
+def _read(body: bytes, context: CallContext) -> tuple[CompletionRequest, list[Submission]]:
     ask = parse(body, CompletionRequest)
-    return ask, draft_completions(ask, context)
+    return ask, translate_completions(ask, context)

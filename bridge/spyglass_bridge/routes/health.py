@@ -15,6 +15,6 @@ async def ready(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     if services.drain.begun:
         return web.json_response({"status": "draining"}, status=503)
-    if not (services.health.serving and services.link.is_up):
+    if not services.backend.is_ready:
         return web.json_response({"status": "waiting for the model server"}, status=503)
     return web.json_response({"status": "ready"})

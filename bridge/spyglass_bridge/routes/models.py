@@ -2,24 +2,23 @@
 
 from aiohttp import web
 
-from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.answers import model_object
-from spyglass_bridge.services import SERVICES, Services
+from spyglass_bridge.services import SERVICES
 
 _MAX_NAME_CHARACTERS = 256
 
 
 async def list_models(request: web.Request) -> web.Response:
     """All models with their metadata and prices."""
-    services = request.app[SERVICES]
-    answer = await services.call(services.stub.ListModels, pb.ListModelsRequest())
-    return web.json_response({"object": "list", "data": [model_object(model) for model in answer.models]})
+    models = await request.app[SERVICES].backend.list_models()
+    return web.json_response({"object": "list", "data": [model_object(model) for model in models]})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """One model; its name may hold slashes."""
-    return web.json_response(model_object(await find_model(request.app[SERVICES], model_in_path(request))))
+    model = await request.app[SERVICES].backend.get_model(model_in_path(request))
+    return web.json_response(model_object(model))
 
 
 def model_in_path(request: web.Request) -> str:
@@ -28,9 +27,3 @@ def model_in_path(request: web.Request) -> str:
     if len(name) > _MAX_NAME_CHARACTERS or any("\ud800" <= character <= "\udfff" for character in name):
         raise ApiError(404, "There is no such model.", code="model_not_found", param="model")
     return name
-
-
-async def find_model(services: Services, name: str) -> pb.Model:
-    """What the server says of a model."""
-    answer = await services.call(services.stub.GetModel, pb.GetModelRequest(model=name))
-    return answer.model

@@ -8,7 +8,7 @@ from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.native import NativeAnswer
 from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import NativeRequest
-from spyglass_bridge.openai.start import CallContext, Draft, draft_completions
+from spyglass_bridge.openai.translation import CallContext, Submission, translate_completions
 from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
 from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import REQUEST_ID
@@ -21,9 +21,9 @@ async def infer(request: web.Request) -> web.StreamResponse:
     """Continues a ready prompt."""
     model = model_in_path(request)
 
-    def read(body: bytes, context: CallContext) -> tuple[NativeRequest, list[Draft]]:
+    def read(body: bytes, context: CallContext) -> tuple[NativeRequest, list[Submission]]:
         ask = parse(body, NativeRequest)
-        return ask, draft_completions(ask.as_completion(model), context)
+        return ask, translate_completions(ask.as_completion(model), context)
 
     try:
         return await _infer(request, read)
@@ -33,11 +33,11 @@ async def infer(request: web.Request) -> web.StreamResponse:
 
 
 async def _infer(
-    request: web.Request, read: Callable[[bytes, CallContext], tuple[NativeRequest, list[Draft]]]
+    request: web.Request, read: Callable[[bytes, CallContext], tuple[NativeRequest, list[Submission]]]
 ) -> web.StreamResponse:
-    ask, drafts = await read_request(request, read)
+    ask, submissions = await read_request(request, read)
     n = ask.num_responses or 1
     answer = NativeAnswer(request[REQUEST_ID], n)
     if ask.stream:
-        return await answer_as_stream(request, drafts, n, answer)
-    return await answer_at_once(request, drafts, n, answer)
+        return await answer_as_stream(request, submissions, n, answer)
+    return await answer_at_once(request, submissions, n, answer)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openapi import Route, openapi, schema_of
-from spyglass_bridge.routes.models import find_model, model_in_path
+from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import SERVICES
 
 _STYLE = """
@@ -36,7 +36,7 @@ async def get_reference(routes: tuple[Route, ...], request: web.Request) -> web.
 
 async def get_schema(request: web.Request) -> web.Response:
     """The JSON schema of a model's input, output or stream."""
-    await find_model(request.app[SERVICES], model_in_path(request))
+    await request.app[SERVICES].backend.get_model(model_in_path(request))
     schema = schema_of(request.match_info["variant"])
     if schema is None:
         raise ApiError(404, "A schema is of the input, the output or the streaming form.", code="not_found")

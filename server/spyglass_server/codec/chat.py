@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from spyglass.v1 import chat_pb2
+from spyglass_common.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CHARACTERS, MAX_TOOLS
 from spyglass_server.codec.checks import at_most
 from spyglass_server.errors import InvalidImage, InvalidRequest
 from spyglass_server.prompt.grammar import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.prompt.prepare import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message, RawJson, Tool, ToolCall
 
-_MAX_MESSAGES = 4096
-_MAX_PARTS = 4096
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
-_MAX_TOOLS = 128
-_MAX_TOOL_CHARACTERS = 128 << 10
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _ROLES = {
@@ -52,9 +49,9 @@ class ToolUse:
 
 def decode_tools(chat: chat_pb2.Chat) -> ToolUse | None:
     """None where no tool may be called."""
-    at_most("chat.tools", chat.tools, _MAX_TOOLS)
-    if sum(len(tool.description) + len(tool.parameters_json) for tool in chat.tools) > _MAX_TOOL_CHARACTERS:
-        raise InvalidRequest(f"tools have at most {_MAX_TOOL_CHARACTERS} characters in all", field="chat.tools")
+    at_most("chat.tools", chat.tools, MAX_TOOLS)
+    if sum(len(tool.description) + len(tool.parameters_json) for tool in chat.tools) > MAX_TOOL_CHARACTERS:
+        raise InvalidRequest(f"tools have at most {MAX_TOOL_CHARACTERS} characters in all", field="chat.tools")
     tools = tuple(_decode_tool(tool, f"chat.tools[{i}]") for i, tool in enumerate(chat.tools))
     names = [tool.name for tool in tools]
     for i, name in enumerate(names):
@@ -94,9 +91,9 @@ def decode_chat(
 ) -> tuple[ChatInput, tuple[bytes | None, ...]]:
     if not chat.messages:
         raise InvalidRequest("at least one message is needed", field="chat.messages")
-    at_most("chat.messages", chat.messages, _MAX_MESSAGES)
-    if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > _MAX_PARTS:
-        raise InvalidRequest(f"a conversation has at most {_MAX_PARTS} parts and tool calls", field="chat.messages")
+    at_most("chat.messages", chat.messages, MAX_MESSAGES)
+    if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > MAX_PARTS:
+        raise InvalidRequest(f"a conversation has at most {MAX_PARTS} parts and tool calls", field="chat.messages")
     messages: list[Message] = []
     images: list[bytes | None] = []
     slots: list[ImageSlot] = []

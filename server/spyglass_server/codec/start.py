@@ -9,6 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spyglass.v1 import inference_pb2, options_pb2
+from spyglass_common.limits import (
+    MAX_CHOICES,
+    MAX_INT32,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    MIN_REPETITION_PENALTY,
+)
 from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
 from spyglass_server.engine.types import SamplingParams
@@ -16,16 +31,7 @@ from spyglass_server.errors import InvalidRequest, Unsupported
 from spyglass_server.prompt.grammar import Kind, Shape
 from spyglass_server.prompt.prepare import Input, TextInput, TokensInput
 
-MAX_TOKENS = 16384
-"""The most tokens that one choice may have; a caller who asks for more gets these."""
-_MAX_INT32 = 2**31 - 1
-_MAX_N = 4
-_MAX_STOPS = 16
-_MAX_STOP_CHARACTERS = 256
 _MAX_REQUEST_ID_CHARACTERS = 128
-_MAX_BIASES = 1024
-_MAX_BIAS = 100.0
-_MAX_TOP_LOGPROBS = 20
 
 _NOT_HONOURED = ("idempotency_key", "traceparent", "cache_salt")
 
@@ -72,7 +78,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         input=given,
         images=images,
         sampling=_decode_sampling(start.sampling),
-        n=in_range("n", start.n if start.HasField("n") else 1, 1, _MAX_N),
+        n=in_range("n", start.n if start.HasField("n") else 1, 1, MAX_CHOICES),
         max_tokens=max_tokens,
         min_tokens=in_range(
             "stopping.min_tokens", start.stopping.min_tokens, 0, min(max_tokens or MAX_TOKENS, MAX_TOKENS)
@@ -84,7 +90,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
-        stop_token_ids=frozenset(at_most("stopping.token_ids", start.stopping.token_ids, _MAX_STOPS)),
+        stop_token_ids=frozenset(at_most("stopping.token_ids", start.stopping.token_ids, MAX_STOP_TOKEN_IDS)),
         ignore_eos=start.stopping.ignore_eos,
         timeout_s=_decode_timeout(start),
         caller_key=start.caller.bearer_key if start.HasField("caller") else None,
@@ -119,26 +125,35 @@ def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
     if top_p == 0:
         raise InvalidRequest("sampling.top_p must be above 0", field="sampling.top_p")
     return SamplingParams(
-        temperature=in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, 2.0),
+        temperature=in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, MAX_TEMPERATURE),
         top_p=top_p,
         top_k=given.get("top_k", 0),
         min_p=in_range("sampling.min_p", given.get("min_p", 0.0), 0.0, 1.0),
         seed=given.get("seed", secrets.randbits(64)),
-        presence_penalty=in_range("sampling.presence_penalty", given.get("presence_penalty", 0.0), -2.0, 2.0),
-        frequency_penalty=in_range("sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -2.0, 2.0),
-        repetition_penalty=in_range("sampling.repetition_penalty", given.get("repetition_penalty", 1.0), 0.01, 5.0),
+        presence_penalty=in_range(
+            "sampling.presence_penalty", given.get("presence_penalty", 0.0), -MAX_PENALTY, MAX_PENALTY
+        ),
+        frequency_penalty=in_range(
+            "sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -MAX_PENALTY, MAX_PENALTY
+        ),
+        repetition_penalty=in_range(
+            "sampling.repetition_penalty",
+            given.get("repetition_penalty", 1.0),
+            MIN_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
+        ),
         logit_bias=_decode_bias(sampling),
     )
 
 
 def _decode_bias(sampling: options_pb2.Sampling) -> tuple[tuple[int, float], ...]:
     field = "sampling.logit_bias"
-    biases = at_most(field, sorted(sampling.logit_bias.items()), _MAX_BIASES)
-    return tuple((token, in_range(field, bias, -_MAX_BIAS, _MAX_BIAS)) for token, bias in biases)
+    biases = at_most(field, sorted(sampling.logit_bias.items()), MAX_LOGIT_BIASES)
+    return tuple((token, in_range(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)) for token, bias in biases)
 
 
 def _decode_logprobs(output: options_pb2.Output) -> int | None:
-    top = in_range("output.top_logprobs", output.top_logprobs, 0, _MAX_TOP_LOGPROBS)
+    top = in_range("output.top_logprobs", output.top_logprobs, 0, MAX_TOP_LOGPROBS)
     if top and not output.logprobs:
         raise InvalidRequest("output.top_logprobs is only for logprobs", field="output.top_logprobs")
     if output.prompt_logprobs and not output.logprobs:
@@ -170,10 +185,10 @@ def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> Shape
 
 
 def _decode_stop(strings: Sequence[str]) -> tuple[str, ...]:
-    for i, stop in enumerate(at_most("stopping.strings", strings, _MAX_STOPS)):
-        if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+    for i, stop in enumerate(at_most("stopping.strings", strings, MAX_STOP_STRINGS)):
+        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             raise InvalidRequest(
-                f"a stop string has 1 to {_MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
+                f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
             )
     return tuple(strings)
 
@@ -191,7 +206,7 @@ def _optional_int(stopping: options_pb2.Stopping, name: str) -> int | None:
     if not stopping.HasField(name):  # type: ignore[arg-type]
         return None
     value: int = getattr(stopping, name)
-    return in_range(f"stopping.{name}", value, 1, _MAX_INT32)
+    return in_range(f"stopping.{name}", value, 1, MAX_INT32)
 
 
 def _request_id(given: str) -> str:

@@ -12,7 +12,7 @@ import sys
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from client.fake_service import FakeService
+from fake_service import FakeService
 from spyglass.v1 import inference_pb2_grpc as pb_grpc
 
 

@@ -1,7 +1,7 @@
-"""From a request to the Starts of its generations.
+"""Translates requests of OpenAI's API into the Starts of their generations.
 
-Maps OpenAI's parameters to the protocol's, and decides which images travel inside a Start and which after it. What
-only the whole request can show to be wrong is refused here, with ApiError 400.
+Decides which images travel inside a Start and which after it. What only the whole request can show to be wrong is
+refused here, with ApiError 400.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_bridge.errors import ApiError, invalid
-from spyglass_bridge.images import MAX_INLINE_BYTES, AnnouncedImage, ImageData, ImageSource, parse_image
+from spyglass_bridge.images import AnnouncedImage, ImageData, ImageSource, parse_image
 from spyglass_bridge.openai.parts import (
     AssistantMessage,
     FunctionDefinition,
@@ -26,9 +26,7 @@ from spyglass_bridge.openai.parts import (
     ToolMessage,
 )
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
-
-# Leaves room below gRPC's limit of 4 MiB for the rest of the message.
-_MAX_START_BYTES = (4 << 20) - (64 << 10)
+from spyglass_common.limits import MAX_INLINE_IMAGE_BYTES, MAX_START_BYTES
 
 _ROLES = {
     "system": chat_pb2.ROLE_SYSTEM,
@@ -61,7 +59,7 @@ class CallContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class Submission:
     """A Start with the images that follow it."""
 
     start: inference_pb2.Start
@@ -80,14 +78,14 @@ class _Images:
     def add(self, source: ImageSource) -> chat_pb2.Image:
         index = self.count
         self.count += 1
-        if isinstance(source, ImageData) and self.inline_bytes + len(source.data) <= MAX_INLINE_BYTES:
+        if isinstance(source, ImageData) and self.inline_bytes + len(source.data) <= MAX_INLINE_IMAGE_BYTES:
             self.inline_bytes += len(source.data)
             return chat_pb2.Image(data=source.data)
         self.announced.append(AnnouncedImage(index, source))
         return chat_pb2.Image(announced=chat_pb2.Announced())
 
 
-def draft_chat(request: ChatRequest, context: CallContext) -> Draft:
+def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
     """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
     images = _Images(max_bytes=context.max_image_bytes)
     start = _start(request, context)
@@ -100,12 +98,12 @@ def draft_chat(request: ChatRequest, context: CallContext) -> Draft:
         )
     )
     _check_size(start, "messages")
-    return Draft(start, tuple(images.announced))
+    return Submission(start, tuple(images.announced))
 
 
-def draft_completions(request: CompletionRequest, context: CallContext) -> list[Draft]:
+def translate_completions(request: CompletionRequest, context: CallContext) -> list[Submission]:
     """Turns a request into a Start for each of its prompts. Raises ApiError 400."""
-    drafts = []
+    submissions = []
     for prompt in request.prompts:
         start = _start(request, context)
         if isinstance(prompt, str):
@@ -115,8 +113,8 @@ def draft_completions(request: CompletionRequest, context: CallContext) -> list[
         start.output.echo = bool(request.echo)
         start.output.prompt_logprobs = bool(request.echo) and request.logprobs is not None
         _check_size(start, "prompt")
-        drafts.append(Draft(start))
-    return drafts
+        submissions.append(Submission(start))
+    return submissions
 
 
 def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> inference_pb2.Start:
@@ -141,7 +139,7 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
 
 
 def _check_size(start: inference_pb2.Start, param: str) -> None:
-    if start.ByteSize() > _MAX_START_BYTES:
+    if start.ByteSize() > MAX_START_BYTES:
         message = (
             f"This model's maximum context length is smaller than that: the {param} take {start.ByteSize()} bytes."
         )

@@ -1,0 +1,121 @@
+"""One model server, as the bridge sees it: its channel, calls, Generate stream and health."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import inference_pb2_grpc
+from spyglass_bridge.errors import ApiError, from_rpc_error, server_unavailable
+from spyglass_bridge.health import HealthWatch
+from spyglass_bridge.link import Link
+from spyglass_bridge.remote_generation import RemoteGeneration
+from spyglass_common.limits import MAX_MESSAGE_BYTES
+
+_CALL_TIMEOUT_S = 10.0
+_ACCESS_TIMEOUT_S = 2.0
+_TOKENS_TIMEOUT_S = 30.0
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+_log = logging.getLogger(__name__)
+
+Response = TypeVar("Response")
+
+
+class Backend:
+    """A server to which the bridge stays connected. Made by `Backend.connect`.
+
+    Calls raise ApiError when the server refuses them or does not answer.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, bridge_key: str) -> None:
+        self._metadata = (("authorization", f"Bearer {bridge_key}"),)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._link = Link(self._stub, self._metadata)
+        self._health = HealthWatch(channel)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, target: str, bridge_key: str) -> AsyncIterator[Self]:
+        """Stays connected while the context is open; the server need not be there yet."""
+        async with _open_channel(target) as channel, asyncio.TaskGroup() as group:
+            backend = cls(channel, bridge_key)
+            tasks = [group.create_task(backend._link.run()), group.create_task(backend._health.run())]
+            yield backend
+            for task in tasks:
+                task.cancel()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server can serve generations now."""
+        return self._health.serving and self._link.is_up
+
+    def generate(self, start: pb.Start) -> AbstractAsyncContextManager[RemoteGeneration]:
+        """Starts a generation, and cancels it at the end of the context if it has not ended."""
+        return self._link.generate(start)
+
+    def fail_all(self) -> None:
+        """Ends every generation with an explicit error: the time to drain is over."""
+        self._link.fail_all()
+
+    async def check_access(self, key: str) -> ApiError | None:
+        """Returns the refusal of an end user's key, 401 or 403, or None if it may call.
+
+        Raises ApiError 503 when the server cannot say.
+        """
+        request = pb.CheckAccessRequest(caller=pb.Caller(bearer_key=key))
+        try:
+            await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_ACCESS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            # Without a stream the refusal may be of the bridge's own key, and no fault of the caller.
+            if error.code() in _REFUSALS and self._link.is_up:
+                return from_rpc_error(error)
+            _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
+            raise server_unavailable() from error
+        return None
+
+    async def list_models(self) -> Sequence[pb.Model]:
+        return (await self._call(self._stub.ListModels, pb.ListModelsRequest())).models
+
+    async def get_model(self, name: str) -> pb.Model:
+        return (await self._call(self._stub.GetModel, pb.GetModelRequest(model=name))).model
+
+    async def count_tokens(self, start: pb.Start) -> pb.CountTokensResponse:
+        """Tokenizes the prompt of a generation that is not started."""
+        request = pb.CountTokensRequest(start=start, with_tokens=True)
+        return await self._call(self._stub.CountTokens, request, _TOKENS_TIMEOUT_S)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        request = pb.DetokenizeRequest(model=model, token_ids=token_ids)
+        return (await self._call(self._stub.Detokenize, request, _TOKENS_TIMEOUT_S)).text
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Response]], request: Message, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> Response:
+        try:
+            return await method(request, metadata=self._metadata, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _open_channel(target: str) -> grpc.aio.Channel:
+    """Makes a channel. A server that comes back is tried at least twice a second."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # In spite of its name this is also the time that one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(target, options=options)

@@ -1,0 +1,103 @@
+"""A generation on the server, as the HTTP request that started it sees it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Self
+
+from google.rpc import status_pb2
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.deltas import ChoiceDelta, PendingDeltas
+from spyglass_common.generate_stream import GenerateStream
+
+
+@dataclass(slots=True)
+class Update:
+    """Everything that happened since the last update: usually what one response of the server brought."""
+
+    deltas: list[ChoiceDelta] = field(default_factory=list)
+    finished: pb.Finished | None = None
+
+
+class RemoteGeneration:
+    """One generation: `wait_accepted`, `wait_started`, then `next` until an update has `finished`.
+
+    It has one reader. A slow reader gets fewer, larger updates.
+    """
+
+    def __init__(self, n: int = 1) -> None:
+        self._n = n
+        self._stream: GenerateStream[status_pb2.Status] | None = None
+        self._id = 0
+        self._is_accepted = False
+        self._has_started = False
+        self._pending = PendingDeltas()
+        self._finished: pb.Finished | None = None
+        self._changed = asyncio.Event()
+
+    @classmethod
+    def start(cls, stream: GenerateStream[status_pb2.Status], start: pb.Start) -> Self:
+        """Starts a generation on a stream that is accepting."""
+        generation = cls(start.n or 1)
+        generation._stream, generation._id = stream, stream.start(start, generation)
+        return generation
+
+    @classmethod
+    def failed(cls, status: status_pb2.Status) -> Self:
+        """A generation that never reached the server."""
+        generation = cls()
+        generation.on_lost(status)
+        return generation
+
+    def send_image(self, image_index: int, data: bytes) -> None:
+        """Sends an announced image; call it after Accepted."""
+        if self._stream is not None:
+            self._stream.send_image(self._id, image_index, data)
+
+    def abandon(self) -> None:
+        """Cancels the generation: nobody reads on. Does nothing if it has ended."""
+        if self._stream is not None:
+            self._stream.abandon(self._id)
+
+    async def wait_accepted(self) -> bool:
+        """Waits for Accepted; False if the generation ended without it."""
+        while not self._is_accepted and self._finished is None:
+            await self._wait()
+        return self._finished is None
+
+    async def wait_started(self) -> bool:
+        """Waits for Started; False if the generation ended without it."""
+        while not self._has_started and self._finished is None:
+            await self._wait()
+        return self._has_started
+
+    async def next(self) -> Update:
+        """Waits for deltas or the end, and returns all there is; the last update has `finished`."""
+        while not self._pending and self._finished is None:
+            await self._wait()
+        return Update(self._pending.take_all(), self._finished)
+
+    def on_event(self, event: pb.Event) -> None:
+        """Receives an event of the stream."""
+        kind = event.WhichOneof("kind")
+        if kind == "delta":
+            self._pending.add(event.delta)
+        elif kind == "prompt":  # every choice begins with it
+            for index in range(self._n):
+                self._pending.add(pb.Delta(index=index, text=event.prompt.text, logprobs=event.prompt.logprobs))
+        elif kind == "finished":
+            self._finished = event.finished
+        elif kind == "started":
+            self._has_started = True
+        elif kind == "accepted":
+            self._is_accepted = True
+        self._changed.set()
+
+    def on_lost(self, failure: status_pb2.Status) -> None:
+        """Ends the generation with a status from this side."""
+        self._finished = pb.Finished(error=failure)
+        self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

@@ -1,0 +1,150 @@
+"""The client's side of a Generate call: many generations, multiplexed by their ids.
+
+    stream = GenerateStream(stub.Generate(metadata=metadata))
+    running = asyncio.create_task(stream.run())
+    generation_id = stream.start(pb.Start(text="Once"), receiver)
+
+The bridge and the Python client are built on it. Each opens new streams in its own way.
+"""
+
+import asyncio
+import logging
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.send_queue import SendQueue
+
+GenerateCall = grpc.aio.StreamStreamCall[pb.GenerateRequest, pb.GenerateResponse]
+
+_log = logging.getLogger(__name__)
+
+Failure = TypeVar("Failure")
+Failure_contra = TypeVar("Failure_contra", contravariant=True)
+
+
+class Receiver(Protocol[Failure_contra]):
+    """Receives the events of one generation. Neither method may block or raise."""
+
+    def on_event(self, event: pb.Event) -> None:
+        """Receives the next event; Finished is the last one."""
+
+    def on_lost(self, failure: Failure_contra) -> None:
+        """The generation ended without Finished."""
+
+
+class GenerateStream(Generic[Failure]):
+    """A Generate call. Nothing is read or written before `run`.
+
+    Every receiver gets exactly one end: Finished, or `on_lost` with the failure that `fail_all` or `close` was given.
+    """
+
+    def __init__(self, call: GenerateCall) -> None:
+        self._call = call
+        self._receivers: dict[int, Receiver[Failure]] = {}
+        self._last_id = 0
+        self._requests = SendQueue()
+        self._draining = asyncio.Event()
+        self.has_served = False
+        """Whether any event has come."""
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether generations may be started: not after a go-away or the end of the call."""
+        return not self._draining.is_set()
+
+    async def wait_draining(self) -> None:
+        """Waits until no more generations may be started."""
+        await self._draining.wait()
+
+    def start(self, start: pb.Start, receiver: Receiver[Failure]) -> int:
+        """Starts a generation and returns its id. The stream must be accepting."""
+        assert self.is_accepting
+        self._last_id += 1
+        self._receivers[self._last_id] = receiver
+        self._requests.put(pb.GenerateRequest(id=self._last_id, start=start))
+        return self._last_id
+
+    def send_image(self, generation_id: int, image_index: int, data: bytes) -> None:
+        """Sends an announced image. Call it after Accepted; it does nothing for a generation that has ended."""
+        if generation_id in self._receivers:
+            self._requests.put_image(generation_id, image_index, data)
+
+    def cancel(self, generation_id: int) -> None:
+        """Asks the server to end a generation, whose Finished still comes. Does nothing if it has ended."""
+        if generation_id in self._receivers:
+            self._requests.drop_images(generation_id)
+            self._requests.put(pb.GenerateRequest(id=generation_id, cancel=pb.Cancel()))
+
+    def abandon(self, generation_id: int) -> None:
+        """Like `cancel`, but the receiver gets nothing any more."""
+        self.cancel(generation_id)
+        self._receivers.pop(generation_id, None)
+        self._finish_if_drained()
+
+    def fail_all(self, failure: Failure) -> None:
+        """Ends all generations on this side."""
+        receivers = list(self._receivers.items())
+        self._receivers.clear()
+        for generation_id, receiver in receivers:
+            self._requests.drop_images(generation_id)
+            receiver.on_lost(failure)
+
+    def close(self, failure: Failure) -> None:
+        """Cancels the call and ends all generations. Call it after `run`, however that ended."""
+        self._draining.set()
+        self._call.cancel()
+        self.fail_all(failure)
+
+    async def run(self) -> grpc.aio.AioRpcError | None:
+        """Reads and writes until the call ends, and returns its error, or None when the server ended it well."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write_all())
+                error = await self._read_all()
+                writer.cancel()
+        finally:
+            self._draining.set()
+        return error
+
+    async def _read_all(self) -> grpc.aio.AioRpcError | None:
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                assert isinstance(response, pb.GenerateResponse)
+                self._receive(response)
+        except grpc.aio.AioRpcError as error:
+            return error
+        return None
+
+    def _receive(self, response: pb.GenerateResponse) -> None:
+        for event in response.events:
+            self._dispatch(event)
+        if response.HasField("go_away"):
+            _log.info("the server is ending the stream: %s", response.go_away.reason)
+            self._draining.set()
+        self._finish_if_drained()
+
+    def _dispatch(self, event: pb.Event) -> None:
+        self.has_served = True
+        receiver = self._receivers.get(event.id)
+        if receiver is None:
+            return  # it was abandoned, and its last events were on their way
+        if event.HasField("finished"):
+            del self._receivers[event.id]
+            self._requests.drop_images(event.id)
+        receiver.on_event(event)
+
+    def _finish_if_drained(self) -> None:
+        """Half-closes the call when nothing more will be written: the server then ends it."""
+        if not (self.is_accepting or self._receivers):
+            self._requests.close()
+
+    async def _write_all(self) -> None:
+        """The call's only writer. When a write fails the call has ended, and the reader learns why."""
+        try:
+            while (request := await self._requests.get()) is not None:
+                await self._call.write(request)
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._draining.set()
