@@ -20,7 +20,7 @@ def append_tool_calls(calls: MutableSequence[pb.ToolCallDelta], later: Iterable[
             calls.append(own)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ChoiceDelta:
     """One or more Deltas of a choice, merged.
 
@@ -62,7 +62,7 @@ class PendingDeltas:
     def add(self, delta: pb.Delta) -> None:
         pending = self._by_choice.get(delta.index)
         if pending is None:
-            pending = self._by_choice[delta.index] = ChoiceDelta(delta.index)
+            pending = self._by_choice[delta.index] = ChoiceDelta(index=delta.index)
         pending.merge(delta)
         if delta.HasField("usage"):
             self._usage = delta.usage
