@@ -13,11 +13,10 @@ from grpc import aio
 
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_common.limits import MAX_TOKENS
-from spyglass_server.auth import Identity, Scope
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
-from spyglass_server.errors import Forbidden, InvalidRequest
+from spyglass_server.errors import InvalidRequest
 from spyglass_server.ledger import Record
 from spyglass_server.services import Services
 from spyglass_server.session import Session
@@ -97,7 +96,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CheckAccessResponse:
         identity = caller()
         if request.HasField("caller"):
-            identity = self._behind(identity, request.caller)
+            identity = self._services.keys.payer(identity, request.caller.bearer_key)
         return inference_pb2.CheckAccessResponse(key_id=identity.key_id)
 
     async def GetUsage(  # noqa: N802
@@ -126,11 +125,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Ends all generations that still run."""
         for session in self._sessions:
             session.abandon()
-
-    def _behind(self, gateway: Identity, behind: inference_pb2.Caller) -> Identity:
-        if gateway.scope is not Scope.ACT_FOR_OTHERS:
-            raise Forbidden("this key may not act for others", field="caller")
-        return self._services.keys.check_caller(behind.bearer_key)
 
     def _model(self, name: str) -> inference_pb2.Model:
         services, info = self._services, self._services.engine.info

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from spyglass_server.errors import Unauthenticated
+from spyglass_server.errors import Forbidden, InvalidRequest, Unauthenticated
 
 _FILE = "api-key.sha256"
 _PREFIX = "sk-spyglass-"
@@ -73,12 +73,24 @@ class KeyStore:
                 return identity
         raise Unauthenticated
 
-    def check_caller(self, key: str) -> Identity:
-        """The same for the key of an end user, for whom a gateway calls: no gateway's own."""
-        identity = self.check(key)
-        if identity.scope is Scope.ACT_FOR_OTHERS:
+    def payer(self, identity: Identity, caller_key: str | None) -> Identity:
+        """Whose key a call is billed to: its own, or on a gateway's stream that of the end user.
+
+        Raises:
+            Forbidden: the key may not act for others.
+            InvalidRequest: a gateway does not name its caller.
+            Unauthenticated: the caller's key is not valid, or is a gateway's.
+        """
+        if identity.scope is not Scope.ACT_FOR_OTHERS:
+            if caller_key is not None:
+                raise Forbidden("this key may not act for others", field="caller")
+            return identity
+        if caller_key is None:
+            raise InvalidRequest("a gateway names the caller of each generation", field="caller")
+        caller = self.check(caller_key)
+        if caller.scope is Scope.ACT_FOR_OTHERS:
             raise Unauthenticated
-        return identity
+        return caller
 
     def check_header(self, header: str | None) -> Identity:
         """The same for the value of an authorization header: Bearer KEY."""

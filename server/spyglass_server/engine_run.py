@@ -1,0 +1,122 @@
+"""One request's way through the engine, from submission to its last token."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+
+from spyglass_server.engine.supervisor import AsyncEngine, EngineDied
+from spyglass_server.engine.types import (
+    EngineRequest,
+    Event,
+    ImagesTaken,
+    PromptTold,
+    RequestBegun,
+    RequestFailed,
+    TokenOutput,
+)
+from spyglass_server.errors import InvalidRequest, SpyglassError, Unavailable
+
+log = logging.getLogger(__name__)
+
+Output = TokenOutput | PromptTold
+
+
+class _State(Enum):
+    SUBMITTED = auto()
+    """Queued or prefilling; outputs are held back."""
+    STREAMING = auto()
+    """Outputs are handed on as they come."""
+    OVER = auto()
+
+
+class EngineRun:
+    """Receives a request's events on the event loop.
+
+    Outputs are held back until `stream`, because the usage record must be open before anything of an answer goes out.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        request: EngineRequest,
+        *,
+        on_output: Callable[[Output], None],
+        on_images_taken: Callable[[], None],
+        grammar_error: InvalidRequest,
+    ) -> None:
+        """`grammar_error` is what the caller gets when the answer cannot go on in its grammar."""
+        self._engine = engine
+        self._request = request
+        self._on_output = on_output
+        self._on_images_taken = on_images_taken
+        self._grammar_error = grammar_error
+        loop = asyncio.get_running_loop()
+        self._state = _State.SUBMITTED
+        self._held: list[Output] = []
+        self._scheduled: asyncio.Future[int] = loop.create_future()
+        self._over: asyncio.Future[None] = loop.create_future()
+
+    async def wait_scheduled(self) -> int:
+        """Submits the request and waits for its first step; returns how many prompt tokens came from the cache.
+
+        Raises:
+            SpyglassError: the request failed before that.
+        """
+        self._engine.submit(self._request, self._on_event)
+        await asyncio.wait((self._scheduled, self._over), return_when=asyncio.FIRST_COMPLETED)
+        if not self._scheduled.done():
+            await self._over
+        return self._scheduled.result()
+
+    async def stream(self) -> None:
+        """Hands outputs on until `finish`.
+
+        Raises:
+            SpyglassError: the request failed.
+        """
+        self._state = _State.STREAMING
+        held, self._held = self._held, []
+        for output in held:
+            self._on_output(output)
+        await self._over
+
+    def finish(self) -> None:
+        """Ends `stream`: the answer is complete, whatever the engine still computes."""
+        self._end(None)
+
+    def cancel_choice(self, index: int) -> None:
+        """Has the engine compute nothing more of a choice."""
+        self._engine.cancel_choice(self._request.id, index)
+
+    def close(self) -> None:
+        """Drops the request in the engine; without effect when it has ended there."""
+        self._engine.cancel(self._request.id)
+
+    def _on_event(self, event: Event | EngineDied) -> None:
+        match event:
+            case TokenOutput() | PromptTold() if self._state is _State.SUBMITTED:
+                self._held.append(event)
+            case TokenOutput() | PromptTold():
+                self._on_output(event)
+            case ImagesTaken():
+                self._on_images_taken()
+            case RequestBegun(cached_tokens=cached_tokens):
+                self._scheduled.set_result(cached_tokens)
+            case RequestFailed(detail=detail, by_grammar=True):
+                log.warning("the grammar of request %d failed: %s", self._request.id, detail)
+                self._end(self._grammar_error)
+            case RequestFailed(detail=detail):
+                log.error("request %d failed in the engine: %s", self._request.id, detail)
+                self._end(SpyglassError("internal error"))
+            case EngineDied():
+                self._end(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
+
+    def _end(self, error: SpyglassError | None) -> None:
+        self._state = _State.OVER
+        if self._over.done():
+            return  # it has ended already, or its task was cancelled and is about to let go
+        if error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
