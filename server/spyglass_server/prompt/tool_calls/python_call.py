@@ -1,0 +1,71 @@
+"""Calls in Python: [f(a="b"), g()], and brave_search.call(query="…") after its control token."""
+
+import ast
+import json
+
+from spyglass_server.prompt.tool_calls.cursor import Cursor, NotACall, Reading
+
+_MAX_CHARACTERS = 64 << 10
+
+
+def read_python_calls(cursor: Cursor, first: str, closing: str) -> Reading:
+    """Reads calls, the first character of which has been read, up to `closing`.
+
+    That is "]" where they stand in a list, or ")" for a single call.
+    """
+    written, quote, depth = [first], "", 0
+    while True:
+        character = yield from cursor.next()
+        if not quote and depth == 0 and character == closing == "]":
+            break
+        written.append(character)
+        if len(written) > _MAX_CHARACTERS:
+            raise NotACall
+        if quote:
+            if character == "\\":
+                written.append((yield from cursor.next()))
+            elif character == quote:
+                quote = ""
+        elif character in "\"'":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth < 0:
+                raise NotACall
+            if depth == 0 and character == closing == ")":
+                break
+    calls = _calls("[" + "".join(written) + "]")
+    if not calls:
+        raise NotACall
+    for name, _ in calls:
+        cursor.check_name(name)
+    for name, arguments in calls:
+        cursor.call(name, arguments)
+
+
+def _calls(source: str) -> list[tuple[str, str]]:
+    """Names and arguments of a list of calls: f(a="b"), or f.call(a="b")."""
+    try:
+        tree = ast.parse(source, mode="eval").body
+        return [_call(node) for node in tree.elts] if isinstance(tree, ast.List) else []
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise NotACall from None
+
+
+def _call(node: ast.expr) -> tuple[str, str]:
+    """Raises ValueError for what is not a call with arguments by name."""
+    called = node.func if isinstance(node, ast.Call) else None
+    if isinstance(called, ast.Attribute) and called.attr == "call":
+        called = called.value
+    if not isinstance(node, ast.Call) or not isinstance(called, ast.Name) or node.args:
+        raise ValueError
+    arguments = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise ValueError
+        arguments[keyword.arg] = ast.literal_eval(keyword.value)
+    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    written.encode()  # refuses half a surrogate pair
+    return called.id, written
