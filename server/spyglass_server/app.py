@@ -19,13 +19,13 @@ from grpc_reflection.v1alpha import reflection
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_common.limits import MAX_MESSAGE_BYTES
 from spyglass_server.admission import Admission
-from spyglass_server.auth import KeyStore
+from spyglass_server.auth import ConfiguredKeys
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
 from spyglass_server.engine.process import EngineLoader
 from spyglass_server.engine.supervisor import AsyncEngine
-from spyglass_server.ledger import Ledger, lock_data_dir
+from spyglass_server.ledger import SqliteLedger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.service import InferenceServicer
@@ -57,9 +57,9 @@ class Server:
         self._config = config
         self._prompts = PromptMaker(folder, config.max_image_pixels, config.chat_template)
         self._lock = lock_data_dir(config.data_dir)
-        self._keys, self.new_key = KeyStore.open(config.data_dir, config.api_keys, config.bridge_key)
+        self._keys, self.new_key = ConfiguredKeys.open(config.data_dir, config.api_keys, config.bridge_key)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
-        self._ledger = Ledger(config.data_dir / "usage.sqlite3")
+        self._ledger = SqliteLedger(config.data_dir / "usage.sqlite3", read_server_id(config.data_dir))
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from spyglass_common.status import STATUS_METADATA_KEY
-from spyglass_server.auth import Identity, KeyStore
+from spyglass_server.auth import Identity, KeyStore, identify
 from spyglass_server.errors import InvalidRequest, SpyglassError, to_status
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Boundary(aio.ServerInterceptor):
     def _guard(self, behaviour: "Behaviour", authorization: Any, parse: Callable[[Any], Any]) -> "Behaviour":
         async def guarded(request: Any, context: "Context") -> Any:
             try:
-                _caller.set(self._keys.check_header(authorization if isinstance(authorization, str) else None))
+                _caller.set(await identify(self._keys, authorization if isinstance(authorization, str) else None))
                 return await behaviour(parse(request), context)  # nothing of a stranger's is parsed
             except (aio.AbortError, grpc.RpcError):
                 raise

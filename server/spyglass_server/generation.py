@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spyglass.v1 import inference_pb2
 from spyglass_common.limits import MAX_TOKENS
-from spyglass_server.auth import Identity
+from spyglass_server.auth import Identity, find_payer
 from spyglass_server.cancellation import to_the_end
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
@@ -110,7 +110,7 @@ class Generation:
     async def _run(self) -> None:
         services = self._services
         spec = decode_start(self._start, services.image_limits)
-        payer = services.keys.payer(self._identity, spec.caller_key)
+        payer = await find_payer(services.keys, self._identity, spec.caller_key)
         model = services.resolve_model(spec.model)
         limit_s = services.request_timeout_s
         try:

@@ -13,6 +13,7 @@ from grpc import aio
 
 from spyglass.v1 import inference_pb2, inference_pb2_grpc
 from spyglass_common.limits import MAX_TOKENS
+from spyglass_server.auth import find_payer
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
@@ -96,7 +97,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CheckAccessResponse:
         identity = caller()
         if request.HasField("caller"):
-            identity = self._services.keys.payer(identity, request.caller.bearer_key)
+            identity = await find_payer(self._services.keys, identity, request.caller.bearer_key)
         return inference_pb2.CheckAccessResponse(key_id=identity.key_id)
 
     async def GetUsage(  # noqa: N802

@@ -1,5 +1,5 @@
 """Who may call, and on whose behalf."""
 
-from spyglass_server.auth.keys import Identity, KeyStore, Scope
+from spyglass_server.auth.keys import ConfiguredKeys, Identity, KeyStore, Scope, find_payer, identify
 
-__all__ = ["Identity", "KeyStore", "Scope"]
+__all__ = ["ConfiguredKeys", "Identity", "KeyStore", "Scope", "find_payer", "identify"]

@@ -1,7 +1,6 @@
-"""API keys.
+"""API keys: which are valid, and what they may do.
 
-Owns which keys are valid and what they may do. Keys are kept as SHA-256 hashes: they are long and
-random, so a slow hash would add nothing. Knows nothing of gRPC or HTTP.
+Keys are kept as SHA-256 hashes: they are long and random, so a slow hash would add nothing.
 """
 
 import hashlib
@@ -12,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from spyglass_server.errors import Forbidden, InvalidRequest, Unauthenticated
 
@@ -34,14 +34,60 @@ class Identity:
     scope: Scope
 
 
-class KeyStore:
-    """The keys of one server."""
+class KeyStore(Protocol):
+    """Knows which keys are valid."""
+
+    async def check(self, key: str) -> Identity:
+        """Who a key stands for.
+
+        Raises:
+            Unauthenticated: it is not valid.
+        """
+        ...
+
+
+async def identify(keys: KeyStore, header: str | None) -> Identity:
+    """Who the value of an authorization header, "Bearer KEY", stands for.
+
+    Raises:
+        Unauthenticated: it is malformed, or its key is not valid.
+    """
+    scheme, _, key = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise Unauthenticated
+    return await keys.check(key)
+
+
+async def find_payer(keys: KeyStore, identity: Identity, caller_key: str | None) -> Identity:
+    """Who a call is billed to: its own key, or on a gateway's stream that of the end user.
+
+    Raises:
+        Forbidden: the key may not act for others.
+        InvalidRequest: a gateway does not name its caller.
+        Unauthenticated: the caller's key is not valid, or is a gateway's.
+    """
+    if identity.scope is not Scope.ACT_FOR_OTHERS:
+        if caller_key is not None:
+            raise Forbidden("this key may not act for others", field="caller")
+        return identity
+    if caller_key is None:
+        raise InvalidRequest("a gateway names the caller of each generation", field="caller")
+    caller = await keys.check(caller_key)
+    if caller.scope is Scope.ACT_FOR_OTHERS:
+        raise Unauthenticated
+    return caller
+
+
+class ConfiguredKeys:
+    """The key store of one server: keys from its settings, or the one that it made at its first start."""
 
     def __init__(self, keys: dict[bytes, Identity]) -> None:
         self._keys = keys
 
     @classmethod
-    def open(cls, data_dir: Path, api_keys: tuple[str, ...], bridge_key: str | None) -> tuple["KeyStore", str | None]:
+    def open(
+        cls, data_dir: Path, api_keys: tuple[str, ...], bridge_key: str | None
+    ) -> tuple["ConfiguredKeys", str | None]:
         """Makes the store from configured keys.
 
         Without one, the key of an earlier start is used, and on the first start one is made: its hash is
@@ -61,43 +107,12 @@ class KeyStore:
             keys[_digest(bridge_key)] = Identity("bridge", Scope.ACT_FOR_OTHERS)
         return cls(keys), made
 
-    def check(self, key: str) -> Identity:
-        """Who a key stands for.
-
-        Raises:
-            Unauthenticated: it is not valid.
-        """
+    async def check(self, key: str) -> Identity:
         digest = _digest(key)
         for known, identity in self._keys.items():
             if hmac.compare_digest(known, digest):
                 return identity
         raise Unauthenticated
-
-    def payer(self, identity: Identity, caller_key: str | None) -> Identity:
-        """Whose key a call is billed to: its own, or on a gateway's stream that of the end user.
-
-        Raises:
-            Forbidden: the key may not act for others.
-            InvalidRequest: a gateway does not name its caller.
-            Unauthenticated: the caller's key is not valid, or is a gateway's.
-        """
-        if identity.scope is not Scope.ACT_FOR_OTHERS:
-            if caller_key is not None:
-                raise Forbidden("this key may not act for others", field="caller")
-            return identity
-        if caller_key is None:
-            raise InvalidRequest("a gateway names the caller of each generation", field="caller")
-        caller = self.check(caller_key)
-        if caller.scope is Scope.ACT_FOR_OTHERS:
-            raise Unauthenticated
-        return caller
-
-    def check_header(self, header: str | None) -> Identity:
-        """The same for the value of an authorization header: Bearer KEY."""
-        scheme, _, key = (header or "").partition(" ")
-        if scheme.lower() != "bearer" or not key:
-            raise Unauthenticated
-        return self.check(key)
 
 
 def _digest(key: str) -> bytes:

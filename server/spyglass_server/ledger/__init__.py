@@ -1,6 +1,7 @@
 """What has been used, and by whom."""
 
+from spyglass_server.ledger.data_dir import lock_data_dir, read_server_id
 from spyglass_server.ledger.ledger import Ledger, Record, Total
-from spyglass_server.ledger.lock import lock_data_dir
+from spyglass_server.ledger.sqlite import SqliteLedger
 
-__all__ = ["Ledger", "Record", "Total", "lock_data_dir"]
+__all__ = ["Ledger", "Record", "SqliteLedger", "Total", "lock_data_dir", "read_server_id"]

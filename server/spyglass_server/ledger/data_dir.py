@@ -1,6 +1,7 @@
-"""One server for each data folder: two would close each other's records."""
+"""The data folder of a server: one server at a time uses it, and it keeps that server's id."""
 
 import fcntl
+import secrets
 from pathlib import Path
 from typing import IO
 
@@ -19,3 +20,13 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
         file.close()
         raise ValueError(f"another server uses {data_dir}; give each its own --data-dir") from None
     return file
+
+
+def read_server_id(data_dir: Path) -> str:
+    """The id of the server that a locked data folder belongs to; made at its first start."""
+    path = data_dir / "server-id"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(f"server-{secrets.token_hex(6)}\n", "ascii")
+        partial.rename(path)
+    return path.read_text("ascii").strip()
