@@ -1,11 +1,10 @@
 """Clients that people use, unmodified, against the whole stack with the embedded model.
 
-Only URL, key and model are set. They live in an environment of their own, which `make test` makes.
+Only URL, key and model are set. They live in environments of their own, which `make test` makes.
 """
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent / "clients"
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 BIN = CACHE / "clients" / "bin"
+LLAMA_INDEX = CACHE / "clients-llama-index" / "bin"
 MODEL = "spyglass-demo"
 MOST_SKIPPED = 10
 
@@ -42,15 +42,30 @@ def run(stack: Stack, *command: str | Path, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "script", ["openai_python.py", "langchain_openai_chat.py", "litellm_completion.py", "instructor_models.py"]
+    "script",
+    [
+        "openai_python.py",
+        "openai_history.py",
+        "langchain_openai_chat.py",
+        "litellm_completion.py",
+        "instructor_models.py",
+        "pydantic_ai_agent.py",
+        "openai_agents_run.py",
+        "haystack_chat.py",
+    ],
 )
 def test_python_clients(talker: Stack, script: str) -> None:
     run(talker, BIN / "python", script)
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="there is no Node here")
-def test_openai_for_node(talker: Stack) -> None:
-    run(talker, "node", "openai_node.mjs", SPYGLASS_NODE=str(CACHE / "node"))
+@pytest.mark.parametrize("script", ["llama_index_agent.py", "openai_history.py"])
+def test_python_clients_that_want_an_older_openai(talker: Stack, script: str) -> None:
+    run(talker, LLAMA_INDEX / "python", script)
+
+
+@pytest.mark.parametrize("script", ["openai_node.mjs", "ai_sdk.mjs", "langchain_node.mjs"])
+def test_clients_for_node(talker: Stack, script: str) -> None:
+    run(talker, BIN / "node", script, SPYGLASS_NODE=str(CACHE / "node"))
 
 
 def test_the_llm_command(talker: Stack, tmp_path: Path) -> None:

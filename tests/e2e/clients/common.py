@@ -1,4 +1,4 @@
-"""What the scripts here share: where the server is, a picture, a tool and a type."""
+"""What the scripts here share: where the server is, a picture, tools, a type, and a prompt that is too long."""
 
 import base64
 import io
@@ -31,6 +31,14 @@ ADD: dict[str, Any] = {
     },
 }
 BOB = "Bob is 5 years old. Tell his name and his age as JSON."
+QUESTION = "How is the weather in Paris?"
+TOO_LONG = "word " * 9000
+"""More tokens than the context of the model holds."""
+
+
+def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"clear in {city}"
 
 
 def picture() -> bytes:

@@ -1,6 +1,7 @@
-"""langchain-openai: invoke, stream, tools, structured output, a picture."""
+"""langchain-openai: invoke, stream, tools, structured output, a picture, a prompt over the context."""
 
-from common import BOB, KEY, MODEL, URL, Person, which_colour
+from common import BOB, KEY, MODEL, TOO_LONG, URL, Person, which_colour
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -24,3 +25,9 @@ assert set(call["args"]) == {"a", "b"}
 for method in ("json_schema", "function_calling", "json_mode"):
     assert model.with_structured_output(Person, method=method).invoke(BOB + " Its keys are name and age.").name == "Bob"
 assert "red" in model.invoke([HumanMessage(which_colour())]).content
+for ask in (model.invoke, lambda text: list(model.stream(text))):
+    try:
+        ask(TOO_LONG)
+        raise AssertionError("the prompt was taken")
+    except ContextOverflowError as error:
+        assert error.code == "context_length_exceeded"
