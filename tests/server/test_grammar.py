@@ -9,66 +9,12 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel, Field
 
+from grammars import lets_through
+from random_schemas import DEFINITIONS, OBJECTS, SCHEMAS, VALUES
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.prompt.grammar import Kind, Shape, to_grammar
-
-BYTES = LLTokenizer("byte")
-
-
-def lets_through(grammar: str, text: str) -> bool:
-    """Whether a text is a whole answer of a grammar."""
-    matcher = LLMatcher(BYTES, grammar)
-    tokens = BYTES.tokenize_bytes(text.encode())
-    return bool(
-        matcher.validate_tokens(tokens) == len(tokens) and matcher.consume_tokens(tokens) and matcher.is_accepting()
-    )
-
-
-SCALARS = st.sampled_from([None, True, False, 0, 1, 1.5, "", "a"])
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
-    max_leaves=4,
-)
-OBJECTS = st.dictionaries(st.sampled_from("ab"), SCALARS, max_size=2)
-TYPES = st.sampled_from(["null", "boolean", "integer", "number", "string", "array", "object"])
-LEAVES = st.one_of(
-    st.builds(lambda kind: {"type": kind}, TYPES),
-    st.builds(lambda kinds: {"type": kinds}, st.lists(TYPES, min_size=1, max_size=2, unique=True)),
-    st.builds(lambda value: {"const": value}, VALUES),
-    st.builds(lambda values: {"enum": values}, st.lists(VALUES, min_size=1, max_size=3)),
-)
-REFERENCES = st.sampled_from([{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/other"}])
-
-
-def objects(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.builds(
-        lambda properties, required, more: {"type": "object", "properties": properties, "required": required} | more,
-        st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
-        st.lists(st.sampled_from("ab"), unique=True),
-        st.sampled_from([{}, {}, {"additionalProperties": False}, {"additionalProperties": {"type": "null"}}]),
-    )
-
-
-def combined(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.one_of(
-        objects(inner),
-        st.builds(
-            lambda word, parts, more: {word: parts} | more,
-            st.sampled_from(["oneOf", "oneOf", "anyOf", "allOf"]),
-            st.lists(inner, min_size=1, max_size=3),
-            st.sampled_from([{}, {}, {"type": "object"}, {"properties": {"a": {}}}]),
-        ),
-        st.builds(lambda items: {"type": "array", "items": items}, inner),
-    )
-
-
-CHOICES = st.lists(objects(LEAVES) | LEAVES, min_size=2, max_size=3).map(lambda parts: {"oneOf": parts})
-DEFINITIONS = st.recursive(LEAVES, combined, max_leaves=4)
-SCHEMAS = CHOICES | st.recursive(LEAVES | REFERENCES, combined, max_leaves=6)
 
 
 @given(SCHEMAS, DEFINITIONS, DEFINITIONS, st.lists(VALUES | OBJECTS, min_size=20, max_size=20))

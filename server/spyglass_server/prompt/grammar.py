@@ -5,38 +5,24 @@ vocabulary where answers are made.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher
 
-from spyglass_server.engine.types import GRAMMAR_LIMITS
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.schemas import ascii_classes, exact
+from spyglass_server.prompt.enforcement import enforced
+from spyglass_server.prompt.lark import check_nesting
+from spyglass_server.prompt.library import JSON_FORM, fault, one_line, schema_grammar, without_text
+from spyglass_server.prompt.patterns import ascii_classes
+from spyglass_server.prompt.schemas import SchemaRefused, quoted
 from spyglass_server.prompt.template import Tool
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-_LIMITS = LLParserLimits(**GRAMMAR_LIMITS)
 MAX_JSON_DEPTH = 64
 _MAX_CHARACTERS = 256 << 10
-_JSON_FORM: "JsonCompileOptions" = {
-    "whitespace_flexible": False,
-    "whitespace_pattern": None,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": False,
-    "lenient": False,
-}
-"""JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
-holds, whatever it says of that itself."""
 _MAX_REASON_CHARACTERS = 300
-_NOTHING = "NoExtensionBias"
-"""What the library says where no text holds to a grammar."""
 _FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
 """Text that begins in no way in which a call can begin."""
 _MOST_CALLS = 16
@@ -66,23 +52,20 @@ def to_grammar(shape: Shape) -> str:
     Raises:
         InvalidRequest: the shape is wrong, or asks for something that could not be held to.
     """
-    if len(shape.source) > _MAX_CHARACTERS:
-        raise _refusal(shape, f"it has more than {_MAX_CHARACTERS} characters")
-    match shape.kind:
-        case Kind.JSON_OBJECT:
-            grammar = _of_schema({"type": "object"})
-        case Kind.JSON_SCHEMA:
-            try:
-                grammar = _of_schema(_narrowed(_read_schema(shape)))
-            except ValueError as error:
-                raise _refusal(shape, str(error)) from error
-        case Kind.REGEX:
-            grammar = LLMatcher.grammar_from_regex(ascii_classes(shape.source))
-        case Kind.LARK:
-            grammar = LLMatcher.grammar_from_lark(shape.source)
-    if reason := _fault(grammar):
-        raise _refusal(shape, reason)
-    return grammar
+    try:
+        if len(shape.source) > _MAX_CHARACTERS:
+            raise ValueError(f"it has more than {_MAX_CHARACTERS} characters")
+        match shape.kind:
+            case Kind.JSON_OBJECT:
+                return schema_grammar({"type": "object"})
+            case Kind.JSON_SCHEMA:
+                return schema_grammar(enforced(_read_schema(shape.source)))
+            case Kind.REGEX:
+                return _of_regex(shape.source)
+            case Kind.LARK:
+                return _of_lark(shape.source)
+    except ValueError as error:
+        raise _refuse(str(error), shape.kind.value) from error
 
 
 def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
@@ -96,10 +79,10 @@ def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
     reason = ""
     for narrow in (must_call, False):  # schemas that nobody insists on may be too much together
         grammar = _calls(tools, must_call, several, narrow)
-        reason = _fault(grammar)
+        reason = fault(grammar)
         if not reason:
             return grammar
-    raise _refuse(reason, "chat.tools")
+    raise _refuse(f"the tools are too much together ({without_text(reason)})", "chat.tools")
 
 
 def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) -> str:
@@ -117,16 +100,12 @@ def _arguments(tool: Tool, number: int, narrow: bool) -> str:
     """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
     if tool.is_strict or narrow:
         try:
-            schema = {**_narrowed(tool.parameters), "type": "object", "x-guidance": _JSON_FORM}
-            written = "%json " + json.dumps(schema)
-            reason = _fault(LLMatcher.grammar_from_lark(f"start: {written}"))
-        except ValueError as error:
-            reason = str(error)
-        if not reason:
-            return written
-        if tool.is_strict:
-            raise _refuse(reason, f"chat.tools[{number}].parameters_json")
-    return "%json " + json.dumps({"type": "object", "x-guidance": _JSON_FORM})
+            schema = enforced({**tool.parameters, "type": "object"})
+            return "%json " + json.dumps({**schema, "x-guidance": JSON_FORM})
+        except SchemaRefused as refused:
+            if tool.is_strict:
+                raise _refuse(str(refused), f"chat.tools[{number}].parameters_json") from refused
+    return "%json " + json.dumps({"type": "object", "x-guidance": JSON_FORM})
 
 
 def read_json_object(text: str) -> dict[str, Any] | None:
@@ -148,89 +127,26 @@ def _is_deeper(value: Any, depth: int) -> bool:
     )
 
 
-def _of_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_FORM)
-
-
-@cache
-def _bytes() -> LLTokenizer:
-    return LLTokenizer("byte")
-
-
-def _fault(grammar: str) -> str:
-    """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
-    if reason := LLMatcher.validate_grammar(grammar, limits=_LIMITS):
-        return reason
-    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
-    matcher.compute_bitmask()
-    found = matcher.get_error()
-    return "there is no such answer" if found.startswith(_NOTHING) else found
-
-
-def _narrowed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema that is held exactly, and whose objects have no properties but those that it names, where it leaves that
-    open.
-
-    What holds to it holds to the schema too; a model that may add properties seldom knows when to stop. A schema that
-    has objects of several parts stays open: each part knows the properties of its own only. So does one with a `oneOf`
-    that is refused: once closed, its parts could seem to exclude each other.
-
-    Raises ValueError for one that asks for what could hold only roughly.
-    """
-    schema = exact(schema)
-    if any(map(_is_in_parts, _objects(schema))):
-        return schema
-    has_choice = any("oneOf" in found for found in _objects(schema))
-    if has_choice and LLMatcher.validate_grammar(_of_schema(schema), limits=_LIMITS):
-        return schema
-    return _close(schema)
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects of a document."""
-    if isinstance(value, list):
-        for one in value:
-            yield from _objects(one)
-    elif isinstance(value, dict):
-        yield value
-        for one in value.values():
-            yield from _objects(one)
-
-
-def _is_in_parts(schema: dict[str, Any]) -> bool:
-    return "allOf" in schema or ("properties" in schema and bool(schema.keys() & {"anyOf", "oneOf", "$ref"}))
-
-
-def _close(schema: dict[str, Any]) -> dict[str, Any]:
-    result = {key: _closed_in(key, value) for key, value in schema.items()}
-    properties, required = schema.get("properties"), schema.get("required")
-    if isinstance(properties, dict) and not schema.keys() & {"additionalProperties", "patternProperties"}:
-        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
-        if properties.keys() >= set(names):
-            result["additionalProperties"] = False
-    return result
-
-
-def _closed_in(key: str, value: Any) -> Any:
-    """What stands under a keyword, with the schemas in it closed."""
-    if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-        return {name: _close(one) if isinstance(one, dict) else one for name, one in value.items()}
-    if key in ("items", "additionalProperties") and isinstance(value, dict):
-        return _close(value)
-    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
-        return [_close(one) if isinstance(one, dict) else one for one in value]
-    return value
-
-
-def _read_schema(shape: Shape) -> dict[str, Any]:
-    schema = read_json_object(shape.source)
+def _read_schema(source: str) -> dict[str, Any]:
+    schema = read_json_object(source)
     if schema is None:
-        raise _refusal(shape, f"it is no JSON object, at most {MAX_JSON_DEPTH} deep")
+        raise ValueError(f"it is no JSON object, at most {MAX_JSON_DEPTH} deep")
     return schema
 
 
-def _refusal(shape: Shape, reason: str) -> InvalidRequest:
-    return _refuse(reason, shape.kind.value)
+def _of_regex(source: str) -> str:
+    grammar = LLMatcher.grammar_from_regex(ascii_classes(source))
+    if reason := fault(grammar):
+        raise ValueError(f"{quoted(source)}: {without_text(reason)}")
+    return grammar
+
+
+def _of_lark(source: str) -> str:
+    check_nesting(source)
+    grammar = LLMatcher.grammar_from_lark(source)
+    if reason := fault(grammar):
+        raise ValueError(reason)
+    return grammar
 
 
 def shape_failed(field: str) -> InvalidRequest:
@@ -240,7 +156,7 @@ def shape_failed(field: str) -> InvalidRequest:
 
 def _refuse(reason: str, field: str) -> InvalidRequest:
     return InvalidRequest(
-        f"answers cannot be held to this shape: {' '.join(reason.split())[:_MAX_REASON_CHARACTERS]}",
+        f"answers cannot be held to this shape: {one_line(reason)[:_MAX_REASON_CHARACTERS]}",
         field=field,
         reason="invalid_format",
     )

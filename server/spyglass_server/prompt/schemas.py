@@ -1,117 +1,290 @@
-r"""Schemas and regular expressions, in words that the grammar's library takes exactly.
+"""JSON schemas in a vocabulary that the grammar's library enforces in every detail.
 
-It computes with numbers of 53 bits, lets the escapes `\"` and `\\` through wherever a string's pattern allows control
-characters, and takes `\d` for the digits of all scripts. Owns what is done about that: whatever holds to what comes out
-holds to what went in. Knows nothing of grammars.
+One rule for keywords: those that constrain are enforced or refused, whichever `$schema` is named; all others, those
+that no draft knows among them, are annotations and are left out. Whatever is valid against the schema that comes out
+is valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the caller's own
+text. Knows nothing of grammars.
 """
 
-import re
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+from spyglass_server.prompt.patterns import exact_pattern
+from spyglass_server.prompt.property_names import restrict_names
+from spyglass_server.prompt.references import Place, References
+
 _MOST_EXACT = 2**53
-_ASCII = {
-    "d": "[0-9]",
-    "D": "[^0-9]",
-    "w": "[A-Za-z0-9_]",
-    "W": "[^A-Za-z0-9_]",
-    "s": r"[\t-\r\x20]",
-    "S": r"[^\t-\r\x20]",
-}
-_PIECE = re.compile(r"\\[pP](\{[^}]*\}|.)|\\.|.|\\", re.DOTALL)
-_NAMED = ("properties", "$defs", "definitions", "dependentSchemas")
-"""Keywords under which names that people chose lead to schemas."""
-_SAYING_NOTHING = ("default", "examples")
+"""The library computes with numbers of 53 bits."""
+_TYPES = ("null", "boolean", "number", "string", "array", "object")
+_TAKEN = ("type", "required")
 _BOUNDS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"),
-    *("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
+    *("minItems", "maxItems", "minProperties", "maxProperties"),
 )
-_WITHOUT_CONTROLS = r"[{}&&[^\x00-\x07\x0b\x0e-\x1f]]"
+_SCHEMA = ("items", "additionalProperties")
+_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED = ("properties", "patternProperties")
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "contains": (),
+    "dependencies": ({},),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "disallow": ([],),
+    "divisibleBy": (),
+    "extends": ({}, []),
+    "if": (),
+    "not": (False,),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "uniqueItems": (False,),
+    "$dynamicRef": (),
+    "$recursiveRef": (),
+}
+"""Keywords that constrain, in some draft, and are not enforced; the values with which they constrain nothing."""
+
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+"""Those that are enforced; all others are annotations."""
+_DATE = (
+    r"(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-"
+    r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[zZ]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMAT_PATTERNS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}[tT]{_TIME}$",
+    "uuid": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+}
+"""Formats with patterns of our own: the library's allow February 29 in every year, and leap seconds in every minute,
+which few readers do."""
+_OF_NAMES = {"type", "const", "enum", "pattern", "format", "minLength", "maxLength"}
+_VOCABULARY = {*_TAKEN, *_BOUNDS, *_SCHEMA, *_SCHEMAS, *_NAMED, *_REFUSED, *_OF_NAMES, "$ref", "propertyNames"}
+"""All that constrains; other keywords only say how these are meant, or nothing."""
+_DEFINITION = "#/$defs/"
+_MAX_QUOTED_CHARACTERS = 100
 
 
-def exact(schema: Any) -> Any:
-    """A schema that holds in every detail. Raises ValueError for one that asks for what could hold only roughly."""
-    if isinstance(schema, list):
-        return [exact(one) for one in schema]
-    if isinstance(schema, dict):
-        return {name: _exact_in(name, value) for name, value in schema.items() if name not in _SAYING_NOTHING}
-    return schema
+class SchemaRefused(ValueError):
+    """A schema that is wrong, or asks for what cannot be enforced."""
+
+    def __init__(self, pointer: str, reason: str) -> None:
+        super().__init__(f"{pointer}: {reason}")
 
 
-def ascii_classes(regex: str) -> str:
-    r"""A regular expression whose `\d`, `\w` and `\s` are of ASCII."""
-    return re.sub(r"\\(.)", lambda found: _ASCII.get(found[1], found[0]), regex, flags=re.DOTALL)
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A schema whose references all lead to its own `$defs`."""
+
+    schema: dict[str, Any]
+    origins: dict[int, Place] = field(default_factory=dict)
+    """Where each translated schema comes from, by its id()."""
+    patterns: dict[str, str] = field(default_factory=dict)
+    """The caller's own texts of patterns that were changed."""
 
 
-def _exact_in(keyword: str, value: Any) -> Any:
-    if isinstance(value, dict) and keyword in _NAMED:
-        return {name: exact(one) for name, one in value.items()}
-    if isinstance(value, dict) and keyword == "patternProperties":
-        return {_without_controls(pattern): exact(one) for pattern, one in value.items()}
-    if keyword in ("const", "enum"):
-        _check_numbers(value)
-        return value
-    if keyword == "pattern" and isinstance(value, str):
-        return _without_controls(value)
-    if keyword in _BOUNDS and _is_number(value):
-        return _bound(keyword, value)
-    return exact(value)
+def translate(schema: dict[str, Any]) -> Translation:
+    """Raises SchemaRefused for a schema that asks for what is not enforced, or could hold only roughly."""
+    return _Translator(schema).translate()
 
 
-def _bound(keyword: str, value: float) -> float:
+def subschemas(schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas directly in a translated one, without its `$defs`."""
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA:
+            yield value
+        elif keyword in _SCHEMAS:
+            yield from value
+        elif keyword in _NAMED:
+            yield from value.values()
+
+
+def quoted(value: Any) -> str:
+    """The caller's own text, cut."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_QUOTED_CHARACTERS else text[:_MAX_QUOTED_CHARACTERS] + "…"
+
+
+class _Translator:
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._references = References(schema)
+        self._definitions: dict[str, str] = {}
+        """The names of schemas that are referred to, by their pointers."""
+        self._waiting: list[tuple[str, Place]] = []
+        self._result = Translation({})
+
+    def translate(self) -> Translation:
+        root = self._references.root
+        schema = self._schema(root)
+        definitions = {name: schema if place is root else self._schema(place) for name, place in self._waiting}
+        if schema is False:
+            raise SchemaRefused("#", "there is no such answer")
+        if root.pointer in self._definitions:
+            schema = {"$ref": _DEFINITION + self._definitions[root.pointer]}
+        self._result.schema.update(schema | ({"$defs": definitions} if definitions else {}))
+        return self._result
+
+    def _schema(self, place: Place) -> Any:
+        if isinstance(place.schema, bool):
+            return place.schema
+        if not isinstance(place.schema, dict):
+            raise SchemaRefused(place.pointer, f"{quoted(place.schema)} is no schema")
+        result = self._keywords(place)
+        if "propertyNames" in place.schema:
+            self._restrict_names(result, place)
+        if "not" in place.schema and _says_nothing(place.schema["not"]):
+            return False
+        if "oneOf" in result:  # beside another keyword, the library looks through references for what parts exclude
+            result.setdefault("type", list(_TYPES))
+        self._result.origins[id(result)] = place
+        return result
+
+    def _keywords(self, place: Place) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for keyword, value in place.schema.items():
+            self._add(result, keyword, value, place)
+        return result
+
+    def _add(self, result: dict[str, Any], keyword: str, value: Any, place: Place) -> None:
+        """Translates a keyword. One that is not named here is an annotation."""
+        if keyword in _TAKEN:
+            result[keyword] = value
+        elif keyword in ("const", "enum"):
+            _check_numbers(value, place)
+            result[keyword] = value
+        elif keyword in _BOUNDS:
+            result[keyword] = _bound(keyword, value, place) if _is_number(value) else value
+        elif keyword == "pattern":
+            self._add_pattern(result, self._pattern(value, place))
+        elif keyword == "format":
+            self._add_format(result, value, place)
+        elif keyword == "$ref":
+            result["$ref"] = self._reference(place)
+        elif keyword in _SCHEMA or keyword in _SCHEMAS or keyword in _NAMED or keyword == "additionalItems":
+            self._add_subschemas(result, keyword, value, place)
+        elif keyword in _REFUSED:
+            _check_refused(keyword, value, place)
+
+    def _add_subschemas(self, result: dict[str, Any], keyword: str, value: Any, place: Place) -> None:
+        before = keyword
+        if isinstance(place.schema.get("items"), list):  # as before 2020-12
+            keyword = {"items": "prefixItems", "additionalItems": "items", "prefixItems": ""}.get(keyword, keyword)
+        if keyword in _SCHEMAS and isinstance(value, list):
+            result[keyword] = [self._schema(place.below(before, i)) for i in range(len(value))]
+        elif keyword in _NAMED and isinstance(value, dict):
+            translated = {name: self._schema(place.below(before, name)) for name in value}
+            if keyword == "patternProperties":
+                translated = {self._pattern(name, place): one for name, one in translated.items()}
+            result[keyword] = translated
+        elif keyword in _SCHEMA:
+            result[keyword] = self._schema(place.below(before))
+        elif keyword != "additionalItems":
+            raise SchemaRefused(place.pointer, f"{before} {quoted(value)} is wrong here")
+
+    def _pattern(self, pattern: Any, place: Place) -> str:
+        if not isinstance(pattern, str):
+            raise SchemaRefused(place.pointer, f"pattern {quoted(pattern)} is no string")
+        try:
+            exact = exact_pattern(pattern)
+        except ValueError as error:
+            raise SchemaRefused(place.pointer, f"pattern {quoted(pattern)}: {error}") from error
+        self._result.patterns[exact] = pattern
+        return exact
+
+    def _add_format(self, result: dict[str, Any], value: Any, place: Place) -> None:
+        if not isinstance(value, str):
+            raise SchemaRefused(place.pointer, f"format {quoted(value)} is no string")
+        if pattern := _FORMAT_PATTERNS.get(value):
+            self._add_pattern(result, pattern)
+        elif value in FORMATS:
+            result["format"] = value
+
+    def _add_pattern(self, result: dict[str, Any], pattern: str) -> None:
+        """A second pattern holds beside the first."""
+        if "pattern" in result:
+            result.setdefault("allOf", []).append({"pattern": pattern})
+        else:
+            result["pattern"] = pattern
+
+    def _reference(self, place: Place) -> str:
+        target = self._target(place)
+        if target.pointer not in self._definitions:
+            self._definitions[target.pointer] = str(len(self._definitions))
+            self._waiting.append((self._definitions[target.pointer], target))
+        return _DEFINITION + self._definitions[target.pointer]
+
+    def _target(self, place: Place) -> Place:
+        reference = place.schema["$ref"]
+        target = self._references.find(reference, place.base) if isinstance(reference, str) else None
+        if target is None:
+            raise SchemaRefused(place.pointer, f"$ref {quoted(reference)} is not in this schema")
+        return target
+
+    def _restrict_names(self, result: dict[str, Any], place: Place) -> None:
+        names, seen = place.below("propertyNames"), set[str]()
+        while _is_reference(names.schema):
+            if names.pointer in seen:
+                raise SchemaRefused(place.pointer, "propertyNames refers to itself")
+            seen.add(names.pointer)
+            names = self._target(names)
+        if not isinstance(names.schema, bool | dict):
+            raise SchemaRefused(names.pointer, f"{quoted(names.schema)} is no schema")
+        if others := [] if isinstance(names.schema, bool) else sorted(_constraining(names.schema) - _OF_NAMES):
+            raise SchemaRefused(place.pointer, f"propertyNames with {others[0]} is not enforced")
+        asked = names.schema if isinstance(names.schema, bool) else self._keywords(names)
+        try:
+            restrict_names(result, asked)
+        except ValueError as error:
+            raise SchemaRefused(place.pointer, f"propertyNames {error}") from error
+
+
+def _constraining(schema: dict[str, Any]) -> set[str]:
+    keywords = schema.keys() & _VOCABULARY
+    return keywords if schema.get("format") in FORMATS else keywords - {"format"}
+
+
+def _says_nothing(schema: Any) -> bool:
+    return schema is True or (isinstance(schema, dict) and not _constraining(schema))
+
+
+def _is_reference(schema: Any) -> bool:
+    """Whether a schema of a name is a reference and nothing else."""
+    return (
+        isinstance(schema, dict)
+        and _constraining(schema) - {"type"} == {"$ref"}
+        and schema.get("type", "string") == "string"
+    )
+
+
+def _check_refused(keyword: str, value: Any, place: Place) -> None:
+    if keyword == "if" and not place.schema.keys() & {"then", "else"}:
+        return
+    if keyword == "not" and _says_nothing(value):
+        return
+    if not any(value == nothing and type(value) is type(nothing) for nothing in _REFUSED[keyword]):
+        raise SchemaRefused(place.pointer, f"{keyword} is not enforced")
+
+
+def _bound(keyword: str, value: float, place: Place) -> float:
     """A number that is exact, or that narrows the range to such numbers."""
     if keyword in ("maximum", "exclusiveMaximum") and value > _MOST_EXACT:
         return _MOST_EXACT
     if keyword in ("minimum", "exclusiveMinimum") and value < -_MOST_EXACT:
         return -_MOST_EXACT
     if abs(value) > _MOST_EXACT or (abs(value) == _MOST_EXACT and keyword.startswith("exclusive")):
-        raise ValueError(f"{keyword} is beyond 2^53")
+        raise SchemaRefused(place.pointer, f"{keyword} is beyond 2^53")
     return value
 
 
-def _check_numbers(value: Any) -> None:
+def _check_numbers(value: Any, place: Place) -> None:
     if isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            _check_numbers(one)
+            _check_numbers(one, place)
     elif isinstance(value, int) and abs(value) > _MOST_EXACT:
-        raise ValueError(f"{value} is beyond 2^53")
+        raise SchemaRefused(place.pointer, f"{value} is beyond 2^53")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _without_controls(pattern: str) -> str:
-    """A pattern whose classes leave out the characters that JSON writes in hexadecimal."""
-    if re.search(r"\(\?[a-zA-Z]*x", pattern):
-        raise ValueError("a pattern with free space in it")
-    result, at = [], 0
-    while at < len(pattern):
-        end = _end_of_class(pattern, at) if pattern[at] == "[" else _end_of_piece(pattern, at)
-        part = pattern[at:end]
-        is_class = part[0] == "[" or part[:2] in (r"\p", r"\P")
-        result.append(_WITHOUT_CONTROLS.format(part) if is_class else part)
-        at = end
-    return "".join(result)
-
-
-def _end_of_piece(pattern: str, at: int) -> int:
-    """Where a character, an escape or a class that has a name ends."""
-    found = _PIECE.match(pattern, at)
-    assert found is not None
-    return found.end()
-
-
-def _end_of_class(pattern: str, at: int) -> int:
-    """Where the class ends that begins at a bracket; classes may stand in it."""
-    depth = 0
-    while at < len(pattern):
-        if pattern[at] == "[":
-            depth += 1
-            at += pattern.startswith("^", at + 1)
-            at += pattern.startswith("]", at + 1)  # a bracket that comes first is one like any other
-        elif pattern[at] == "]":
-            depth -= 1
-        at += 1 + (pattern[at] == "\\")
-        if not depth:
-            break
-    return at

@@ -1,0 +1,62 @@
+"""What a grammar in llguidance's dialect of Lark's notation may ask of the library's stack.
+
+Owns the bound, and as much of the notation as it takes to apply it. Knows nothing of what grammars mean.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MAX_NESTING = 2500
+"""In the units of `check_nesting`: about 60 % of a stack of 8 MiB."""
+_SPACE = re.compile(r"\s*")
+_TOKEN = re.compile(
+    r"""(?:\#|//)[^\n]* | "(?:\\.|[^"\\])*" | /(?:\\.|[^/\\])+/ | <[^<>\s]+>
+    | (?P<value>%(?:json|llguidance|regex)) | (?P<name>[A-Za-z_][\w-]*) | (?P<open>[(\[{]) | (?P<close>[)\]}]) | .""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+def check_nesting(source: str) -> None:
+    """Bounds the recursion in which the library follows rules, whichever of them refer to which.
+
+    Raises:
+        ValueError: there are so many rules, in brackets so deep, that they could overflow a thread's stack.
+    """
+    names: set[str] = set()
+    depth = deepest = num_schemas = at = 0
+    while at < len(source):
+        token = _TOKEN.match(source, at)
+        assert token is not None
+        at = token.end()
+        if token["value"]:
+            value, at = _json_value(source, at)
+            num_schemas += sum(1 for _ in _objects(value))
+        elif token["name"]:
+            names.add(token["name"])
+        depth += bool(token["open"]) - bool(token["close"])
+        deepest = max(deepest, depth)
+    if len(names) * (2 + deepest) + 3 * num_schemas > MAX_NESTING:
+        raise ValueError("it has too many rules")
+
+
+def _json_value(source: str, at: int) -> tuple[Any, int]:
+    space = _SPACE.match(source, at)
+    assert space is not None
+    at = space.end()
+    try:
+        return json.JSONDecoder().raw_decode(source, at)
+    except (ValueError, RecursionError):  # the library refuses it
+        return None, at
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one

@@ -1,0 +1,69 @@
+"""The grammar's library, asked without a model's vocabulary.
+
+Owns how it is called: in which form answers are JSON, and what a grammar may cost. Knows nothing of what is asked for.
+"""
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from spyglass_server.engine.types import GRAMMAR_LIMITS
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+_LIMITS = LLParserLimits(**GRAMMAR_LIMITS)
+JSON_FORM: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+"""JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
+holds."""
+NO_ANSWER = "there is no such answer"
+_NOTHING = "NoExtensionBias"
+"""What the library says where no text holds to a grammar."""
+_REGEX_ERROR = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
+_LOCATION = re.compile(r"^(at )?\d+\(\d+\): ")
+
+
+def schema_grammar(schema: dict[str, Any]) -> str:
+    """The grammar of a schema, not yet checked."""
+    return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
+
+
+def syntax_fault(grammar: str) -> str:
+    """Why the library refuses a grammar; nothing where it takes it."""
+    return LLMatcher.validate_grammar(grammar, limits=_LIMITS)
+
+
+def fault(grammar: str) -> str:
+    """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
+    if reason := syntax_fault(grammar):
+        return reason
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
+    matcher.compute_bitmask()
+    found = matcher.get_error()
+    return NO_ANSWER if found.startswith(_NOTHING) else found
+
+
+def without_text(reason: str) -> str:
+    """A reason of the library's without its place and the text that it quotes: neither need be the caller's."""
+    if found := _REGEX_ERROR.search(reason):
+        return found[1]
+    return _LOCATION.sub("", reason.partition("\n")[0])
+
+
+def one_line(reason: str) -> str:
+    """A reason without line breaks; other white space may be quoted and stays."""
+    return re.sub(r"\s*\n\s*", " ", reason.strip())
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer("byte")

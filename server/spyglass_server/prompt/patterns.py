@@ -1,0 +1,61 @@
+r"""Regular expressions that match exactly what the caller's do.
+
+The grammar's library lets the escapes `\"` and `\\` through wherever a string's pattern allows control characters, and
+takes `\d` for the digits of all scripts. Whatever matches what comes out of here matches what went in. Knows nothing of
+schemas or grammars.
+"""
+
+import re
+
+_ASCII = {
+    "d": "[0-9]",
+    "D": "[^0-9]",
+    "w": "[A-Za-z0-9_]",
+    "W": "[^A-Za-z0-9_]",
+    "s": r"[\t-\r\x20]",
+    "S": r"[^\t-\r\x20]",
+}
+_PIECE = re.compile(r"\\[pP](\{[^}]*\}|.)|\\.|.|\\", re.DOTALL)
+_WITHOUT_CONTROLS = r"[{}&&[^\x00-\x07\x0b\x0e-\x1f]]"
+
+
+def ascii_classes(regex: str) -> str:
+    r"""A regular expression whose `\d`, `\w` and `\s` are of ASCII."""
+    return re.sub(r"\\(.)", lambda found: _ASCII.get(found[1], found[0]), regex, flags=re.DOTALL)
+
+
+def exact_pattern(pattern: str) -> str:
+    """A pattern whose classes leave out the characters that JSON writes in hexadecimal."""
+    if re.search(r"\(\?[a-zA-Z]*x", pattern):
+        raise ValueError("free space in it is not supported")
+    result, at = [], 0
+    while at < len(pattern):
+        end = _end_of_class(pattern, at) if pattern[at] == "[" else _end_of_piece(pattern, at)
+        part = pattern[at:end]
+        is_class = part[0] == "[" or part[:2] in (r"\p", r"\P")
+        result.append(_WITHOUT_CONTROLS.format(part) if is_class else part)
+        at = end
+    return "".join(result)
+
+
+def _end_of_piece(pattern: str, at: int) -> int:
+    """Where a character, an escape or a class that has a name ends."""
+    found = _PIECE.match(pattern, at)
+    assert found is not None
+    return found.end()
+
+
+def _end_of_class(pattern: str, at: int) -> int:
+    """Where the class ends that begins at a bracket; classes may stand in it."""
+    depth = 0
+    while at < len(pattern):
+        if pattern[at] == "[":
+            depth += 1
+            at += pattern.startswith("^", at + 1)
+            at += pattern.startswith("]", at + 1)  # a bracket that comes first is one like any other
+        elif pattern[at] == "]":
+            depth -= 1
+        at += 1 + (pattern[at] == "\\")
+        if not depth:
+            break
+    return at
