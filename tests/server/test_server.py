@@ -22,7 +22,7 @@ from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, i
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.supervisor import EngineLoadError
-from spyglass_server.ledger import Ledger
+from spyglass_server.ledger import SqliteLedger
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 Start = Callable[..., Awaitable[TestServer]]
@@ -548,7 +548,7 @@ async def test_a_ledger_that_cannot_write_costs_no_answer(start: Start, monkeypa
     async def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Ledger, "close", full)
+    monkeypatch.setattr(SqliteLedger, "close", full)
     stream = server.open_stream()
     await stream.start(1, tokens(2))
     await stream.finish()
@@ -559,7 +559,7 @@ async def test_an_engine_that_dies_just_before_the_submit_is_told_as_such(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await start()
-    open_record = Ledger.open
+    open_record = SqliteLedger.open
 
     async def open_late(*arguments: Any, **named: Any) -> int:
         server.kill_engine()
@@ -567,7 +567,7 @@ async def test_an_engine_that_dies_just_before_the_submit_is_told_as_such(
             await asyncio.sleep(0.01)
         return await open_record(*arguments, **named)
 
-    monkeypatch.setattr(Ledger, "open", open_late)
+    monkeypatch.setattr(SqliteLedger, "open", open_late)
     stream = server.open_stream()
     await stream.start(1, tokens(2))
     await stream.until(1, "finished")

@@ -10,7 +10,7 @@ from haystack.dataclasses import ChatMessage, StreamingChunk
 from haystack.tools import create_tool_from_function
 from haystack.utils import Secret
 
-WHOLE = 40
+WHOLE = 24
 CUT = (5, 12)
 
 tool = create_tool_from_function(weather)

@@ -6,7 +6,7 @@ from common import KEY, MODEL, QUESTION, URL, weather
 from llama_index.core.agent.workflow import AgentOutput, FunctionAgent, ToolCallResult
 from llama_index.llms.openai_like import OpenAILike
 
-WHOLE = 40
+WHOLE = 24
 CUT = (3, 5, 8, 12)
 """The last one ends within the arguments."""
 

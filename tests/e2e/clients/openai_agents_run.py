@@ -8,7 +8,7 @@ from agents.items import ToolCallItem, ToolCallOutputItem
 from common import BOB, KEY, MODEL, QUESTION, URL, Person, weather
 from openai import AsyncOpenAI
 
-WHOLE = 40
+WHOLE = 24
 CUT = (5, 12)
 
 set_tracing_disabled(True)  # it would be sent to OpenAI

@@ -1,8 +1,8 @@
 """The openai package: messages as it returns them, appended unmodified, over turns with tools and a picture."""
 
 import json
-import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -14,7 +14,6 @@ warnings.filterwarnings("ignore", "Pydantic serializer warnings")
 
 client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
 chat = client.chat.completions
-ask = {"model": MODEL, "temperature": 0}
 
 
 class Weather(BaseModel):
@@ -26,68 +25,58 @@ class Weather(BaseModel):
 tools = [openai.pydantic_function_tool(Weather, name="weather")]
 
 
-def created(messages: list[Any], **options: Any) -> Any:
-    return chat.create(**ask, messages=messages, **options).choices[0]
+def created(**request: Any) -> Any:
+    return chat.create(**request)
 
 
-def parsed(messages: list[Any], **options: Any) -> Any:
-    return chat.parse(**ask, messages=messages, **options).choices[0]
+def parsed(**request: Any) -> Any:
+    return chat.parse(**request)
 
 
-def streamed(messages: list[Any], **options: Any) -> Any:
-    with chat.stream(**ask, messages=messages, **options) as events:
-        return events.get_final_completion().choices[0]
+def streamed(**request: Any) -> Any:
+    with chat.stream(**request) as events:
+        return events.get_final_completion()
 
 
-def cut(messages: list[Any], **options: Any) -> Any:
-    """The helpers raise what was cut off, and give the message with it."""
-    for helper in (parsed, streamed):
-        try:
-            helper(messages, **options)
-            raise AssertionError("nothing was cut off")
-        except openai.LengthFinishReasonError as error:
-            found = error.completion.choices[0]
-            assert found.finish_reason == "length"
-            assert not found.message.content
-    return found
+def ask(way: Callable[..., Any], messages: list[Any], **options: Any) -> Any:
+    """The first choice. Where an answer is cut off, the helpers raise an error that has it."""
+    try:
+        completion = way(model=MODEL, temperature=0, messages=messages, **options)
+    except openai.LengthFinishReasonError as error:
+        completion = error.completion
+    return completion.choices[0]
 
 
-def called(messages: list[Any], choice: Any) -> None:
-    """Appends a message with calls, and what the tools answer."""
-    results = [{"role": "tool", "tool_call_id": call.id, "content": "clear"} for call in choice.message.tool_calls]
-    messages += [choice.message, *results]
+def with_results(message: Any) -> list[Any]:
+    """A message, and what the tools answer to its calls."""
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "clear"} for call in message.tool_calls or ()]
+    return [message, *results]
 
 
-messages: list[Any] = []
-for answer in (created, parsed, streamed):
-    messages.append({"role": "user", "content": QUESTION})
-    forced = answer(messages, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=60)
-    assert forced.finish_reason == "tool_calls"
-    [call] = forced.message.tool_calls
-    assert set(json.loads(call.function.arguments)) == {"city"}
-    if answer is not created:
-        assert isinstance(call.function.parsed_arguments, Weather)
-    called(messages, forced)
-    messages.append(answer(messages, max_tokens=8).message)
-
-    messages.append({"role": "user", "content": which_colour()})
-    messages.append(answer(messages, tools=tools, tool_choice="none", max_tokens=8).message)
+for way in (created, parsed, streamed):
+    messages: list[Any] = [{"role": "user", "content": which_colour()}]
+    messages.append(ask(way, messages, max_tokens=8).message)
     assert messages[-1].content
 
-    if answer is not created:
-        messages.append({"role": "user", "content": BOB})
-        typed = answer(messages, response_format=Person, max_tokens=60)
-        assert isinstance(typed.message.parsed, Person)
-        messages.append(typed.message)
+    messages.append({"role": "user", "content": BOB})
+    shape = {} if way is created else {"response_format": Person}
+    messages.append(ask(way, messages, **shape, max_tokens=40).message)
+    assert way is created or isinstance(messages[-1].parsed, Person)
 
-messages.append({"role": "user", "content": QUESTION})
-for max_tokens in (3, 5, 8, 12):
-    shortened = cut(messages, tools=tools, tool_choice="required", max_tokens=max_tokens)
-    if shortened.message.tool_calls:
-        turn = list(messages)
-        called(turn, shortened)
-        assert created(turn, tools=tools, max_tokens=1).finish_reason == "length"
-    else:
-        assert created([*messages, shortened.message], max_tokens=1)
+    for _ in range(2):
+        messages.append({"role": "user", "content": QUESTION})
+        called = ask(way, messages, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=40)
+        assert called.finish_reason == "tool_calls"
+        [call] = called.message.tool_calls
+        assert set(json.loads(call.function.arguments)) == {"city"}
+        assert way is created or isinstance(call.function.parsed_arguments, Weather)
+        messages += with_results(called.message)
+        messages.append(ask(way, messages, tools=tools, tool_choice="none", max_tokens=8).message)
+        assert messages[-1].content
 
-sys.stdout.write(f"{len(messages)} messages\n")
+    messages = [{"role": "user", "content": QUESTION}]
+    for max_tokens in (3, 5, 8, 12):
+        cut = ask(way, messages, tools=tools, tool_choice="required", max_tokens=max_tokens)
+        assert cut.finish_reason == "length"
+        assert not cut.message.content, cut
+        ask(created, [*messages, *with_results(cut.message), *messages], tools=tools, max_tokens=1)
