@@ -221,13 +221,6 @@ def object_of(properties: dict[str, Any], all_required: bool) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def map_of(names: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """An object of one property or two, with annotations as emitters write them."""
-    count = {} if "enum" in names else {"minProperties": 1, "maxProperties": 2}
-    annotations = {"title": "Map", "default": {}, "x-guidance": {"lenient": True}, "format": "map"}
-    return {"type": "object", "propertyNames": names, "additionalProperties": values} | count | annotations
-
-
 def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(
         st.builds(
@@ -237,7 +230,6 @@ def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
             st.integers(0, 2),
         ),
         st.builds(object_of, st.dictionaries(NAMES, inner, max_size=3), st.booleans()),
-        st.builds(map_of, st.sampled_from([{"type": "string"}, {"enum": ["a", "b"]}, {"maxLength": 3}]), inner),
         st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
         st.lists(inner, min_size=1, max_size=3).map(one_of_tagged),
     )
