@@ -42,7 +42,7 @@ for (const model of models) {
   }
 
   const schema = z.record(z.string(), z.number());
-  const { object } = await generateObject({ ...ask, schema, prompt: "The ages of Bob (5) and Ann (7), as JSON." });
+  const { object } = await generateObject({ ...ask, schema, prompt: "Bob is 5, Ann is 7. Tell their ages as JSON." });
   assert(Object.values(object).every((age) => typeof age === "number"));
 
   const steps = { stopWhen: isStepCount(3), prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber < 2 ? "required" : "none" }) };
