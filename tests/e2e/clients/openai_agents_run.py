@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
+from agents.exceptions import ModelBehaviorError
 from agents.items import ToolCallItem, ToolCallOutputItem
 from common import BOB, KEY, MODEL, QUESTION, URL, Person, weather
 from openai import AsyncOpenAI
@@ -30,7 +31,12 @@ async def check() -> None:
         for max_tokens in (WHOLE, *CUT):
             settings = ModelSettings(temperature=0, max_tokens=max_tokens, tool_choice="required")
             agent = Agent(name="here", model=model, tools=[function_tool(weather)], model_settings=settings)
-            first = await run(agent, QUESTION, is_streaming)
+            try:
+                first = await run(agent, QUESTION, is_streaming)
+            except ModelBehaviorError as error:  # how it says that the limit left neither text nor a call
+                if max_tokens not in CUT or "length" not in str(error):
+                    raise
+                continue
             again = [*first.to_input_list(), {"role": "user", "content": QUESTION}]
             for result in (first, await run(agent, again, is_streaming)):
                 assert '"name"' not in result.final_output, result
