@@ -17,9 +17,9 @@ from plain_model import plain_model
 from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.prompt.template import Message
 from spyglass_server.runtime.launch import CheckpointLoader
 

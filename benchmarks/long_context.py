@@ -19,10 +19,10 @@ from processes import run_as_engine
 from random_model import SIZES, random_model
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.images import ImageCache
-from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.image_cache import ImageCache
+from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
+from spyglass_server.engine.page_pool import PagePool
 from spyglass_server.engine.scheduler import Scheduler
-from spyglass_server.engine.types import EngineRequest, RequestFailed, SamplingParams, TokenOutput
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
 from step import median_ms, rows_of

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer
 
-from spyglass_server.prompt.grammar import Kind, Shape, to_grammar
+from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint, to_grammar
 
 BYTES = LLTokenizer("byte")
 _ENDING = b'"]}'
@@ -41,7 +41,7 @@ def random_answer(grammar: str, random: Random, max_bytes: int = 1000) -> str | 
 
 def schema_grammar(schema: Any) -> str:
     """The grammar of a JSON schema."""
-    return to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    return to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
 
 
 def valid_answers(schema: Any, count: int = 20) -> list[Any]:

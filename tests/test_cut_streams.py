@@ -19,7 +19,7 @@ from spyglass_bridge.openai.forms import ChatForm
 from spyglass_bridge.remote_generation import RemoteGeneration
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
-from spyglass_server.engine.types import FinishReason, TokenOutput
+from spyglass_server.engine.messages import FinishReason, TokenOutput
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt.tokenizer import TextTokenizer
 

@@ -23,12 +23,12 @@ from spyglass_server.auth import ConfiguredKeys
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
-from spyglass_server.engine.process import EngineLoader
-from spyglass_server.engine.supervisor import AsyncEngine
+from spyglass_server.engine.async_engine import AsyncEngine
+from spyglass_server.engine.worker import EngineLoader
 from spyglass_server.ledger import SqliteLedger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.launch import CheckpointLoader
-from spyglass_server.service import InferenceServicer
+from spyglass_server.servicer import InferenceServicer
 from spyglass_server.services import Services
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ made beyond that is neither sent nor billed.
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from spyglass_server.engine.types import FinishReason, TokenOutput
+from spyglass_server.engine.messages import FinishReason, TokenOutput
 from spyglass_server.prompt.detokenizer import Detokenizer, StopStrings
 from spyglass_server.prompt.tool_calls import CallPiece, ToolParser
 

@@ -75,7 +75,7 @@ class ServerConfig:
 
 
 def resolve(options: argparse.Namespace) -> ServerConfig:
-    """Turns parsed options into the configuration.
+    """FairQueue parsed options into the configuration.
 
     Raises:
         ValueError: two settings contradict each other.

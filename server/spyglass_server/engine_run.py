@@ -5,21 +5,21 @@ import logging
 from collections.abc import Callable
 from enum import Enum, auto
 
-from spyglass_server.engine.supervisor import AsyncEngine, EngineDied
-from spyglass_server.engine.types import (
+from spyglass_server.engine.async_engine import AsyncEngine, EngineDied
+from spyglass_server.engine.messages import (
     EngineRequest,
     Event,
     ImagesTaken,
-    PromptTold,
-    RequestBegun,
+    PromptLogprobs,
     RequestFailed,
+    RequestScheduled,
     TokenOutput,
 )
 from spyglass_server.errors import InvalidRequest, SpyglassError, Unavailable
 
 log = logging.getLogger(__name__)
 
-Output = TokenOutput | PromptTold
+Output = TokenOutput | PromptLogprobs
 
 
 class _State(Enum):
@@ -95,13 +95,13 @@ class EngineRun:
 
     def _on_event(self, event: Event | EngineDied) -> None:
         match event:
-            case TokenOutput() | PromptTold() if self._state is _State.SUBMITTED:
+            case TokenOutput() | PromptLogprobs() if self._state is _State.SUBMITTED:
                 self._held.append(event)
-            case TokenOutput() | PromptTold():
+            case TokenOutput() | PromptLogprobs():
                 self._on_output(event)
             case ImagesTaken():
                 self._on_images_taken()
-            case RequestBegun(cached_tokens=cached_tokens):
+            case RequestScheduled(cached_tokens=cached_tokens):
                 self._scheduled.set_result(cached_tokens)
             case RequestFailed(detail=detail, by_grammar=True):
                 log.warning("the grammar of request %d failed: %s", self._request.id, detail)

@@ -15,8 +15,8 @@ from spyglass_server.cancellation import to_the_end
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start
-from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.types import EngineRequest, PromptTold, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, PromptLogprobs, TokenOutput
+from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine_run import EngineRun, Output
 from spyglass_server.errors import (
     Cancelled,
@@ -29,7 +29,7 @@ from spyglass_server.errors import (
 )
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
-from spyglass_server.prompt.grammar import shape_failed
+from spyglass_server.prompt.grammar import constraint_failed
 from spyglass_server.prompt_echo import PromptEcho
 from spyglass_server.services import Services
 from spyglass_server.upload import Upload
@@ -133,7 +133,7 @@ class Generation:
     async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, payer: Identity, model: str) -> None:
         services = self._services
         max_tokens = self._fit(spec, prompt)
-        tiles = SharedTiles()
+        tiles = SharedImages()
         try:
             await services.share(tiles, prompt, payer.key_id)
             prompt = prompt.without_images()  # they are large
@@ -148,7 +148,7 @@ class Generation:
                 n=spec.n,
                 top_logprobs=spec.top_logprobs,
                 grammar=grammar,
-                tells_prompt=spec.tells_prompt,
+                prompt_logprobs=spec.prompt_logprobs,
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
                 tenant=payer.key_id,
@@ -175,7 +175,7 @@ class Generation:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
         return min(spec.max_tokens or MAX_TOKENS, room, MAX_TOKENS)
 
-    async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedTiles, model: str) -> None:
+    async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedImages, model: str) -> None:
         """Runs the engine's part; it is metered from the request's first step on."""
         prompts = self._services.prompts
         tool_use = spec.tool_use
@@ -186,11 +186,11 @@ class Generation:
             prompts.tool_tag_id,
             calls_are_constrained=tool_use is not None and tool_use.needs_grammar,
         )
-        echo = PromptEcho(self._id, request.tokens, prompts.tokenizer, echo=spec.echo, logprobs=spec.tells_prompt)
+        echo = PromptEcho(self._id, request.tokens, prompts.tokenizer, echo=spec.echo, logprobs=spec.prompt_logprobs)
 
         def on_output(output: Output) -> None:
             match output:
-                case PromptTold(logprobs=logprobs):
+                case PromptLogprobs(logprobs=logprobs):
                     self._emit_all(echo.logprobs(logprobs))
                 case TokenOutput():
                     self._on_token(output, spec, choices, run)
@@ -200,7 +200,7 @@ class Generation:
             request,
             on_output=on_output,
             on_images_taken=tiles.release,
-            grammar_error=shape_failed(spec.shape.kind.value if spec.shape else "chat.tools"),
+            grammar_error=constraint_failed(spec.shape.kind.value if spec.shape else "chat.tools"),
         )
         try:
             cached_tokens = await run.wait_scheduled()
@@ -215,7 +215,7 @@ class Generation:
             return
         bytes_of = self._services.prompts.tokenizer.token_bytes
         logprobs = output.logprobs and events.token_logprobs(output.token, output.logprobs, bytes_of)
-        usage = self._usage() if spec.tells_usage else None
+        usage = self._usage() if spec.running_usage else None
         self._emit(events.delta(self._id, output.choice, *delta, logprobs=logprobs, usage=usage))
         if choices.is_done:
             run.finish()

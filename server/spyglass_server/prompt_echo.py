@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from spyglass.v1 import inference_pb2
 from spyglass_server.codec import events
-from spyglass_server.engine.types import Logprobs
+from spyglass_server.engine.messages import Logprobs
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 _MAX_CHARACTERS = 128 << 10

@@ -14,9 +14,9 @@ from spyglass_server.cancellation import to_the_end
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
 from spyglass_server.config import Prices
-from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.supervisor import AsyncEngine
-from spyglass_server.engine.types import ImageKey
+from spyglass_server.engine.async_engine import AsyncEngine
+from spyglass_server.engine.messages import ImageKey
+from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.errors import ModelNotFound, Unavailable
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
@@ -63,7 +63,7 @@ class Services:
 
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
-    async def share(self, tiles: SharedTiles, prompt: Prompt, tenant: str) -> None:
+    async def share(self, tiles: SharedImages, prompt: Prompt, tenant: str) -> None:
         """Copies a prompt's images into shared memory, in a worker thread.
 
         Raises:

@@ -10,7 +10,7 @@ from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
 from spyglass_server.errors import DeadlineExceeded, InvalidImage, InvalidRequest
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prompt_maker import ChatInput
 
 _FIELD = "image_chunk"
 _TIMEOUT_S = 60.0

@@ -15,7 +15,7 @@ from pictures import disc, encoded, noise
 from spyglass_client import Answer, AsyncClient, AsyncGeneration, ImagePart, Message, image
 from spyglass_client.messages import Role
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput, ImageSlot
+from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message as Turn
 from stack import Stack
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from spyglass_server.app import Server
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput, ImageSlot
+from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
 from spyglass_server.prompt.template import Message
 maker = PromptMaker(Path(sys.argv[1]), max_image_pixels=100_000)
 message = Message("user", (None, "What is it?"))

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.types import ImageKey, Row, SamplingParams
+from spyglass_server.engine.batch import Row
+from spyglass_server.engine.messages import ImageKey, SamplingParams
+from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime.checkpoint import load_model
@@ -41,7 +42,7 @@ class Ours:
         """Encodes the images and lays out the prompt as one row."""
         files = read_prompt_files(self.folder)
         tiles = [tile_image(image, files.image_spec) for image in images]
-        shared = SharedTiles()
+        shared = SharedImages()
         try:
             shared.copy((ImageKey("test", t.digest), t.rows, t.columns, t.pixels.data) for t in tiles)
             for image in shared.inputs:

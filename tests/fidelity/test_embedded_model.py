@@ -13,7 +13,7 @@ from fidelity.ours import Ours
 from fidelity.prompts import Prompt
 from plain_smollm2 import greedy_choices
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput
+from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.prompt.template import Message
 
 pytestmark = pytest.mark.slow

@@ -20,12 +20,14 @@ def test_told_probabilities_are_those_of_the_reference(checkpoint: Path, meta_mo
     expected = meta_model.prompt_logits(ids, images).double().log_softmax(-1)
     ours = Ours.load(checkpoint)
     known = [token for token in ids[1:] if token < expected.shape[1]]  # the image token has no probability
-    row = replace(ours.row(ids, images, (0,)), top_logprobs=TOP, told=ids[1:] if len(known) == len(ids) - 1 else ())
+    row = replace(
+        ours.row(ids, images, (0,)), top_logprobs=TOP, prompt_targets=ids[1:] if len(known) == len(ids) - 1 else ()
+    )
     [output] = ours.runner.execute([row])
     [last] = output.logprobs
     best = expected[-1].topk(TOP)
     torch.testing.assert_close(torch.tensor(last.top).double(), best.values, rtol=0, atol=TOLERANCE)
     assert last.chosen == pytest.approx(float(best.values[0]), abs=TOLERANCE)
     assert torch.tensor(last.top).exp().sum() <= 1
-    expected_told = [float(expected[position, token]) for position, token in enumerate(row.told)]
-    assert [one.chosen for one in output.told] == pytest.approx(expected_told, abs=TOLERANCE)
+    expected_told = [float(expected[position, token]) for position, token in enumerate(row.prompt_targets)]
+    assert [one.chosen for one in output.prompt_logprobs] == pytest.approx(expected_told, abs=TOLERANCE)

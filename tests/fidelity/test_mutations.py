@@ -13,9 +13,9 @@ import torch
 from fidelity import ours
 from fidelity.meta_model import MetaModel
 from fidelity.prompts import PROMPTS
-from spyglass_server.engine.spans import ImageSpan, image_spans
 from spyglass_server.runtime import plan, runner
 from spyglass_server.runtime.config import RopeConfig
+from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 from spyglass_server.runtime.model import vision
 from spyglass_server.runtime.model.layers import rotary_frequencies
 from spyglass_server.runtime.model.vision import Slices, VisionEncoder

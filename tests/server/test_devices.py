@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.types import DeviceLost, Row, SamplingParams
+from spyglass_server.engine.batch import DeviceLost, Row
+from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.runtime import graphs as graphs_module
 from spyglass_server.runtime import runner as runner_module
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.graphs import Compute, Record, RecordingFailed
 from spyglass_server.runtime.launch import CheckpointLoader
-from spyglass_server.runtime.plan import Planner, Shape
+from spyglass_server.runtime.plan import GraphShape, Planner
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE = 4
@@ -79,7 +80,7 @@ def test_what_a_step_reads_is_on_its_device() -> None:
     prompt = row(tokens=tuple(range(7)), start=3, pages=(4, 5, 9), image_tiles=((0, 1, 5),), image_positions=(2,))
     rows = [prompt, *(replace(prompt, tokens=(1,), pages=tuple(range(i, i + 3))) for i in (10, 20, 30))]
     images = [planner.image_slots(one) for one in rows[1:]]
-    plans = planner.batch(rows), planner.decode(rows[1:], images, Shape(rows=4, context=16, image=64), 200)
+    plans = planner.batch(rows), planner.decode(rows[1:], images, GraphShape(rows=4, context=16, image=64), 200)
     for plan in plans:
         tensors = tensors_of(plan)
         assert len(tensors) > 5

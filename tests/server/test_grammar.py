@@ -1,4 +1,4 @@
-"""Grammars of JSON schemas: what they let through holds to the schema."""
+"""ThreadedGrammarCompiler of JSON schemas: what they let through holds to the schema."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from grammars import lets_through
 from random_schemas import DEFINITIONS, OBJECTS, SCHEMAS, VALUES
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.grammar import Kind, Shape, to_grammar
+from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint, to_grammar
 
 
 @given(SCHEMAS, DEFINITIONS, DEFINITIONS, st.lists(VALUES | OBJECTS, min_size=20, max_size=20))
@@ -23,7 +23,7 @@ def test_what_is_let_through_holds_to_the_schema(
 ) -> None:
     whole = schema | {"$defs": {"one": one, "other": other}}
     try:
-        grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(whole)))
+        grammar = to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(whole)))
     except InvalidRequest:
         return
     schema_holds = jsonschema.Draft202012Validator(whole).is_valid
@@ -46,7 +46,7 @@ class Owner(BaseModel):
 
 
 def test_a_union_that_a_property_tells_apart() -> None:
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(Owner.model_json_schema())))
+    grammar = to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(Owner.model_json_schema())))
     assert lets_through(grammar, '{"pet": {"kind": "cat", "lives": 9}}')
     assert not lets_through(grammar, '{"pet": {"kind": "dog", "lives": 9}}')
     assert not lets_through(grammar, '{"pet": {"kind": "cat", "lives": 9, "more": 1}}')
@@ -63,7 +63,7 @@ def test_a_union_that_a_property_tells_apart() -> None:
 )
 def test_parts_that_may_not_exclude_each_other_are_refused(parts: list[Any]) -> None:
     with pytest.raises(InvalidRequest, match="cannot be held to"):
-        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"oneOf": parts})))
+        to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps({"oneOf": parts})))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_parts_that_may_not_exclude_each_other_are_refused(parts: list[Any]) -> 
 )
 def test_schemas_that_are_wrong_are_refused(wrong: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot be held to"):
-        to_grammar(Shape(Kind.JSON_SCHEMA, wrong))
+        to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, wrong))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,9 @@ def test_schemas_that_are_wrong_are_refused(wrong: str) -> None:
     ],
 )
 def test_a_string_that_is_let_through_has_its_pattern(pattern: str) -> None:
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern})))
+    grammar = to_grammar(
+        OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern}))
+    )
     letters = ["", *'"\\/ab[]é\n\x01']
     found = 0
     for text in map("".join, itertools.product(letters, repeat=3)):
@@ -102,14 +104,18 @@ def test_a_string_that_is_let_through_has_its_pattern(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", [r"^\P{P}+$", r"^\PP$", r"^\p{Cc}+$", r"^(\p{gc=Control}|b)$", r"^[\p{Cc}b]+$"])
 def test_classes_by_name_let_no_quotes_through(pattern: str) -> None:
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern})))
+    grammar = to_grammar(
+        OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": pattern}))
+    )
     for text in map("".join, itertools.product(["", "b", '"', "\\"], repeat=2)):
         assert not (set(text) & {'"', "\\"} and lets_through(grammar, json.dumps(text)))
 
 
 def test_a_pattern_with_free_space_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="free space"):
-        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": "(?x)^a # [\nb$"})))
+        to_grammar(
+            OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps({"type": "string", "pattern": "(?x)^a # [\nb$"}))
+        )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_a_pattern_with_free_space_is_refused() -> None:
 def test_properties_may_be_named_like_keywords(name: str) -> None:
     inner = {"type": "string", "pattern": '^[^"]+$'}
     schema = {"type": "object", "properties": {name: inner}, "required": [name], "$defs": {name: inner}}
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    grammar = to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
     assert lets_through(grammar, json.dumps({name: "a"}))
     assert not lets_through(grammar, json.dumps({name: 'a"'}))
     assert not lets_through(grammar, json.dumps({name: 1}))
@@ -126,7 +132,7 @@ def test_properties_may_be_named_like_keywords(name: str) -> None:
 
 def test_names_that_are_let_through_have_their_pattern() -> None:
     schema = {"type": "object", "patternProperties": {'^[^"]+$': {"type": "null"}}, "additionalProperties": False}
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    grammar = to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
     assert lets_through(grammar, '{"a": null}')
     assert not lets_through(grammar, r'{"\"": null}')
 
@@ -147,12 +153,12 @@ def test_names_that_are_let_through_have_their_pattern() -> None:
 )
 def test_numbers_that_would_be_rounded_are_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="is beyond 2\\^53"):
-        to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+        to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
 
 
 def test_a_range_of_64_bits_is_narrowed() -> None:
     schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1, "default": 2**70, "example": 2**60}
-    grammar = to_grammar(Shape(Kind.JSON_SCHEMA, json.dumps(schema)))
+    grammar = to_grammar(OutputConstraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
     assert lets_through(grammar, str(2**53))
     assert not lets_through(grammar, str(2**64))
 
@@ -160,15 +166,16 @@ def test_a_range_of_64_bits_is_narrowed() -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(Kind.JSON_SCHEMA, '{"$ref": "#"}'),
-        Shape(
-            Kind.JSON_SCHEMA, '{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}'
+        OutputConstraint(ConstraintKind.JSON_SCHEMA, '{"$ref": "#"}'),
+        OutputConstraint(
+            ConstraintKind.JSON_SCHEMA,
+            '{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}',
         ),
-        Shape(Kind.REGEX, r"[^\s\S]"),
-        Shape(Kind.LARK, "start: start"),
+        OutputConstraint(ConstraintKind.REGEX, r"[^\s\S]"),
+        OutputConstraint(ConstraintKind.LARK, "start: start"),
     ],
 )
-def test_a_shape_that_no_answer_has_is_refused(shape: Shape) -> None:
+def test_a_shape_that_no_answer_has_is_refused(shape: OutputConstraint) -> None:
     with pytest.raises(InvalidRequest, match="there is no such answer"):
         to_grammar(shape)
 
@@ -189,4 +196,4 @@ def test_a_shape_that_no_answer_has_is_refused(shape: Shape) -> None:
     ],
 )
 def test_classes_of_regular_expressions_are_of_ascii(regex: str, text: str, holds: bool) -> None:
-    assert lets_through(to_grammar(Shape(Kind.REGEX, regex)), text) is holds
+    assert lets_through(to_grammar(OutputConstraint(ConstraintKind.REGEX, regex)), text) is holds

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import random_checkpoint
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.types import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.runtime.launch import CheckpointLoader
 
 

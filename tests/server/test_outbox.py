@@ -2,7 +2,7 @@
 
 from spyglass.v1 import inference_pb2
 from spyglass_server.codec import events
-from spyglass_server.engine.types import FinishReason
+from spyglass_server.engine.messages import FinishReason
 from spyglass_server.outbox import Outbox
 from spyglass_server.prompt.tool_calls import CallPiece
 

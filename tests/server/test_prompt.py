@@ -12,7 +12,7 @@ from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
 from pictures import encoded, noise
 from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
-from spyglass_server.prompt.prepare import ChatInput, ImageSlot, TextInput, TokensInput
+from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot, TextInput, TokensInput
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, RawJson, Tool, ToolCall
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]

@@ -10,8 +10,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
-from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.types import DeviceLost, ImageKey, Row, SamplingParams
+from spyglass_server.engine.batch import DeviceLost, Row
+from spyglass_server.engine.messages import ImageKey, SamplingParams
+from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime import plan as plan_module
@@ -107,7 +108,7 @@ def test_one_broken_row_fails_alone(runner: ModelRunner) -> None:
 def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey, size: tuple[int, int] = (300, 300)) -> None:
     """Gives the runner a picture, of four tiles when no size is given, under some keys."""
     tiles = tile_image(noise(size), read_prompt_files(checkpoint).image_spec)
-    shared = SharedTiles()
+    shared = SharedImages()
     try:
         shared.copy([(key, tiles.rows, tiles.columns, tiles.pixels.data) for key in keys])
         for image in shared.inputs:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spyglass_server.engine.types import SamplingParams
+from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.runtime.sampler import Draw, sample
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0]])

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from fakes import FakeRunner
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.images import ImageCache
-from spyglass_server.engine.pages import PagePool
-from spyglass_server.engine.scheduler import Scheduler
-from spyglass_server.engine.types import (
+from spyglass_server.engine.image_cache import ImageCache
+from spyglass_server.engine.messages import (
     EngineRequest,
     FinishReason,
     ImageInput,
     ImageKey,
-    RequestBegun,
     RequestFailed,
+    RequestScheduled,
     SamplingParams,
     TokenOutput,
 )
+from spyglass_server.engine.page_pool import PagePool
+from spyglass_server.engine.scheduler import Scheduler
 
 PAGE_SIZE = 4
 IMAGE = 250
@@ -182,7 +182,7 @@ def test_a_token_with_much_context_counts_for_more() -> None:
 def order_of_beginning(core: EngineCore) -> list[int]:
     found = []
     while core.has_work:
-        found += [event.id for event in core.step() if isinstance(event, RequestBegun)]
+        found += [event.id for event in core.step() if isinstance(event, RequestScheduled)]
         core.check()
     return found
 
@@ -215,7 +215,7 @@ def test_seats_that_are_free_at_once_go_to_all_tenants() -> None:
     for number in range(1, 5):
         core.submit(request(number, tenant="many"))
     core.submit(request(5, tenant="one"))
-    begun = [event.id for event in core.step() if isinstance(event, RequestBegun)]
+    begun = [event.id for event in core.step() if isinstance(event, RequestScheduled)]
     assert begun == [1, 5, 2, 3], "what has begun counts before it is computed"
 
 
@@ -237,7 +237,7 @@ def test_a_tenant_with_one_request_at_a_time_does_not_lose_count() -> None:
         core.submit(request(number, length=5, tenant="patient"))
     begun: list[int] = []
     while begun != [1, 2]:
-        begun += [event.id for event in core.step() if isinstance(event, RequestBegun)]
+        begun += [event.id for event in core.step() if isinstance(event, RequestScheduled)]
     core.submit(request(100, length=300, tenant="serial"))
     assert order_of_beginning(core) == [*range(3, 12), 100], "its 300 tokens count while the other has had fewer"
 
@@ -285,7 +285,7 @@ def begun(core: EngineCore, answers: Answer, one: EngineRequest) -> int:
     """Runs a request to its end. Returns how much of its prompt did not have to be computed."""
     core.submit(one)
     events = core.step()
-    (start,) = (event for event in events if isinstance(event, RequestBegun))
+    (start,) = (event for event in events if isinstance(event, RequestScheduled))
     answers |= {(e.id, e.choice): [e.token] for e in events if isinstance(e, TokenOutput)}
     while core.has_work:
         assert not collect(core, answers)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from grammars import lets_through, schema_grammar, valid_answers
 from random_schemas import ANNOTATIONS, DEFINITIONS, SCHEMAS, annotated
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.grammar import Kind, Shape, calls_grammar, to_grammar
+from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint, calls_grammar, to_grammar
 from spyglass_server.prompt.template import Tool
 
 VALIDATOR = jsonschema.Draft202012Validator
@@ -245,7 +245,7 @@ def test_the_librarys_instructions_are_none_in_a_tools_schema() -> None:
 @pytest.mark.parametrize("regex", [r"\d  (?=b)", r"[\w", "[^a](", r"(\d)\1"])
 def test_a_regular_expression_is_quoted_as_it_is(regex: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        to_grammar(Shape(Kind.REGEX, regex))
+        to_grammar(OutputConstraint(ConstraintKind.REGEX, regex))
     assert f"this shape: {json.dumps(regex)}: " in caught.value.message
     assert "0-9" not in caught.value.message
 
@@ -323,12 +323,14 @@ def test_references_that_lead_very_deep_are_refused(kind: str) -> None:
 )
 def test_grammars_of_very_many_rules_are_refused(grammar: str) -> None:
     with pytest.raises(InvalidRequest, match="too many rules"):
-        to_grammar(Shape(Kind.LARK, grammar))
+        to_grammar(OutputConstraint(ConstraintKind.LARK, grammar))
 
 
 def test_a_grammar_of_ordinary_size_is_taken() -> None:
     rules = [f'r{i}: "a{i}" ("x" r{i + 1})? // (((((' for i in range(200)]
-    grammar = to_grammar(Shape(Kind.LARK, "start: r0\n" + "\n".join(rules) + '\nr200: "((((" | /[(]+/'))
+    grammar = to_grammar(
+        OutputConstraint(ConstraintKind.LARK, "start: r0\n" + "\n".join(rules) + '\nr200: "((((" | /[(]+/')
+    )
     assert lets_through(grammar, "a0xa1")
 
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from spyglass.v1 import inference_pb2
-from spyglass_server.engine.types import FinishReason, Logprobs
+from spyglass_server.engine.messages import FinishReason, Logprobs
 from spyglass_server.prompt.tool_calls import CallPiece
 
 _FINISH_REASONS = {

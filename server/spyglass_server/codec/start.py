@@ -26,10 +26,10 @@ from spyglass_common.limits import (
 )
 from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
-from spyglass_server.engine.types import SamplingParams
+from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.errors import InvalidRequest, Unsupported
-from spyglass_server.prompt.grammar import Kind, Shape
-from spyglass_server.prompt.prepare import Input, TextInput, TokensInput
+from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint
+from spyglass_server.prompt.prompt_maker import Input, TextInput, TokensInput
 
 _MAX_REQUEST_ID_CHARACTERS = 128
 
@@ -49,10 +49,10 @@ class Spec:
     max_tokens: int | None
     min_tokens: int
     top_logprobs: int | None
-    tells_prompt: bool
+    prompt_logprobs: bool
     echo: bool
-    tells_usage: bool
-    shape: Shape | None
+    running_usage: bool
+    shape: OutputConstraint | None
     tool_use: ToolUse | None
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
@@ -84,9 +84,9 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
             "stopping.min_tokens", start.stopping.min_tokens, 0, min(max_tokens or MAX_TOKENS, MAX_TOKENS)
         ),
         top_logprobs=_decode_logprobs(start.output),
-        tells_prompt=start.output.prompt_logprobs,
+        prompt_logprobs=start.output.prompt_logprobs,
         echo=start.output.echo,
-        tells_usage=start.output.running_usage,
+        running_usage=start.output.running_usage,
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
@@ -161,18 +161,18 @@ def _decode_logprobs(output: options_pb2.Output) -> int | None:
     return top if output.logprobs else None
 
 
-def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> Shape | None:
+def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> OutputConstraint | None:
     given = start.format
-    shape: Shape | None = None
+    shape: OutputConstraint | None = None
     match given.WhichOneof("kind"):
         case "json_object":
-            shape = Shape(Kind.JSON_OBJECT)
+            shape = OutputConstraint(ConstraintKind.JSON_OBJECT)
         case "json_schema":
-            shape = Shape(Kind.JSON_SCHEMA, given.json_schema.schema_json)
+            shape = OutputConstraint(ConstraintKind.JSON_SCHEMA, given.json_schema.schema_json)
         case "regex":
-            shape = Shape(Kind.REGEX, given.regex)
+            shape = OutputConstraint(ConstraintKind.REGEX, given.regex)
         case "grammar":
-            shape = Shape(Kind.LARK, given.grammar)
+            shape = OutputConstraint(ConstraintKind.LARK, given.grammar)
     if shape is not None and tool_use:
         raise InvalidRequest("format and tools do not go together, unless none may be called", field="format")
     for name in ("ignore_eos", "min_tokens"):

@@ -1,10 +1,8 @@
-"""The engine process, seen from both ends of its pipe.
+"""The server's handle on the engine process.
 
-Owns the child's loop (drain commands, step, send events), and on the server's side the thread pair
-that moves messages, so that the event loop never waits for the pipe. Knows neither gRPC nor torch:
-the child loads the runner by itself, after the fork in the road, so the server stays small.
+Two threads move messages, so that the event loop never waits for the pipe.
 
-    server: AsyncEngine --commands--> | pipe | --> run_engine: EngineCore
+    server: AsyncEngine --commands--> | pipe | --> worker.run_engine: EngineCore
                         <--messages-- |      | <--
 """
 
@@ -14,32 +12,15 @@ import logging
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Protocol
 
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.types import (
-    CancelChoice,
-    CancelRequest,
-    Command,
-    EngineInfo,
-    Event,
-    LoadFailed,
-    Message,
-    Ready,
-    Shutdown,
-    StepEvents,
-    Submit,
-)
+from spyglass_server.engine.messages import Command, Message, Shutdown
+from spyglass_server.engine.worker import EngineLoader, run_engine
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 1.0
-"""After so long without work the engine checks its accounts."""
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
     "KMP_BLOCKTIME": "0",
@@ -55,61 +36,6 @@ loops of server and bridge. To sleep at once costs as much as a small layer take
 from one layer to the next, some 0.2 ms. Memory of one step is kept for the next: to ask the system again for each
 large tensor takes a tenth of the time. Nothing is ever fetched from a model hub.
 """
-
-
-class EngineLoader(Protocol):
-    """Builds the engine inside the child. Pickled across: a dataclass with a `load` method."""
-
-    def load(self) -> tuple[EngineCore, EngineInfo]:
-        """Loads the model; may take minutes.
-
-        Raises:
-            ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
-        """
-        ...
-
-
-# --- in the child ------------------------------------------------------------------------------
-
-
-def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
-    """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")
-    with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the server is gone
-        try:
-            core, info = loader.load()
-        except (ValueError, OSError) as error:
-            log.debug("loading failed", exc_info=True)
-            pipe.send(LoadFailed(str(error)))
-            return
-        pipe.send(Ready(info))
-        _serve(core, pipe)
-
-
-def _serve(core: EngineCore, pipe: Connection) -> None:
-    while True:
-        events: list[Event] = []
-        if not core.has_work and not pipe.poll(_IDLE_S):
-            core.check()  # nobody is waiting
-        while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
-            match pipe.recv():
-                case Submit(request):
-                    events += core.submit(request)
-                case CancelRequest(id=request_id):
-                    core.cancel(request_id)
-                case CancelChoice(id=request_id, index=index):
-                    core.cancel(request_id, index)
-                case Shutdown():
-                    return
-        if core.has_work:
-            events += core.step()
-        if events:
-            pipe.send(StepEvents(events))
-
-
-# --- in the server -----------------------------------------------------------------------------
 
 
 class EngineProcess:

@@ -14,25 +14,23 @@ from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from spyglass_server.engine.batch import Row, RowOutput
+from spyglass_server.engine.block_hashes import block_hashes
 from spyglass_server.engine.budget import Limits, StepBudget
-from spyglass_server.engine.images import ImageCache
-from spyglass_server.engine.pages import OutOfPages, PagePool
-from spyglass_server.engine.prefixes import page_keys
-from spyglass_server.engine.turns import Turns
-from spyglass_server.engine.types import (
+from spyglass_server.engine.fair_queue import FairQueue
+from spyglass_server.engine.image_cache import ImageCache
+from spyglass_server.engine.messages import (
     EngineRequest,
     Event,
     FinishReason,
-    GrammarFailed,
     ImageKey,
-    Matcher,
-    PromptTold,
-    RequestBegun,
+    PromptLogprobs,
     RequestFailed,
-    Row,
-    RowOutput,
+    RequestScheduled,
     TokenOutput,
 )
+from spyglass_server.engine.page_pool import OutOfPages, PagePool
+from spyglass_server.engine.structured_output import GrammarFailed, Matcher
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -46,11 +44,11 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     """Of its full pages, as far as they were needed so far."""
     num_computed: int = 0
-    has_begun: bool = False
+    was_scheduled: bool = False
     is_running: bool = False
     matcher: Matcher | None = None
-    num_told: int = 0
-    """So many of the prompt's tokens have told the probability of the next one."""
+    num_prompt_logprobs: int = 0
+    """Prompt positions whose logprob of the next token has been returned."""
 
     @property
     def remaining(self) -> int:
@@ -66,7 +64,7 @@ class Sequence:
 class Step:
     """What to do now: go on encoding one image, copy pages, compute rows. `sequences` belong to `rows`."""
 
-    begun: tuple[RequestBegun, ...]
+    begun: tuple[RequestScheduled, ...]
     encode: ImageKey | None
     encode_into: tuple[int, ...]
     copies: tuple[tuple[int, int], ...]
@@ -81,7 +79,7 @@ class Scheduler:
         self._limits = limits
         self._pages = pages
         self._images = images
-        self._waiting: Turns[Sequence] = Turns(_tenant, lambda sequence: sequence.request.priority)
+        self._waiting: FairQueue[Sequence] = FairQueue(_tenant, lambda sequence: sequence.request.priority)
         self._running: list[Sequence] = []  # oldest first
         self._is_images_turn = False
 
@@ -96,7 +94,7 @@ class Scheduler:
         """
         assert self._pages.num_needed(len(request.tokens) + request.max_tokens) <= self._pages.num_pages
         assert request.n <= self._limits.max_batch
-        self._waiting.forget_all_but(map(_tenant, [*self._running, *self._waiting]))
+        self._waiting.retain(map(_tenant, [*self._running, *self._waiting]))
         self._waiting.add(
             Sequence(request=request, choices=tuple(range(request.n)), tokens=list(request.tokens), matcher=matcher)
         )
@@ -153,9 +151,9 @@ class Scheduler:
             sequence.num_computed = row.end
             self._waiting.charge(_tenant(sequence), len(row.tokens))
             self._label_pages(sequence, row.start)
-            if output.told:
-                sequence.num_told = row.start + row.told_from + len(output.told)
-                events.append(PromptTold(sequence.request.id, output.told))
+            if output.prompt_logprobs:
+                sequence.num_prompt_logprobs = row.start + row.prompt_logprobs_start + len(output.prompt_logprobs)
+                events.append(PromptLogprobs(sequence.request.id, output.prompt_logprobs))
             if row.choices:
                 events += self._append(sequence, row.choices, output)
         return events
@@ -179,7 +177,7 @@ class Scheduler:
     def _row(self, sequence: Sequence, count: int) -> Row:
         start, end = sequence.num_computed, sequence.num_computed + count
         request = sequence.request
-        told_from = max(start, sequence.num_told)
+        prompt_logprobs_start = max(start, sequence.num_prompt_logprobs)
         may_stop = len(sequence.tokens) - len(request.tokens) >= request.min_tokens
         return Row(
             tokens=sequence.tokens[start:end],
@@ -191,25 +189,25 @@ class Scheduler:
             image_positions=request.image_positions,
             history=sequence.tokens,
             num_prompt=len(request.tokens),
-            barred=() if may_stop else request.stop_token_ids,
+            banned_token_ids=() if may_stop else request.stop_token_ids,
             matcher=sequence.matcher,
             top_logprobs=request.top_logprobs,
-            told_from=told_from - start,
-            told=request.tokens[told_from + 1 : end + 1] if request.tells_prompt else (),
+            prompt_logprobs_start=prompt_logprobs_start - start,
+            prompt_targets=request.tokens[prompt_logprobs_start + 1 : end + 1] if request.prompt_logprobs else (),
         )
 
     # --- admission and preemption -------------------------------------------------------------
 
-    def _start_waiting(self) -> list[RequestBegun]:
+    def _start_waiting(self) -> list[RequestScheduled]:
         """Lets those run for whom there is room, by turns. Returns those that run for the first time."""
         begun = []
         while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.is_running = True
-            if not sequence.has_begun:
-                sequence.has_begun = True
-                begun.append(RequestBegun(sequence.request.id, sequence.num_computed))
+            if not sequence.was_scheduled:
+                sequence.was_scheduled = True
+                begun.append(RequestScheduled(sequence.request.id, sequence.num_computed))
         return begun
 
     def _next_to_begin(self) -> Sequence | None:
@@ -244,7 +242,7 @@ class Scheduler:
 
     def _find_pages(self, sequence: Sequence) -> list[int]:
         """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
-        if sequence.request.tells_prompt:
+        if sequence.request.prompt_logprobs:
             return []  # pages hold no probabilities
         keys = self._keys(sequence)
         return self._pages.find(keys[: (len(sequence.tokens) - 1) // self._pages.page_size])
@@ -259,7 +257,7 @@ class Scheduler:
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
         """What stands in the sequence's full pages, or will when they are computed."""
-        sequence.keys = page_keys(sequence.request, sequence.tokens, self._pages.page_size, sequence.keys)
+        sequence.keys = block_hashes(sequence.request, sequence.tokens, self._pages.page_size, sequence.keys)
         return sequence.keys
 
     def _reserve(self, sequence: Sequence, end: int, planned: dict[Sequence, Row], copies: dict[int, int]) -> bool:
@@ -349,10 +347,10 @@ class Scheduler:
             pages=list(sequence.pages),
             keys=list(sequence.keys),
             num_computed=sequence.num_computed,
-            has_begun=True,
+            was_scheduled=True,
             is_running=True,
             matcher=sequence.matcher and sequence.matcher.fork(),
-            num_told=sequence.num_told,
+            num_prompt_logprobs=sequence.num_prompt_logprobs,
         )
         self._pages.share(twin.pages)
         held = self._images.hold([(image.key, image.num_tiles) for image in twin.request.images])

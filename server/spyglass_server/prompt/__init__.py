@@ -3,6 +3,6 @@
 Pure functions of a checkpoint's own files: no network, no model, no torch.
 """
 
-from spyglass_server.prompt.prepare import Prompt, PromptMaker
+from spyglass_server.prompt.prompt_maker import Prompt, PromptMaker
 
 __all__ = ["Prompt", "PromptMaker"]

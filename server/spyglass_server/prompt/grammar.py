@@ -29,7 +29,7 @@ _MOST_CALLS = 16
 """In one answer that must call tools."""
 
 
-class Kind(Enum):
+class ConstraintKind(Enum):
     """What an answer's shape is described by; the value is the field that holds it."""
 
     JSON_OBJECT = "format.json_object"
@@ -39,14 +39,14 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class OutputConstraint:
     """A shape for answers, in the notation of its kind."""
 
-    kind: Kind
+    kind: ConstraintKind
     source: str = ""
 
 
-def to_grammar(shape: Shape) -> str:
+def to_grammar(shape: OutputConstraint) -> str:
     """The grammar of a shape, in llguidance's notation.
 
     Raises:
@@ -56,13 +56,13 @@ def to_grammar(shape: Shape) -> str:
         if len(shape.source) > _MAX_CHARACTERS:
             raise ValueError(f"it has more than {_MAX_CHARACTERS} characters")
         match shape.kind:
-            case Kind.JSON_OBJECT:
+            case ConstraintKind.JSON_OBJECT:
                 return schema_grammar({"type": "object"})
-            case Kind.JSON_SCHEMA:
+            case ConstraintKind.JSON_SCHEMA:
                 return schema_grammar(enforced(_read_schema(shape.source)))
-            case Kind.REGEX:
+            case ConstraintKind.REGEX:
                 return _of_regex(shape.source)
-            case Kind.LARK:
+            case ConstraintKind.LARK:
                 return _of_lark(shape.source)
     except ValueError as error:
         raise _refuse(str(error), shape.kind.value) from error
@@ -149,7 +149,7 @@ def _of_lark(source: str) -> str:
     return grammar
 
 
-def shape_failed(field: str) -> InvalidRequest:
+def constraint_failed(field: str) -> InvalidRequest:
     """For an answer that has begun and can have its shape no more: it costs too much, or cannot go on."""
     return _refuse("the answer cannot go on in it, or not at a bearable cost", field)
 

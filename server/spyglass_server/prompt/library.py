@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from spyglass_server.engine.types import GRAMMAR_LIMITS
+from spyglass_server.engine.structured_output import GRAMMAR_LIMITS
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

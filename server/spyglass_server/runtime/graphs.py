@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import Row
-from spyglass_server.runtime.plan import BatchPlan, Planner, Shape
+from spyglass_server.engine.batch import Row
+from spyglass_server.runtime.plan import BatchPlan, GraphShape, Planner
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class DecodeGraphs:
     ) -> None:
         """`compute` makes hidden states [rows, hidden] of a plan; nobody else uses `spare_slot` of text."""
         self._compute, self._record, self._planner, self._spare_slot = compute, record, planner, spare_slot
-        self._steps: dict[Shape, tuple[BatchPlan, Compute] | None] = {}  # None: it could not be recorded
+        self._steps: dict[GraphShape, tuple[BatchPlan, Compute] | None] = {}  # None: it could not be recorded
 
     def hidden(self, rows: Sequence[Row]) -> Tensor | None:
         """Hidden states of rows [rows, hidden], which hold until the next call; None where no recording suits."""
@@ -95,11 +95,11 @@ class DecodeGraphs:
             old.copy_(new)
         return compute()[: len(rows)]
 
-    def _suits(self, shape: Shape) -> bool:
+    def _suits(self, shape: GraphShape) -> bool:
         """Whether steps of this shape are recorded, or may still be."""
         return self._steps[shape] is not None if shape in self._steps else len(self._steps) < _MOST_RECORDINGS
 
-    def _try_recording(self, shape: Shape, plan: BatchPlan) -> tuple[BatchPlan, Compute] | None:
+    def _try_recording(self, shape: GraphShape, plan: BatchPlan) -> tuple[BatchPlan, Compute] | None:
         """A recording, or None when the device cannot make it: the same attempt would fail again."""
         try:
             return plan, self._record(partial(self._compute, plan))
@@ -107,7 +107,7 @@ class DecodeGraphs:
             log.exception("decode steps of %s cannot be recorded, so their operations are launched one by one", shape)
             return None
 
-    def _shape(self, contexts: Sequence[int], seen: Sequence[int]) -> Shape | None:
+    def _shape(self, contexts: Sequence[int], seen: Sequence[int]) -> GraphShape | None:
         """A shape for rows that see so many slots of text and of images, one of few: its sizes are powers of two.
 
         None where it would read much more than the rows need.
@@ -118,7 +118,7 @@ class DecodeGraphs:
         needed = max(sum(contexts), _LEAST_CONTEXT * rows), sum(seen)
         if rows * context > _MOST_PADDING * needed[0] or rows * image > _MOST_PADDING * needed[1]:
             return None
-        return Shape(rows, context, -(-image // _ALIGNMENT) * _ALIGNMENT)
+        return GraphShape(rows, context, -(-image // _ALIGNMENT) * _ALIGNMENT)
 
 
 def _power_of_two(least: int) -> int:

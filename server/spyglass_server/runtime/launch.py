@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.budget import Limits
 from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.images import ImageCache
-from spyglass_server.engine.pages import PagePool
+from spyglass_server.engine.image_cache import ImageCache
+from spyglass_server.engine.messages import EngineInfo
+from spyglass_server.engine.page_pool import PagePool
 from spyglass_server.engine.scheduler import Scheduler
-from spyglass_server.engine.types import EngineInfo
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class CheckpointLoader:
 
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
-        from spyglass_server.runtime.grammars import Grammars
+        from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
         from spyglass_server.runtime.linear import Int8Linear
         from spyglass_server.runtime.runner import ModelRunner
 
@@ -84,7 +84,7 @@ class CheckpointLoader:
         limits = self._limits(config, device)
         runner = ModelRunner(model, num_pages, PAGE_SIZE, max_tiles, dtype, device)
         scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
-        grammars = Grammars(self.folder / "tokenizer.json", self.stop_token_ids)
+        grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=name,

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spyglass_server.engine.spans import ImageSpan, image_spans
-from spyglass_server.engine.types import Row
+from spyglass_server.engine.batch import Row
+from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 
 _MOST_PADDING = 256
 """Slots that a token may lack to attend with the one that sees most: to read more takes longer than a call."""
@@ -69,7 +69,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class GraphShape:
     """Of a decode step: how many rows, and how many slots of text and of images each may see; 0: no row sees any."""
 
     rows: int
@@ -113,7 +113,7 @@ class Planner:
             last=torch.from_numpy(last).to(self.device),
         )
 
-    def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: Shape, spare_slot: int) -> BatchPlan:
+    def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: GraphShape, spare_slot: int) -> BatchPlan:
         """Lays out rows that decode in a fixed shape, in the order in which they are given, with their `image_slots`.
 
         What the shape has room for beyond them computes nothing that anyone reads: more rows write to `spare_slot`,

@@ -6,29 +6,30 @@ Owns the tensors that pages, tiles and image keys stand for. Decides nothing.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.shared_memory import SharedMemory
 
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import DeviceLost, ImageInput, ImageKey, Logprobs, Row, RowOutput, SamplingParams
+from spyglass_server.engine.batch import DeviceLost, Row, RowOutput
+from spyglass_server.engine.messages import ImageInput, ImageKey, Logprobs, SamplingParams
+from spyglass_server.engine.shared_images import shared_pixels
 from spyglass_server.runtime.attention import BatchMemory, BatchViews, SlotCache
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.graphs import DecodeGraphs, Record, record_cuda
 from spyglass_server.runtime.linear import pack_linears
+from spyglass_server.runtime.logits_processors import process_logits
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.model.vision import Slices
 from spyglass_server.runtime.plan import BatchPlan, Planner, places
 from spyglass_server.runtime.sampler import Draw, logprobs_of, sample
-from spyglass_server.runtime.steering import steer
 
 log = logging.getLogger(__name__)
 
 _SLICE_TOKENS = 512
-"""Of an image, how many tokens are computed in a layer before others may go on."""
-_TOLD_AT_ONCE = 64
-"""Of so many tokens of a prompt the logits are computed at once, where they are told."""
+"""Image tokens per layer before the encoder yields."""
+_PROMPT_LOGITS_ROWS = 64
+"""Prompt positions per logits batch, to bound memory."""
 _RECORDERS: dict[str, Callable[[], Record]] = {"cuda": record_cuda}
 """How devices record decode steps; others compute them one operation at a time."""
 _PROBES: dict[str, Callable[[torch.device], None]] = {"cuda": torch.cuda.synchronize}
@@ -124,14 +125,10 @@ class ModelRunner:
 
     def take_image(self, image: ImageInput) -> None:
         tile = self._model.config.vision.tile_size
-        shape = (image.num_tiles, 3, tile, tile)
-        memory = SharedMemory(image.memory_name)
-        try:
-            view = torch.frombuffer(memory.buf, dtype=torch.uint8, count=torch.Size(shape).numel())
-            self._images[image.key] = (image, view.view(shape).clone())
+        with shared_pixels(image, tile) as pixels:
+            view = torch.frombuffer(pixels, dtype=torch.uint8).view(image.num_tiles, 3, tile, tile)
+            self._images[image.key] = (image, view.clone())
             del view  # the memory cannot be closed while a tensor looks at it
-        finally:
-            memory.close()
 
     def drop_image(self, key: ImageKey) -> None:
         del self._images[key]
@@ -197,9 +194,11 @@ class ModelRunner:
             states = self._hidden(plan)
             hidden = states[plan.last[sampled]]
             for i, row in enumerate(rows):
-                if row.told:
+                if row.prompt_targets:
                     begin = int(plan.last[i]) + 1 - len(row.tokens)
-                    outputs[i] = RowOutput(told=self._told(row, states[begin + row.told_from :]))
+                    outputs[i] = RowOutput(
+                        prompt_logprobs=self._prompt_logprobs(row, states[begin + row.prompt_logprobs_start :])
+                    )
         if not sampled:
             return outputs
         logits = self._model.text.logits(hidden)
@@ -210,7 +209,7 @@ class ModelRunner:
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
-        steered, failed = steer(logits, [rows[i] for i in sampled])
+        steered, failed = process_logits(logits, [rows[i] for i in sampled])
         tokens = iter(sample(steered, draws))
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
@@ -220,14 +219,14 @@ class ModelRunner:
             logprobs: tuple[Logprobs, ...] = ()
             if (top := rows[i].top_logprobs) is not None:
                 logprobs = tuple(logprobs_of(logits[at].expand(len(chosen), -1), chosen, top))
-            outputs[i] = RowOutput(tokens=chosen, logprobs=logprobs, told=outputs[i].told)
+            outputs[i] = RowOutput(tokens=chosen, logprobs=logprobs, prompt_logprobs=outputs[i].prompt_logprobs)
         return outputs
 
-    def _told(self, row: Row, states: Tensor) -> tuple[Logprobs, ...]:
+    def _prompt_logprobs(self, row: Row, states: Tensor) -> tuple[Logprobs, ...]:
         """Probabilities of the tokens that follow the first of `states`, a few at once: logits are large."""
         found: list[Logprobs] = []
-        for begin in range(0, len(row.told), _TOLD_AT_ONCE):
-            tokens = row.told[begin : begin + _TOLD_AT_ONCE]
+        for begin in range(0, len(row.prompt_targets), _PROMPT_LOGITS_ROWS):
+            tokens = row.prompt_targets[begin : begin + _PROMPT_LOGITS_ROWS]
             logits = self._model.text.logits(states[begin : begin + len(tokens)])
             found += logprobs_of(logits, tokens, row.top_logprobs or 0)
         return tuple(found)

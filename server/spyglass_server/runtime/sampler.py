@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.types import Logprobs, SamplingParams
+from spyglass_server.engine.messages import Logprobs, SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """What SplitMix64 adds to its state for each number: 2^64 by the golden ratio, as an int64."""

@@ -9,8 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
-from spyglass_server.engine.process import EngineLoader, EngineProcess
-from spyglass_server.engine.types import (
+from spyglass_server.engine.messages import (
     CancelChoice,
     CancelRequest,
     EngineInfo,
@@ -23,6 +22,8 @@ from spyglass_server.engine.types import (
     StepEvents,
     Submit,
 )
+from spyglass_server.engine.process import EngineProcess
+from spyglass_server.engine.worker import EngineLoader
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """What waits. `tenant_of` and `priority_of` tell what the order depends on."""
 
     def __init__(self, tenant_of: Callable[[T], str], priority_of: Callable[[T], int]) -> None:
@@ -70,7 +70,7 @@ class Turns(Generic[T]):
         """Notes that tokens were computed for a tenant."""
         self._served[tenant] += num_tokens
 
-    def forget_all_but(self, present: Iterable[str]) -> None:
+    def retain(self, present: Iterable[str]) -> None:
         """Forgets tenants who have nothing waiting or running, but not that they were served more than the others."""
         here = set(present)
         least = min((self._served[tenant] for tenant in here), default=None)

@@ -1,4 +1,4 @@
-"""What is done to logits before a token is chosen: penalties, biases, barred tokens, grammars."""
+"""What is done to logits before a token is chosen: penalties, biases, banned_token_ids tokens, grammars."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.types import Row, SamplingParams
+from spyglass_server.engine.batch import Row
+from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.runtime.logits_processors import process_logits
 from spyglass_server.runtime.sampler import logprobs_of
-from spyglass_server.runtime.steering import steer
 
 LOGITS = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
 
@@ -35,7 +36,7 @@ class Allows:
 
 
 def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Row:
-    asked = {name: fields.pop(name) for name in ("barred", "matcher") if name in fields}
+    asked = {name: fields.pop(name) for name in ("banned_token_ids", "matcher") if name in fields}
     return Row(
         tokens=(),
         start=0,
@@ -51,7 +52,7 @@ def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Ro
 
 
 def steered(*rows: Row) -> list[list[float]]:
-    logits, failed = steer(LOGITS.expand(len(rows), -1), rows)
+    logits, failed = process_logits(LOGITS.expand(len(rows), -1), rows)
     assert not failed
     found: list[list[float]] = logits.tolist()
     return found
@@ -59,7 +60,7 @@ def steered(*rows: Row) -> list[list[float]]:
 
 def test_nothing_is_copied_where_nothing_is_asked() -> None:
     logits = LOGITS.clone()
-    assert steer(logits, [row((0, 1, 2), 1)])[0] is logits
+    assert process_logits(logits, [row((0, 1, 2), 1)])[0] is logits
 
 
 def test_penalties_count_the_answer_only() -> None:
@@ -75,7 +76,7 @@ def test_repetition_counts_the_prompt_too_and_moves_both_signs_down() -> None:
 
 def test_biases_and_barred_tokens() -> None:
     assert steered(row(logit_bias=((1, 5.0), (3, -0.5)))) == [[2.0, 3.0, 1.0, 0.0]]
-    assert steered(row(barred=frozenset({0}), logit_bias=((0, 100.0),))) == [[-torch.inf, -2.0, 1.0, 0.5]]
+    assert steered(row(banned_token_ids=frozenset({0}), logit_bias=((0, 100.0),))) == [[-torch.inf, -2.0, 1.0, 0.5]]
 
 
 def test_a_grammar_has_the_last_word() -> None:
@@ -83,14 +84,14 @@ def test_a_grammar_has_the_last_word() -> None:
 
 
 def test_a_grammar_that_fails_costs_its_own_row_only() -> None:
-    rows = [row(), row(matcher=Allows(39)), row(barred=(2,))]
-    logits, failed = steer(LOGITS.expand(3, -1), rows)
+    rows = [row(), row(matcher=Allows(39)), row(banned_token_ids=(2,))]
+    logits, failed = process_logits(LOGITS.expand(3, -1), rows)
     assert list(failed) == [1]
     assert [logits[0].tolist(), logits[2].tolist()] == [steered(rows[0])[0], steered(rows[2])[0]]
 
 
 def test_rows_are_steered_alone() -> None:
-    rows = [row(), row((0,), 0, presence_penalty=2.0), row(barred=(2,)), row(matcher=Allows(0))]
+    rows = [row(), row((0,), 0, presence_penalty=2.0), row(banned_token_ids=(2,)), row(matcher=Allows(0))]
     assert steered(*rows) == [steered(one)[0] for one in rows]
 
 

@@ -1,26 +1,27 @@
-"""Images on their way to the engine process, in shared memory.
+"""Images on their way to the engine process, in blocks of shared memory: the server writes them, the engine reads them.
 
-Owns the blocks from their making until the engine has copied them. Knows nothing of how tiles are
-made.
+A block holds the tiles of one image, rows * columns of them in reading order, each [3, tile, tile] uint8, and no more.
+The system may round its size up.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from spyglass_server.engine.types import ImageInput, ImageKey
+from spyglass_server.engine.messages import ImageInput, ImageKey
 
 _FILES = Path("/dev/shm")  # where Linux keeps shared memory
 
 
-class SharedTiles:
+class SharedImages:
     """The tiles of one request's images. `release` must be called once the engine has them, or never will."""
 
     def __init__(self) -> None:
         self._blocks: list[SharedMemory] = []
         self.inputs: tuple[ImageInput, ...] = ()
-        """The images as the engine is told of them."""
+        """The images as their request names them."""
 
     def copy(self, images: Iterable[tuple[ImageKey, int, int, memoryview]]) -> None:
         """Copies images, each (key, rows, columns, bytes of its tiles), into shared memory.
@@ -56,3 +57,21 @@ def _reserve(block: SharedMemory) -> None:
     if path.exists():
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, block.size)
+
+
+@contextlib.contextmanager
+def shared_pixels(image: ImageInput, tile_size: int) -> Iterator[memoryview]:
+    """The bytes of an image's tiles, each [3, tile_size, tile_size], in the engine process.
+
+    Nothing may look at them once the context is closed.
+
+    Raises:
+        FileNotFoundError: the server has freed the block.
+    """
+    block = SharedMemory(image.memory_name)
+    try:
+        assert block.buf is not None
+        with block.buf[: image.num_tiles * 3 * tile_size**2] as pixels:
+            yield pixels
+    finally:
+        block.close()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.pages import OutOfPages, PagePool
-from spyglass_server.engine.spans import image_spans
+from spyglass_server.engine.page_pool import OutOfPages, PagePool
+from spyglass_server.runtime.image_spans import image_spans
 
 
 def test_a_pool_gives_out_each_page_once() -> None:

@@ -8,7 +8,7 @@ image. Knows neither pixels nor tensors.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spyglass_server.engine.types import ImageKey
+from spyglass_server.engine.messages import ImageKey
 
 
 @dataclass(slots=True)

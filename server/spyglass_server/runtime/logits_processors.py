@@ -1,6 +1,6 @@
-"""What is done to logits before a token is chosen from them: penalties, biases, tokens that are barred, grammars.
+"""Logits processors: penalties, biases, banned tokens and grammar masks, applied before sampling.
 
-Knows nothing of temperature or chance, and nothing of other rows: what is done to one depends on that row alone.
+What is done to a row's logits depends on that row alone.
 """
 
 from collections.abc import Sequence
@@ -10,43 +10,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spyglass_server.engine.types import GrammarFailed, Matcher, Row, SamplingParams
+from spyglass_server.engine.batch import Row
+from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.structured_output import GrammarFailed, Matcher
 
 
-def steer(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:
+def process_logits(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:
     """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything.
 
     Also tells which rows cannot go on, and why: their grammars say nothing of what may follow.
     """
     failed: dict[int, str] = {}
-    changed = [i for i, row in enumerate(rows) if _is_steered(row)]
+    changed = [i for i, row in enumerate(rows) if _needs_processing(row)]
     if changed:
         logits = logits.clone()
     for i in changed:
         try:
-            _steer(logits[i], rows[i])
+            _process(logits[i], rows[i])
         except GrammarFailed as error:  # no other row has a part in it
             failed[i] = f"the grammar cannot be followed: {error}"
     return logits, failed
 
 
-def _is_steered(row: Row) -> bool:
+def _needs_processing(row: Row) -> bool:
     sampling = row.sampling
-    return bool(row.barred or row.matcher or sampling.has_penalties or sampling.logit_bias)
+    return bool(row.banned_token_ids or row.matcher or sampling.has_penalties or sampling.logit_bias)
 
 
-def _steer(logits: Tensor, row: Row) -> None:
+def _process(logits: Tensor, row: Row) -> None:
     """Changes the logits [vocabulary] of one row where they are. Later steps see what earlier ones have made."""
     sampling = row.sampling
     if sampling.repetition_penalty != 1:
-        _repeat_less(logits, row.history, sampling.repetition_penalty)
+        _apply_repetition_penalty(logits, row.history, sampling.repetition_penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
-        _vary(logits, row.history[row.num_prompt :], sampling)
+        _apply_frequency_penalties(logits, row.history[row.num_prompt :], sampling)
     if sampling.logit_bias:
         tokens, biases = zip(*sampling.logit_bias, strict=True)
         logits[_index(np.array(tokens), logits)] += torch.tensor(biases, device=logits.device)
-    if row.barred:
-        logits[_index(np.array(list(row.barred)), logits)] = -torch.inf
+    if row.banned_token_ids:
+        logits[_index(np.array(list(row.banned_token_ids)), logits)] = -torch.inf
     if row.matcher is not None:
         logits[_forbidden(row.matcher, len(logits)).to(logits.device)] = -torch.inf
 
@@ -65,13 +67,13 @@ def _forbidden(matcher: Matcher, vocab_size: int) -> Tensor:
     return torch.from_numpy(forbidden)
 
 
-def _repeat_less(logits: Tensor, tokens: Sequence[int], penalty: float) -> None:
+def _apply_repetition_penalty(logits: Tensor, tokens: Sequence[int], penalty: float) -> None:
     there = _index(_counted(tokens, logits)[0], logits)
     found = logits[there]
     logits[there] = torch.where(found > 0, found / penalty, found * penalty)
 
 
-def _vary(logits: Tensor, answer: Sequence[int], sampling: SamplingParams) -> None:
+def _apply_frequency_penalties(logits: Tensor, answer: Sequence[int], sampling: SamplingParams) -> None:
     tokens, counts = _counted(answer, logits)
     lower = sampling.presence_penalty + sampling.frequency_penalty * counts
     logits[_index(tokens, logits)] -= torch.from_numpy(lower).to(logits)

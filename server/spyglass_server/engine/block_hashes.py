@@ -8,12 +8,12 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from spyglass_server.engine.types import EngineRequest
+from spyglass_server.engine.messages import EngineRequest
 
 _DIGEST_SIZE = 16
 
 
-def page_keys(request: EngineRequest, tokens: Sequence[int], page_size: int, known: Sequence[bytes]) -> list[bytes]:
+def block_hashes(request: EngineRequest, tokens: Sequence[int], page_size: int, known: Sequence[bytes]) -> list[bytes]:
     """Keys of the full pages of `tokens`, which begin as the request does, from those of the first ones on.
 
     Each is a digest of the one before it, the page's tokens and the images whose tokens stand in it; what a

@@ -1,4 +1,4 @@
-"""Grammars of answers, compiled for one vocabulary.
+"""ThreadedGrammarCompiler of answers, compiled for one vocabulary.
 
 Owns the compiled grammars and the thread in which they are made. Knows nothing of JSON or tools: what it is given is in
 llguidance's own notation, and has been checked by those who give it.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from spyglass_server.engine.types import GRAMMAR_LIMITS, GrammarFailed, Matcher
+from spyglass_server.engine.structured_output import GRAMMAR_LIMITS, GrammarFailed, Matcher
 
 _MOST_KNOWN = 64
 _MOST_CHARACTERS = 2 << 20
@@ -20,7 +20,7 @@ _MOST_CHARACTERS = 2 << 20
 100 kB; those of the largest schemas take 9 MB for 120,000 characters."""
 
 
-class Grammars:
+class ThreadedGrammarCompiler:
     """Compiles grammars one after another, and keeps the latest."""
 
     def __init__(self, tokenizer_path: Path, stop_token_ids: frozenset[int]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spyglass_server.engine.shared import SharedTiles
-from spyglass_server.engine.types import ImageKey
+from spyglass_server.engine.messages import ImageKey
+from spyglass_server.engine.shared_images import SharedImages
 
 KEY = ImageKey("tenant", b"digest")
 FILES = Path("/dev/shm")
@@ -14,7 +14,7 @@ FILES = Path("/dev/shm")
 
 def test_blocks_hold_the_tiles_until_they_are_released() -> None:
     pixels = bytes(range(256)) * 12
-    tiles = SharedTiles()
+    tiles = SharedImages()
     tiles.copy([(KEY, 1, 2, memoryview(pixels)), (KEY, 1, 1, memoryview(b"x"))])
     first, second = (FILES / image.memory_name for image in tiles.inputs)
     assert (tiles.inputs[0].key, tiles.inputs[0].num_tiles) == (KEY, 2)
@@ -32,7 +32,7 @@ def test_without_room_it_fails_before_memory_is_touched(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    tiles = SharedTiles()
+    tiles = SharedImages()
     with pytest.raises(OSError, match="No space"):
         tiles.copy([(KEY, 1, 1, memoryview(b"x" * 100))])
     (block,) = (path for path in set(FILES.iterdir()) - before if path.name.startswith("psm_"))

@@ -1,0 +1,85 @@
+"""The unit of work that the scheduler hands to the runner, and the runner's interface."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from spyglass_server.engine.messages import ImageInput, ImageKey, Logprobs, SamplingParams
+from spyglass_server.engine.structured_output import Matcher
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A run of tokens of one sequence to be computed in this step.
+
+    `tokens` are at positions start, start + 1, … of the sequence; their keys and values go to `pages`, the sequence's
+    block table, which covers everything up to the last of them. `image_tiles` are the tiles that hold the cross-
+    attention states of the request's images, in order, and `image_positions` the positions of their tokens. If
+    `choices` is not empty, the logits of the last token are sampled once for each of these choices. `history` is the
+    sequence up to the row's end, of which the first `num_prompt` tokens are the prompt; only penalties need it.
+    `banned_token_ids` are not sampled, nor are tokens that `matcher` does not allow. `prompt_targets` are prompt tokens
+    whose logprobs are wanted: those that follow the row's tokens from index `prompt_logprobs_start` on.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    sampling: SamplingParams
+    choices: tuple[int, ...]
+    image_tiles: tuple[tuple[int, ...], ...]
+    image_positions: tuple[int, ...]
+    history: Sequence[int] = ()
+    num_prompt: int = 0
+    banned_token_ids: Collection[int] = ()
+    matcher: Matcher | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
+    prompt_targets: Sequence[int] = ()
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOutput:
+    """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed, and
+    whether its grammar did it."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    error: str | None = None
+    by_grammar: bool = False
+
+
+class DeviceLost(BaseException):
+    """Nothing can be computed any more until the process starts again; no row is to blame, so nobody catches it."""
+
+
+class Runner(Protocol):
+    """Does the arithmetic. Holds the tensors of pages and tiles, but decides nothing."""
+
+    def take_image(self, image: ImageInput) -> None:
+        """Copies an image's pixels out of shared memory and keeps them until `drop_image`."""
+
+    def drop_image(self, key: ImageKey) -> None:
+        """Forgets an image's pixels; its states stay where they are."""
+
+    def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
+        """Goes on computing the states of an image whose pixels it holds, for a bounded time.
+
+        Returns whether they are complete now, and stand in `tiles`; else it must be called again.
+        """
+        ...
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies pages, each (source, target); all sources are read before any target is written."""
+
+    def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """Computes all rows as one batch; may be repeated with the same rows.
+
+        Raises whatever goes wrong with the batch as a whole, DeviceLost when no other will do better; a row
+        whose logits are not finite is reported in its output instead.
+        """
+        ...

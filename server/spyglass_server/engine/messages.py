@@ -1,0 +1,233 @@
+"""The messages between the server and its engine process."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class FinishReason(Enum):
+    """Why a choice ended. The engine knows nothing of tools: who reads the text tells TOOL_CALLS from STOP."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen; `seed` fixes every random number of the request.
+
+    Penalties lower the logits of tokens that are there already: `presence_penalty` once, `frequency_penalty` for each
+    time that they stand in the answer; `repetition_penalty` divides positive logits and multiplies negative ones, of
+    prompt and answer. `logit_bias` is added to the logits of tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """What an image's cached states belong to. Tenants never share."""
+
+    tenant: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInput:
+    """One image of a prompt, as uint8 tiles in shared memory.
+
+    `rows` x `columns` is the canvas in tiles. The memory block holds rows * columns tiles of
+    [3, tile, tile] bytes, RGB planes, tiles in reading order.
+    """
+
+    key: ImageKey
+    rows: int
+    columns: int
+    memory_name: str
+
+    @property
+    def num_tiles(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One prompt and how to answer it, already validated: it fits the context and the caches.
+
+    `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`. `stop_token_ids` end a
+    choice and are its last token, but not before it has `min_tokens`. Requests of one `tenant` share cached work; among
+    them the one with the greater `priority` is scheduled first. With `top_logprobs` each token comes with its logprob
+    and those of that many alternatives. With `grammar`, in the compiler's notation, an answer follows it. With
+    `prompt_logprobs` the tokens of the prompt come with their logprobs, too.
+    """
+
+    id: int
+    tokens: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    top_logprobs: int | None = None
+    grammar: str = ""
+    prompt_logprobs: bool = False
+    images: tuple[ImageInput, ...] = ()
+    image_positions: tuple[int, ...] = ()
+    tenant: str = ""
+    priority: int = 0
+
+
+# --- from the server to the engine process -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Begin a request."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Drop a request with all its choices; without effect on one that has ended."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelChoice:
+    """Drop one choice, because its text met a stop string."""
+
+    id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End the engine process."""
+
+
+Command = Submit | CancelRequest | CancelChoice | Shutdown
+
+
+# --- from the engine process to the server -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the engine has loaded and what fits it.
+
+    `quantization` is how weights are kept, "none" or "int8". `max_tokens` is the longest sequence (prompt and answer)
+    that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold, `max_choices`
+    how many choices it may have.
+    """
+
+    dtype: str
+    quantization: str
+    device: str
+    max_tokens: int
+    max_image_tiles: int
+    max_choices: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesTaken:
+    """The engine has copied a request's tiles: their shared memory may go."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestScheduled:
+    """A request is no longer waiting; `cached_tokens` of its prompt need not be computed."""
+
+    id: int
+    cached_tokens: int
+
+
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities: a token's, and those of the most probable tokens, best first.
+
+    They are the model's own, before temperature, penalties, biases and filters.
+    """
+
+    chosen: float
+    top_tokens: tuple[int, ...]
+    top: tuple[float, ...]
+
+
+class TokenOutput(NamedTuple):
+    """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token."""
+
+    id: int
+    choice: int
+    token: int
+    finish: FinishReason | None = None
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Probabilities of the prompt's next tokens, in order; the first piece begins with the second token."""
+
+    id: int
+    logprobs: tuple[Logprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A request that cannot go on. `detail` is for the log; callers learn whether its grammar did it, and no more."""
+
+    id: int
+    detail: str
+    by_grammar: bool = False
+
+
+Event = ImagesTaken | RequestScheduled | PromptLogprobs | TokenOutput | RequestFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; `message` is for the operator."""
+
+    message: str
+
+
+class StepEvents:
+    """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._packed = [tuple(event) if isinstance(event, TokenOutput) else event for event in events]
+
+    def __iter__(self) -> Iterator[Event]:
+        return (TokenOutput._make(event) if isinstance(event, tuple) else event for event in self._packed)
+
+
+Message = Ready | LoadFailed | StepEvents

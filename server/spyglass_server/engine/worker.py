@@ -1,0 +1,77 @@
+"""The main function of the engine process: read commands, step, send events.
+
+It loads the runner by itself, after it was spawned, so the server never imports torch. It ends when its pipe closes.
+"""
+
+import contextlib
+import logging
+import signal
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from spyglass_server.engine.core import EngineCore
+from spyglass_server.engine.messages import (
+    CancelChoice,
+    CancelRequest,
+    EngineInfo,
+    Event,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    StepEvents,
+    Submit,
+)
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 1.0
+"""After so long without work the engine checks its accounts."""
+
+
+class EngineLoader(Protocol):
+    """Builds the engine inside the child. Pickled across: a dataclass with a `load` method."""
+
+    def load(self) -> tuple[EngineCore, EngineInfo]:
+        """Loads the model; may take minutes.
+
+        Raises:
+            ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
+        """
+        ...
+
+
+def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
+    """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")
+    with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the server is gone
+        try:
+            core, info = loader.load()
+        except (ValueError, OSError) as error:
+            log.debug("loading failed", exc_info=True)
+            pipe.send(LoadFailed(str(error)))
+            return
+        pipe.send(Ready(info))
+        _serve(core, pipe)
+
+
+def _serve(core: EngineCore, pipe: Connection) -> None:
+    while True:
+        events: list[Event] = []
+        if not core.has_work and not pipe.poll(_IDLE_S):
+            core.check()  # nobody is waiting
+        while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
+            match pipe.recv():
+                case Submit(request):
+                    events += core.submit(request)
+                case CancelRequest(id=request_id):
+                    core.cancel(request_id)
+                case CancelChoice(id=request_id, index=index):
+                    core.cancel(request_id, index)
+                case Shutdown():
+                    return
+        if core.has_work:
+            events += core.step()
+        if events:
+            pipe.send(StepEvents(events))
