@@ -17,7 +17,7 @@ from plain_model import plain_model
 from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.messages import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.prompt.template import Message
@@ -99,6 +99,8 @@ class InProcess:
                 samples[number] = Sample(started=time.perf_counter(), prompt_tokens=len(ids))
                 running += 1
             for event in self._core.step():
+                if isinstance(event, RequestFailed):
+                    raise RuntimeError(event.detail)
                 if isinstance(event, TokenOutput):
                     samples[event.id].pieces.append(time.perf_counter())
                     samples[event.id].tokens += 1

@@ -84,7 +84,7 @@ def measure(client: openai.OpenAI, peer: Transformers, side: int, count: int) ->
     # a word stands where the picture was, another one each time, so that nothing is known already
     plain = median_s(client, [[text_of(f"{next(_WORDS)} {_AGAIN}")] for _ in range(count)])
     theirs = statistics.median(peer.first_token_s(base64.b64decode(uri.partition(",")[2]), _QUESTION) for uri in uris)
-    cells = f"{new:.2f}", f"{theirs:.2f}", f"{new / theirs:.2f}", f"{again:.3f}", f"{plain:.3f}", f"{again / plain:.2f}"
+    cells = f"{new:.3f}", f"{theirs:.3f}", f"{new / theirs:.2f}", f"{again:.3f}", f"{plain:.3f}", f"{again / plain:.2f}"
     return f"| {side} x {side} | {' | '.join(cells)} |"
 
 

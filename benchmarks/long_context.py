@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds, held = run_long(runner, PagePool(pages, PAGE_SIZE), given.tokens)
     page_bytes = ModelRunner.page_bytes(_SMALL, PAGE_SIZE, dtype)
     own = given.tokens * page_bytes // PAGE_SIZE
-    print(f"{given.tokens:,} tokens after {seconds:.1f} s; pages of {held * page_bytes / 1e6:.1f} MB,", end=" ")
+    print(f"{given.tokens:,} tokens after {seconds:.2f} s; pages of {held * page_bytes / 1e6:.1f} MB,", end=" ")
     print(f"{held * page_bytes / own:.3f} times what the tokens need")
     bare = median_ms(runner, rows_of(1, 0, 1, decodes=True), given.times)
     print("\n| context | attention ms | ns for a cached kB | pages scattered: ms | ns |\n|" + " ---: |" * 5)

@@ -28,10 +28,9 @@ def share_mb(pid: int) -> float:
 
 def name_of(command: str) -> str:
     """What a process of `spyglass serve` is, by its command line."""
-    for word, name in (("spawn_main", "engine"), ("tracker", "tracker"), ("bridge", "bridge"), ("server", "server")):
-        if word in command:
-            return name
-    return "spyglass serve"
+    words = {"spawn_main": "engine", "resource_tracker": "tracker", "spyglass_bridge": "bridge"}
+    words["spyglass_server"] = "server"
+    return next((name for word, name in words.items() if word in command), "spyglass serve")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,6 +44,7 @@ _NUM_WORDS = 512
 _PAGE_SIZE, _NUM_PAGES = 16, 65_536
 _WATCHED = 8
 """Of so many streams one is looked at word by word; the others' events are only counted."""
+_FIRST_WORD_S = 60.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -167,6 +168,8 @@ class Client:
         self._headers = {"Authorization": f"Bearer {key}"}
         self._clock, self._numbers = clock, numbers
         self.seen = Seen()
+        self.has_heard = asyncio.Event()
+        """Whether a word has come."""
 
     async def listen(self, number: int) -> None:
         """Reads one stream until it is cancelled."""
@@ -185,6 +188,8 @@ class Client:
         self.seen.events += 1
         text = event["choices"][0]["delta"].get("content") or ""
         self.seen.latencies_s += [self._clock.age_s(self._numbers[word]) for word in text.split()]
+        if self.seen.latencies_s:
+            self.has_heard.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,7 @@ def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tupl
             subprocess.Popen([*bridge, "--bridge-key", key[::-1]], stdout=subprocess.DEVNULL, stderr=errors)
         )
         stack.callback(front.terminate)
-        asyncio.run(until_ready(f"http://{http}/ready", front))
+        asyncio.run(until_ready(f"http://{http}/ready", front, server))
         engine = next(pid for pid in family(server.pid) if "spawn_main" in command_of(pid))
         processes = [Process("server", server.pid), Process("engine", engine), Process("bridge", front.pid)]
         yield f"http://{http}", key, ticks, processes
@@ -234,6 +239,8 @@ async def measure(
         client = Client(session, url, key, clock, numbers)
         running = [asyncio.create_task(client.listen(number)) for number in range(given.streams)]
         await asyncio.sleep(given.settle)
+        async with asyncio.timeout(_FIRST_WORD_S):
+            await client.has_heard.wait()
         client.seen = seen = Seen()
         steps, started = clock.steps, time.monotonic()
         before = [process.busy_s() for process in processes]

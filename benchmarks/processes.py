@@ -82,10 +82,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-async def until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    """Waits until a process answers there; exits when it has ended instead."""
+async def until_ready(url: str, *processes: "subprocess.Popen[bytes]") -> None:
+    """Waits until these processes answer there; exits when one of them has ended instead."""
     async with aiohttp.ClientSession() as session:
-        while process.poll() is None:
+        while all(process.poll() is None for process in processes):
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(url) as answer:
                     if answer.status == 200:

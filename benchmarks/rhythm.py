@@ -44,14 +44,30 @@ async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
         times += [time.perf_counter()]
 
 
+async def until_each_has(times: Sequence[Sequence[float]], count: int, running: Sequence["asyncio.Task[None]"]) -> None:
+    """Waits until so many pieces of each stream have come."""
+    while min(map(len, times)) < count:
+        check_running(running)
+        await asyncio.sleep(0.05)
+
+
+def check_running(streams: Sequence["asyncio.Task[None]"]) -> None:
+    """Exits when a stream has ended."""
+    if ended := [task for task in streams if task.done()]:
+        ended[0].result()
+        sys.exit("a stream ended too soon: its answer is at its longest")
+
+
 async def measure(spyglass: Spyglass, given: argparse.Namespace) -> list[str]:
     """Runs both times, and returns the lines of the table."""
     async with AsyncClient(spyglass.grpc, api_key=spyglass.key) as client:
         times: list[list[float]] = [[] for _ in range(given.streams)]
         running = [asyncio.create_task(stream(client, i, times[i])) for i in range(given.streams)]
         await asyncio.sleep(given.settle)
+        await until_each_has(times, 1, running)
         quiet_from = time.perf_counter()
         await asyncio.sleep(given.quiet)
+        await until_each_has(times, 3, running)
         busy_from = time.perf_counter()
         first: list[float] = []
 
@@ -65,10 +81,8 @@ async def measure(spyglass: Spyglass, given: argparse.Namespace) -> list[str]:
         pictures = [picture(i, given.tile) for i in range(given.images)]
         await asyncio.gather(*(ask("What is it?", [file]) for file in pictures), long_prompt)
         busy_until = time.perf_counter()
+        check_running(running)
         for task in running:
-            if task.done():
-                task.result()
-                sys.exit("a stream ended too soon: its answer is at its longest")
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     quiet, busy = (

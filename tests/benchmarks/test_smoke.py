@@ -92,11 +92,11 @@ def test_image_latency(tiny_checkpoint: Path) -> None:
     output = run("image_latency", "--model", tiny_checkpoint, *EYES, "--count", 1)
     for new, theirs, ratio, again, plain, _ in rows(output, "28 x 28", "56 x 56"):
         assert min(new, theirs, again, plain) > 0
-        assert ratio == pytest.approx(new / theirs, rel=0.2, abs=0.1)
+        assert ratio == pytest.approx(new / theirs, rel=0.15, abs=0.01)
 
 
 def test_rhythm(tiny_checkpoint: Path) -> None:
-    sizes = ("--streams", 2, "--images", 2, "--prompt", 100, "--settle", 0.5, "--quiet", 0.5)
+    sizes = ("--streams", 2, "--images", 2, "--prompt", 100, "--settle", 0.1, "--quiet", 0.4)
     output = run("rhythm", "--model", tiny_checkpoint, *EYES, *sizes)
     for median, p99, longest, tokens in rows(output, "quiet", "images and a long prompt arrive"):
         assert 0 <= median <= p99 <= longest < 60_000
@@ -144,12 +144,12 @@ def test_throughput(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert [share_1, share_2] == pytest.approx([speed_1 / limits[0], speed_2 / limits[1]], abs=0.01)
     for found in rows(delays, *contestants):
         assert min(found) >= 0
-        assert found[0] > 0
     results = json.loads((tmp_path / "throughput.json").read_text())["results"]
     assert set(results) == set(contestants)
     for by_concurrency in results.values():
         assert all(summary["prompt_tokens"] == 200 for [summary] in by_concurrency.values())
         assert all(1 <= summary["answer_tokens"] <= 8 for [summary] in by_concurrency.values())
+        assert all(summary["first_token_ms"] > 0 for [summary] in by_concurrency.values())
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
 
 
@@ -165,7 +165,7 @@ def test_first_token(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert count == 1
     assert 200 < tokens < later_tokens
     assert 0 < cached < later_tokens
-    assert share == pytest.approx(100 * after / before, abs=10)
+    assert share == pytest.approx(100 * after / before, rel=0.3)
 
 
 def test_plain_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
