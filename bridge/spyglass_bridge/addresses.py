@@ -33,7 +33,7 @@ class AddressGuard:
     allowed_networks: tuple[Network, ...] = ()
 
     def check_url(self, text: str) -> URL:
-        """Parses a URL that may be fetched, as far as can be told without resolving its name.
+        """Parses a URL that may be fetched, as far as that can be decided without resolving its name.
 
         Raises AddressRefused.
         """

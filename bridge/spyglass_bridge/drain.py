@@ -8,7 +8,7 @@ from spyglass_bridge.errors import ApiError
 
 
 class Drain:
-    """Counts the calls that run and, once begun, refuses new ones."""
+    """Counts running calls and, once started, refuses new ones."""
 
     def __init__(self) -> None:
         self._running = 0
@@ -17,7 +17,7 @@ class Drain:
         self._idle.set()
 
     @property
-    def begun(self) -> bool:
+    def is_draining(self) -> bool:
         return self._begun
 
     def begin(self) -> None:

@@ -68,7 +68,7 @@ def unsupported(param: str, what: str | None = None) -> ApiError:
 
 
 def invalid_api_key() -> ApiError:
-    """One answer for a missing, malformed or wrong key, so that it tells a stranger nothing."""
+    """One answer for a missing, malformed or wrong key, so that strangers learn nothing."""
     return ApiError(401, "The API key is missing or wrong. Send it as: Authorization: Bearer KEY", code=_INVALID_KEY)
 
 

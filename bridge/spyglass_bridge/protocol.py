@@ -46,7 +46,7 @@ class _Protocol(RequestHandler):
         """Answers what the parser refused, and closes the connection. Nothing was sent on it before."""
         _log.info("bad HTTP from %s: %r", request.remote, exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has already begun")
+            raise ConnectionError("an answer has already started")
         error = ApiError(status, "The request is not valid HTTP.", code="invalid_http")
         response = error_response(request, error)
         response.force_close()

@@ -1,4 +1,4 @@
-"""What a server tells about itself and about the caller's key: models, prices, usage.
+"""What a server reports about itself and about the caller's key: models, prices, usage.
 
 Plain values; knows nothing of how they travel.
 """

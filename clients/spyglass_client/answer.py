@@ -73,7 +73,7 @@ class Usage:
 class TextChunk:
     """More text of one choice.
 
-    `index` tells the choices of a generation apart, from 0. `text` holds whole characters only and may be
+    `index` is the choice's number within its generation, from 0. `text` holds whole characters only and may be
     empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
     these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
     `usage` is that of all choices so far, where it was asked for.

@@ -43,8 +43,8 @@ async def run_tools(
 ) -> tuple[Answer, list[Message]]:
     """Asks, runs the tools that are called, and asks again with their results, until an answer calls none.
 
-    `ask` is told whether it asks for the first time. Returns the last answer, and the conversation up to and with it. A
-    tool that fails, or is called with what is no JSON, tells the model so.
+    `ask` gets whether it asks for the first time. Returns the last answer, and the conversation up to and with it. A
+    tool that fails, or is called with invalid JSON, reports that to the model.
 
     Raises:
         RuntimeError: `max_rounds` answers have called tools; those of the last have not been run.

@@ -1,7 +1,6 @@
-"""What can go wrong, with the code that callers see.
+"""Errors with the codes that callers see, and their one translation to google.rpc.Status.
 
-Owns the classes and their one translation to google.rpc.Status. What is bland outside is told in
-full in the log, by whoever catches it.
+An unexpected error says nothing to the caller; whoever catches it logs it in full.
 """
 
 import math

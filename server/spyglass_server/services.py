@@ -78,7 +78,7 @@ class Services:
         try:
             await asyncio.wrap_future(job)
         except asyncio.CancelledError:
-            if not job.cancelled():  # it has begun: its memory must not be freed under it
+            if not job.cancelled():  # it is running: its memory must not be freed under it
                 await to_the_end(asyncio.to_thread(futures.wait, [job]))
             raise
         except OSError as error:

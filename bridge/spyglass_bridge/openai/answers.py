@@ -23,7 +23,7 @@ FINISH_REASONS: dict[int, str] = {
 
 
 class UsageForm(Enum):
-    """Where a stream tells its usage."""
+    """Where a stream reports its usage."""
 
     EXTRA_CHUNK = "in a chunk of its own, as OpenAI does when asked"
     LAST_CHUNK = "in the chunk with the last finish_reason, as DeepInfra does"
@@ -72,7 +72,7 @@ class Form(Protocol):
         ...
 
     def add(self, delta: ChoiceDelta) -> None:
-        """Keeps more of a choice that is told as a whole."""
+        """Collects more of a choice that is returned as a whole."""
 
     def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
         """A choice as a whole; once, at its end."""

@@ -45,7 +45,7 @@ class ChatForm:
         self._kept = [_Kept() for _ in range(n)]
 
     def first(self, index: int) -> dict[str, Any]:
-        """The choice that tells the role."""
+        """The choice that carries the role."""
         return self._choice(index, {"role": "assistant", "content": ""})
 
     def around_text(self, index: int) -> tuple[str, str]:
@@ -95,7 +95,7 @@ class TextForm:
     chunk_object: ClassVar[str] = "text_completion"
 
     def __init__(self, n: int, begins_with_prompt: bool) -> None:
-        """`begins_with_prompt`: nothing tells the probability of a choice's first token."""
+        """`begins_with_prompt`: a choice's first token has no logprob."""
         self._kept = [_Kept() for _ in range(n)]
         self._tokens = [_TextTokens(begins_with_prompt) for _ in range(n)]
 
@@ -121,8 +121,8 @@ class TextForm:
     def _choice(
         self, index: int, text: str, finish_reason: str | None, logprobs: list[pb.TokenLogprobs]
     ) -> dict[str, Any]:
-        told = self._tokens[index].told(logprobs) if logprobs else None
-        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": told}
+        found = self._tokens[index].add(logprobs) if logprobs else None
+        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": found}
 
 
 class _TextTokens:
@@ -133,18 +133,18 @@ class _TextTokens:
         self._offset = 0
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
-    def told(self, tokens: list[pb.TokenLogprobs]) -> dict[str, Any]:
-        told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    def add(self, tokens: list[pb.TokenLogprobs]) -> dict[str, Any]:
+        result: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            told["tokens"].append(text_of(token.bytes))
-            told["token_logprobs"].append(None if self._nothing_before else finite(token.logprob))
-            told["top_logprobs"].append(
+            result["tokens"].append(text_of(token.bytes))
+            result["token_logprobs"].append(None if self._nothing_before else finite(token.logprob))
+            result["top_logprobs"].append(
                 {text_of(rival.bytes): finite(rival.logprob) for rival in token.top} if token.top else None
             )
-            told["text_offset"].append(self._offset)
+            result["text_offset"].append(self._offset)
             self._offset += len(self._decode(token.bytes))
             self._nothing_before = False
-        return told
+        return result
 
 
 def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:

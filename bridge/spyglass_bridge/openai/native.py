@@ -14,7 +14,7 @@ from spyglass_common.deltas import ChoiceDelta
 
 
 class NativeAnswer:
-    """Gathers an answer, and tells it as a whole or token by token."""
+    """Collects an answer and returns it as a whole or token by token."""
 
     def __init__(self, request_id: str, n: int) -> None:
         self._request_id = request_id
@@ -50,9 +50,9 @@ class NativeAnswer:
         """An event for each token. The text of a token may lack what the next one completes."""
         self.add(deltas)
         return [
-            _event({"id": token, "text": text_of(told.bytes), "logprob": finite(told.logprob)})
+            _event({"id": token, "text": text_of(found.bytes), "logprob": finite(found.logprob)})
             for delta in deltas
-            for token, told in zip(delta.token_ids, delta.logprobs, strict=True)
+            for token, found in zip(delta.token_ids, delta.logprobs, strict=True)
         ]
 
     def end(self, usage: pb.Usage) -> list[str]:

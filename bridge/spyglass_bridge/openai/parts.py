@@ -133,7 +133,7 @@ Stop = Annotated[
 
 
 class StreamOptions(Object):
-    """`continuous_usage_stats` tells the usage so far in every chunk too."""
+    """`continuous_usage_stats` adds the usage so far to every chunk."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None

@@ -38,7 +38,7 @@ from spyglass_common.limits import (
 _MAX_PROMPTS = 32
 _MAX_TOKEN_IDS = 131_072
 _MAX_TOLD = 65_536
-"""Tokens or characters of prompts whose probabilities are told: each takes up to two kilobytes of an answer."""
+"""Tokens or characters of prompts that are returned with logprobs: each takes up to two kilobytes of an answer."""
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
@@ -103,7 +103,7 @@ class _Request(_Sampling):
 
     @property
     def top_probabilities(self) -> int | None:
-        """How many of the most probable tokens are told beside each; None where nothing is told."""
+        """How many alternatives are returned with each token's logprob; None without logprobs."""
         return None
 
 
@@ -233,7 +233,7 @@ class TokenizeRequest(Object):
         return self
 
     def as_completion(self) -> ChatRequest | CompletionRequest:
-        """The request whose prompt is to be told."""
+        """The request whose prompt is to be tokenized."""
         if self.messages is None:
             return CompletionRequest.model_validate({"model": self.model, "prompt": self.prompt})
         return ChatRequest.model_construct(model=self.model, messages=self.messages, tools=self.tools)

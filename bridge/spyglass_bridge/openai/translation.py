@@ -121,7 +121,7 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
     """All but the prompt."""
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options is only for a stream.", "stream_options")
-    told = request.top_probabilities
+    top = request.top_probabilities
     start = inference_pb2.Start(
         request_id=context.request_id,
         model=request.model,
@@ -129,7 +129,7 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
         sampling=_sampling(request),
         stopping=_stopping(request),
         output=options_pb2.Output(
-            logprobs=told is not None, top_logprobs=told, running_usage=request.continuous_usage or None
+            logprobs=top is not None, top_logprobs=top, running_usage=request.continuous_usage or None
         ),
         n=request.n,
         caller=inference_pb2.Caller(bearer_key=context.caller_key),

@@ -13,7 +13,7 @@ async def health(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """Generations can be served: 200 or 503."""
     services = request.app[SERVICES]
-    if services.drain.begun:
+    if services.drain.is_draining:
         return web.json_response({"status": "draining"}, status=503)
     if not services.backend.is_ready:
         return web.json_response({"status": "waiting for the model server"}, status=503)

@@ -69,7 +69,7 @@ class Dialogue:
                 pass
 
     async def _take_next(self) -> bool:
-        """Takes a line and does what it says; tells whether there may be more."""
+        """Takes a line and does what it says; returns whether there may be more."""
         try:
             typed, self._typed = self._typed, ""
             line = await self._terminal.read(typed)

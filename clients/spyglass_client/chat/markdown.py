@@ -66,11 +66,11 @@ class MarkdownWriter:
         self._print(_blocks(self._pending))
 
     def _print_complete(self) -> None:
-        """Prints the blocks that a later one follows. A line that may go on tells nothing yet."""
-        whole, _, begun = self._pending.rpartition("\n")
+        """Prints the blocks that a later one follows. A line that may go on decides nothing yet."""
+        whole, _, partial = self._pending.rpartition("\n")
         *complete, last = _blocks(whole)
         if complete:
-            self._pending = f"{last}\n{begun}"
+            self._pending = f"{last}\n{partial}"
             self._live.refresh()  # what is about to be printed stands in the draft no more
             self._print(complete)
 
@@ -96,11 +96,11 @@ class MarkdownWriter:
         for block in blocks:
             lines = self._console.render_lines(_Markdown(block), pad=False)
             lines = [_unpadded(line) for line in lines]
-            told = [number for number, line in enumerate(lines) if line]
-            if told and (drawn or not self._is_first):
+            shown = [number for number, line in enumerate(lines) if line]
+            if shown and (drawn or not self._is_first):
                 drawn.append([])
-            if told:
-                drawn += lines[told[0] : told[-1] + 1]
+            if shown:
+                drawn += lines[shown[0] : shown[-1] + 1]
         return drawn
 
 

@@ -27,7 +27,7 @@ _PICTURE_CELLS = (40, 12)
 
 
 class Terminal:
-    """Reads what is typed and shows what there is to say. `commands` tells for each one whether it takes a path."""
+    """Reads what is typed and shows what there is to say. `commands` says for each one whether it takes a path."""
 
     def __init__(self, commands: Mapping[str, bool]) -> None:
         self.console = open_console()

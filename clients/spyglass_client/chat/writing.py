@@ -24,7 +24,7 @@ class Writer(Protocol):
 
 
 class PlainWriter:
-    """Writes the text as it is; a line that has begun is ended. A terminal gets nothing that could control it."""
+    """Writes the text as it is; an unfinished line is ended. A terminal gets nothing that could control it."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

@@ -370,7 +370,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def started(self) -> Global___Started:
-        """The engine has begun it and it is now metered."""
+        """The engine has scheduled it and it is now metered."""
 
     @_builtins.property
     def delta(self) -> Global___Delta:
@@ -423,7 +423,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """The engine has begun it. A generation that gets here leaves exactly one usage record, others leave none."""
+    """The engine has scheduled it. A generation that gets here leaves exactly one usage record, others leave none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -919,7 +919,7 @@ class CountTokensRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     WITH_TOKENS_FIELD_NUMBER: _builtins.int
     with_tokens: _builtins.bool
-    """Whether the tokens are told, and not only how many there are."""
+    """Whether the tokens are returned, and not only how many there are."""
     @_builtins.property
     def start(self) -> Global___Start:
         """The generation that would be started. Its images must be inline. All of it is validated."""

@@ -249,7 +249,7 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
-    """The shape that an answer must have. It is told what it may write at every token, so an answer that ends by itself has
+    """The shape that an answer must have. The tokens that it may continue with are enforced at every step, so an answer that ends by itself has
     the shape; one that max_tokens ends is a beginning. A shape that cannot be held to is refused. Not together with
     ignore_eos or min_tokens.
     """

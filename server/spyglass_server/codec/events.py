@@ -25,7 +25,7 @@ def accepted(event_id: int) -> inference_pb2.Event:
 
 
 def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_pb2.Event:
-    """The engine has begun it."""
+    """The engine has scheduled it."""
     return inference_pb2.Event(
         id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
     )
@@ -71,7 +71,7 @@ def delta(
 
 
 def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> inference_pb2.TokenLogprobs:
-    """What is told of a token's probability."""
+    """A token's logprob with its alternatives."""
     return inference_pb2.TokenLogprobs(
         logprob=found.chosen,
         bytes=bytes_of(token),

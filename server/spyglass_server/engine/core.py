@@ -59,7 +59,7 @@ class EngineCore:
         step = self._scheduler.schedule()
         if not step.rows and step.encode is None:
             time.sleep(_PAUSE_S)
-        events: list[Event] = [*step.begun, *self._encode(step)]
+        events: list[Event] = [*step.scheduled, *self._encode(step)]
         outputs = self._execute(step)
         events += self._scheduler.commit(step, outputs)
         self._forget_ended(event.id for event in events if _is_ending(event))

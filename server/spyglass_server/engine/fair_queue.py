@@ -1,9 +1,8 @@
-"""Whose turn it is to begin: what waits, in a fair order.
+"""The waiting requests, in a fair order across tenants.
 
-Owns that order. What has lost its place comes first. Then the tenant begins who was served the fewest tokens, those
-included that are still to be computed of what has begun; of a tenant's own, the greatest priority, and among equals
-who came first. Who was away begins with the least served of those who are here, but who has got more than they
-has still got more. Knows nothing of what a turn costs or whether there is room for it.
+Preempted requests come first. Then comes the tenant with the fewest tokens served, counting those still to be computed
+for its running requests; within a tenant the greatest priority, and among equals the oldest. A returning tenant's
+counter is raised to the minimum of the active tenants, never lowered.
 
 Source: the virtual token counters of "Fairness in Serving Large Language Models" (Sheng et al., 2024).
 """
@@ -16,7 +15,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """What waits. `tenant_of` and `priority_of` tell what the order depends on."""
+    """A queue of items; `tenant_of` and `priority_of` give what their order depends on."""
 
     def __init__(self, tenant_of: Callable[[T], str], priority_of: Callable[[T], int]) -> None:
         self._tenant_of, self._priority_of = tenant_of, priority_of

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class FinishReason(Enum):
-    """Why a choice ended. The engine knows nothing of tools: who reads the text tells TOOL_CALLS from STOP."""
+    """Why a choice ended. The engine itself never gives TOOL_CALLS: tool calls are found in the text."""
 
     STOP = "stop"
     LENGTH = "length"

@@ -64,7 +64,7 @@ class Sequence:
 class Step:
     """What to do now: go on encoding one image, copy pages, compute rows. `sequences` belong to `rows`."""
 
-    begun: tuple[RequestScheduled, ...]
+    scheduled: tuple[RequestScheduled, ...]
     encode: ImageKey | None
     encode_into: tuple[int, ...]
     copies: tuple[tuple[int, int], ...]
@@ -114,7 +114,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Chooses the next step's work: running sequences first, then as many new ones as fit."""
-        begun = self._start_waiting()
+        scheduled = self._start_waiting()
         planned: dict[Sequence, Row] = {}
         copies: dict[int, int] = {}  # target page: source page
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
@@ -129,7 +129,7 @@ class Scheduler:
                 budget.spend(count, remaining, computed)
         image = self._next_image() if budget.has_room_for_image else None
         return Step(
-            begun=tuple(begun),
+            scheduled=tuple(scheduled),
             encode=image,
             encode_into=self._images.tiles(image) if image else (),
             copies=tuple((source, target) for target, source in copies.items()),
@@ -200,15 +200,15 @@ class Scheduler:
 
     def _start_waiting(self) -> list[RequestScheduled]:
         """Lets those run for whom there is room, by turns. Returns those that run for the first time."""
-        begun = []
+        scheduled = []
         while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.is_running = True
             if not sequence.was_scheduled:
                 sequence.was_scheduled = True
-                begun.append(RequestScheduled(sequence.request.id, sequence.num_computed))
-        return begun
+                scheduled.append(RequestScheduled(sequence.request.id, sequence.num_computed))
+        return scheduled
 
     def _next_to_begin(self) -> Sequence | None:
         """The one whose turn it is, with its pages and images, or None when there is no room for it.

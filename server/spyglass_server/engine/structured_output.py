@@ -28,7 +28,7 @@ class Matcher(Protocol):
         """The tokens that may follow: one bit for each, that of the first one lowest in the first byte.
 
         Raises:
-            GrammarFailed: none can be told.
+            GrammarFailed: the grammar cannot be followed.
         """
         ...
 

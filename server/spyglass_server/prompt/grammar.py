@@ -150,7 +150,7 @@ def _of_lark(source: str) -> str:
 
 
 def constraint_failed(field: str) -> InvalidRequest:
-    """For an answer that has begun and can have its shape no more: it costs too much, or cannot go on."""
+    """For an answer in progress that can no longer have its shape: it costs too much, or cannot go on."""
     return _refuse("the answer cannot go on in it, or not at a bearable cost", field)
 
 

@@ -71,9 +71,9 @@ class Tool:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What models are told of it."""
-        told = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": told}
+        """The definition that templates show to models."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
 
 
 class RawJson(str):
@@ -221,14 +221,14 @@ def _forms(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[_Form
 def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> Sequence[Message]:
     """The conversation with the tools written into the first user message, before its first text."""
     definitions = (_to_json(tool.definition, indent=4) for tool in tools)
-    told = _TOOLS_PREFACE + "\n\n".join(definitions) + "\n\n"
+    text = _TOOLS_PREFACE + "\n\n".join(definitions) + "\n\n"
     at = next((i for i, message in enumerate(messages) if message.role == "user"), None)
     if at is None:  # nobody has asked anything yet
         at = sum(message.role == "system" for message in messages)
-        return [*messages[:at], Message("user", (told.rstrip(),)), *messages[at:]]
+        return [*messages[:at], Message("user", (text.rstrip(),)), *messages[at:]]
     parts = messages[at].parts
     first_text = next((i for i, part in enumerate(parts) if part is not None), len(parts))
-    changed = replace(messages[at], parts=(*parts[:first_text], told, *parts[first_text:]))
+    changed = replace(messages[at], parts=(*parts[:first_text], text, *parts[first_text:]))
     return [*messages[:at], changed, *messages[at + 1 :]]
 
 

@@ -18,7 +18,7 @@ from spyglass_server.engine.structured_output import GrammarFailed, Matcher
 def process_logits(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:
     """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything.
 
-    Also tells which rows cannot go on, and why: their grammars say nothing of what may follow.
+    Also returns which rows cannot go on, and why: their grammars allow no next token.
     """
     failed: dict[int, str] = {}
     changed = [i for i, row in enumerate(rows) if _needs_processing(row)]

@@ -7,7 +7,7 @@ not where keys and values live: a slot is the number of their place.
     slots         block * block_size + offset; blocks are pages of text and tiles of images
 
 Single tokens attend together, as many as see about equally much; those that see less read their own first
-slot in the places that they do not have, and are told not to look there. Prompts attend each alone, and so do
+slot in the places that they do not have, with a mask that hides them. Prompts attend each alone, and so do
 tokens that see much where nothing must be copied for it.
 """
 

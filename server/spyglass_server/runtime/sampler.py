@@ -1,6 +1,6 @@
 """Chooses tokens from logits.
 
-Owns temperature, the filters and the random numbers, and the probabilities that are told. A random number depends on
+Owns temperature, the filters and the random numbers, and logprobs. A random number depends on
 nothing but seed, choice, position and token, so that an answer does not change with what else is in the batch.
 """
 
@@ -41,9 +41,9 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
     """Probabilities of one token of each row, and of `count` of the row's most probable ones, by logits
     [rows, vocabulary]."""
-    told = logits.float().log_softmax(dim=-1)
-    chosen = told.gather(1, torch.tensor(tokens, device=told.device)[:, None])[:, 0].tolist()
-    best = told.topk(count)
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
+    best = logprobs.topk(count)
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [Logprobs(one, tuple(ids), tuple(top)) for one, (ids, top) in zip(chosen, tops, strict=True)]
 

@@ -112,7 +112,7 @@ class Cursor:
         return "".join(written)
 
     def stream_arguments(self, first: str) -> Reading:
-        """The arguments of the call that has begun, passed on while they are written."""
+        """The arguments of the current call, passed on while they are written."""
         self._arguments = [first]
         yield from self.value(first)
         self._flush_arguments()
