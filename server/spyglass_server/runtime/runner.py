@@ -209,8 +209,8 @@ class ModelRunner:
             for at, i in enumerate(sampled)
             for choice in rows[i].choices
         ]
-        steered, failed = process_logits(logits, [rows[i] for i in sampled])
-        tokens = iter(sample(steered, draws))
+        processed, failed = process_logits(logits, [rows[i] for i in sampled])
+        tokens = iter(sample(processed, draws))
         for at, i in enumerate(sampled):
             chosen = tuple(next(tokens) for _ in rows[i].choices)
             if not finite[at] or at in failed:
