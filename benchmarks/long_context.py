@@ -17,12 +17,12 @@ import torch
 
 from processes import run_as_engine
 from random_model import SIZES, random_model
-from spyglass_server.engine.budget import Limits
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
-from spyglass_server.engine.page_pool import PagePool
-from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import PagePool
+from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
 from step import median_ms, rows_of

@@ -31,13 +31,13 @@ from load import percentile
 from processes import MODEL, checkpoint_or_embedded, command_of, family, free_ports, until_ready
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
-from spyglass_server.engine.batch import Row, RowOutput
-from spyglass_server.engine.budget import Limits
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey
-from spyglass_server.engine.page_pool import PagePool
-from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import PagePool
+from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.settings import SETTINGS
 
 _NUM_WORDS = 512

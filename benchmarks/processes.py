@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 
 from spyglass_demo.folder import default_folder, prepare
-from spyglass_server.engine.process import ENVIRONMENT
+from spyglass_server.engine.handle.process import ENVIRONMENT
 
 MODEL = "spyglass-demo"
 

@@ -21,8 +21,8 @@ from torch.profiler import profile
 
 from processes import checkpoint_or_embedded, run_as_engine
 from random_model import SIZES, random_model
-from spyglass_server.engine.batch import Row
 from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.launch import PAGE_SIZE

@@ -15,13 +15,13 @@ from grpc import aio
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
-from spyglass_server.engine.batch import Row, RowOutput
-from spyglass_server.engine.budget import Limits
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey
-from spyglass_server.engine.page_pool import PagePool
-from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import PagePool
+from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.runtime.image_spans import image_spans
 from spyglass_server.settings import SETTINGS
 

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer
 
-from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint, to_grammar
+from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, to_grammar
 
 BYTES = LLTokenizer("byte")
 _ENDING = b'"]}'

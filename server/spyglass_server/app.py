@@ -23,8 +23,8 @@ from spyglass_server.auth import ConfiguredKeys
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
-from spyglass_server.engine.async_engine import AsyncEngine
-from spyglass_server.engine.worker import EngineLoader
+from spyglass_server.engine.handle.async_engine import AsyncEngine
+from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.ledger import SqliteLedger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.launch import CheckpointLoader

@@ -16,7 +16,7 @@ import uvloop
 from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
-from spyglass_server.engine.async_engine import EngineLoadError
+from spyglass_server.engine.handle.async_engine import EngineLoadError
 from spyglass_server.settings import SETTINGS
 
 

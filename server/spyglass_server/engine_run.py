@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from enum import Enum, auto
 
-from spyglass_server.engine.async_engine import AsyncEngine, EngineDied
+from spyglass_server.engine.handle.async_engine import AsyncEngine, EngineDied
 from spyglass_server.engine.messages import (
     EngineRequest,
     Event,

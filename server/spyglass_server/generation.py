@@ -15,6 +15,7 @@ from spyglass_server.cancellation import to_the_end
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start
+from spyglass_server.constraints.grammar import constraint_failed
 from spyglass_server.engine.messages import EngineRequest, PromptLogprobs, TokenOutput
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine_run import EngineRun, Output
@@ -29,7 +30,6 @@ from spyglass_server.errors import (
 )
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
-from spyglass_server.prompt.grammar import constraint_failed
 from spyglass_server.prompt_echo import PromptEcho
 from spyglass_server.services import Services
 from spyglass_server.upload import Upload

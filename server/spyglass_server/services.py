@@ -14,13 +14,13 @@ from spyglass_server.cancellation import to_the_end
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
 from spyglass_server.config import Prices
-from spyglass_server.engine.async_engine import AsyncEngine
+from spyglass_server.constraints.grammar import calls_grammar, to_grammar
+from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import ImageKey
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.errors import ModelNotFound, Unavailable
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
-from spyglass_server.prompt.grammar import calls_grammar, to_grammar
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS, finish_tokenizer, write_prompt_files
 from fidelity.ours import Ours
-from spyglass_server.engine.process import ENVIRONMENT
+from spyglass_server.engine.handle.process import ENVIRONMENT
 from stack import Stack, clean_environ
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

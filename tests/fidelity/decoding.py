@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from PIL import Image
 
 from fidelity.ours import PAGE_SIZE, Ours
-from spyglass_server.engine.batch import Row
+from spyglass_server.engine.worker.batch import Row
 
 
 def greedy(

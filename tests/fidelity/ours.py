@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spyglass_server.engine.batch import Row
 from spyglass_server.engine.messages import ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
+from spyglass_server.engine.worker.batch import Row
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime.checkpoint import load_model

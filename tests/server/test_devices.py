@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.batch import DeviceLost, Row
 from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.runtime import graphs as graphs_module
 from spyglass_server.runtime import runner as runner_module
 from spyglass_server.runtime.checkpoint import load_model

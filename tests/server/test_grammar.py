@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 
 from grammars import lets_through
 from random_schemas import DEFINITIONS, OBJECTS, SCHEMAS, VALUES
+from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, to_grammar
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint, to_grammar
 
 
 @given(SCHEMAS, DEFINITIONS, DEFINITIONS, st.lists(VALUES | OBJECTS, min_size=20, max_size=20))

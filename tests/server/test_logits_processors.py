@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.batch import Row
 from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.logits_processors import process_logits
 from spyglass_server.runtime.sampler import logprobs_of
 

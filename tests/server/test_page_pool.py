@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.page_pool import OutOfPages, PagePool
+from spyglass_server.engine.worker.page_pool import OutOfPages, PagePool
 from spyglass_server.runtime.image_spans import image_spans
 
 

@@ -10,9 +10,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
-from spyglass_server.engine.batch import DeviceLost, Row
 from spyglass_server.engine.messages import ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
+from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime import plan as plan_module

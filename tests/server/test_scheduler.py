@@ -10,9 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import FakeRunner
-from spyglass_server.engine.budget import Limits
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import (
     EngineRequest,
     FinishReason,
@@ -23,8 +20,11 @@ from spyglass_server.engine.messages import (
     SamplingParams,
     TokenOutput,
 )
-from spyglass_server.engine.page_pool import PagePool
-from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import PagePool
+from spyglass_server.engine.worker.scheduler import Scheduler
 
 PAGE_SIZE = 4
 IMAGE = 250

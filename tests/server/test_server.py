@@ -20,8 +20,8 @@ from PIL import Image
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
-from spyglass_server.engine.async_engine import EngineLoadError
-from spyglass_server.engine.budget import Limits
+from spyglass_server.engine.handle.async_engine import EngineLoadError
+from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.ledger import SqliteLedger
 from spyglass_server.prompt.tokenizer import TextTokenizer
 

@@ -26,9 +26,9 @@ from spyglass_common.limits import (
 )
 from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
+from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.errors import InvalidRequest, Unsupported
-from spyglass_server.prompt.grammar import ConstraintKind, OutputConstraint
 from spyglass_server.prompt.prompt_maker import Input, TextInput, TokensInput
 
 _MAX_REQUEST_ID_CHARACTERS = 128

@@ -1,4 +1,5 @@
 """The engine without its arithmetic: scheduling, page accounting and the process around it.
 
-Plain Python that never imports torch, so that it is tested with a fake runner.
+`handle/` runs in the server's process and `worker/` in the engine process; the modules beside them are what the two
+exchange. Plain Python that never imports torch, so that it is tested with a fake runner.
 """

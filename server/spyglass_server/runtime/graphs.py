@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.batch import Row
+from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.plan import BatchPlan, GraphShape, Planner
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.budget import Limits
-from spyglass_server.engine.core import EngineCore
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import EngineInfo
-from spyglass_server.engine.page_pool import PagePool
-from spyglass_server.engine.scheduler import Scheduler
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import PagePool
+from spyglass_server.engine.worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import torch

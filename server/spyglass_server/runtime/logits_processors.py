@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spyglass_server.engine.batch import Row
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.engine.structured_output import GrammarFailed, Matcher
+from spyglass_server.engine.worker.batch import Row
 
 
 def process_logits(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]]:

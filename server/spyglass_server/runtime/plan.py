@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spyglass_server.engine.batch import Row
+from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 
 _MOST_PADDING = 256

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.batch import DeviceLost, Row, RowOutput
 from spyglass_server.engine.messages import ImageInput, ImageKey, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import shared_pixels
+from spyglass_server.engine.worker.batch import DeviceLost, Row, RowOutput
 from spyglass_server.runtime.attention import BatchMemory, BatchViews, SlotCache
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.graphs import DecodeGraphs, Record, record_cuda

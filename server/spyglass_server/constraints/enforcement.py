@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from spyglass_server.prompt.closing import close, has_choice
-from spyglass_server.prompt.library import NO_ANSWER, fault, schema_grammar, syntax_fault, without_text
-from spyglass_server.prompt.nesting import MAX_NESTING, nesting
-from spyglass_server.prompt.schemas import SchemaRefused, Translation, quoted, subschemas, translate
+from spyglass_server.constraints.closing import close, has_choice
+from spyglass_server.constraints.library import NO_ANSWER, fault, schema_grammar, syntax_fault, without_text
+from spyglass_server.constraints.nesting import MAX_NESTING, nesting
+from spyglass_server.constraints.schemas import SchemaRefused, Translation, quoted, subschemas, translate
 
 _MAX_ASKED = 200
 """Questions to the library in a search; each takes some milliseconds, more for large schemas."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from spyglass_server.constraints.enforcement import enforced
+from spyglass_server.constraints.lark import check_nesting
+from spyglass_server.constraints.library import JSON_FORM, fault, one_line, schema_grammar, without_text
+from spyglass_server.constraints.patterns import ascii_classes
+from spyglass_server.constraints.schemas import SchemaRefused, quoted
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.enforcement import enforced
-from spyglass_server.prompt.lark import check_nesting
-from spyglass_server.prompt.library import JSON_FORM, fault, one_line, schema_grammar, without_text
-from spyglass_server.prompt.patterns import ascii_classes
-from spyglass_server.prompt.schemas import SchemaRefused, quoted
 from spyglass_server.prompt.template import Tool
 
 MAX_JSON_DEPTH = 64

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from spyglass_server.prompt.patterns import exact_pattern
-from spyglass_server.prompt.property_names import restrict_names
-from spyglass_server.prompt.references import Place, References
+from spyglass_server.constraints.patterns import exact_pattern
+from spyglass_server.constraints.property_names import restrict_names
+from spyglass_server.constraints.references import Place, References
 
 _MOST_EXACT = 2**53
 """The library computes with numbers of 53 bits."""

@@ -14,11 +14,6 @@ from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from spyglass_server.engine.batch import Row, RowOutput
-from spyglass_server.engine.block_hashes import block_hashes
-from spyglass_server.engine.budget import Limits, StepBudget
-from spyglass_server.engine.fair_queue import FairQueue
-from spyglass_server.engine.image_cache import ImageCache
 from spyglass_server.engine.messages import (
     EngineRequest,
     Event,
@@ -29,8 +24,13 @@ from spyglass_server.engine.messages import (
     RequestScheduled,
     TokenOutput,
 )
-from spyglass_server.engine.page_pool import OutOfPages, PagePool
 from spyglass_server.engine.structured_output import GrammarFailed, Matcher
+from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.block_hashes import block_hashes
+from spyglass_server.engine.worker.budget import Limits, StepBudget
+from spyglass_server.engine.worker.fair_queue import FairQueue
+from spyglass_server.engine.worker.image_cache import ImageCache
+from spyglass_server.engine.worker.page_pool import OutOfPages, PagePool
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

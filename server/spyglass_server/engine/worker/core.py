@@ -8,10 +8,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from spyglass_server.engine.batch import Row, RowOutput, Runner
 from spyglass_server.engine.messages import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
-from spyglass_server.engine.scheduler import Scheduler, Step
 from spyglass_server.engine.structured_output import GrammarCompiler, Matcher
+from spyglass_server.engine.worker.batch import Row, RowOutput, Runner
+from spyglass_server.engine.worker.scheduler import Scheduler, Step
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 
 from spyglass_server.engine.messages import Command, Message, Shutdown
-from spyglass_server.engine.worker import EngineLoader, run_engine
+from spyglass_server.engine.worker.main import EngineLoader, run_engine
 
 log = logging.getLogger(__name__)
 

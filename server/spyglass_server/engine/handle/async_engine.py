@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from spyglass_server.engine.handle.process import EngineProcess
 from spyglass_server.engine.messages import (
     CancelChoice,
     CancelRequest,
@@ -22,8 +23,7 @@ from spyglass_server.engine.messages import (
     StepEvents,
     Submit,
 )
-from spyglass_server.engine.process import EngineProcess
-from spyglass_server.engine.worker import EngineLoader
+from spyglass_server.engine.worker.main import EngineLoader
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ Owns the cases in which others say exactly the same; all else is refused. Knows 
 
 from typing import Any
 
-from spyglass_server.prompt.patterns import exact_pattern
+from spyglass_server.constraints.patterns import exact_pattern
 
 
 def restrict_names(schema: dict[str, Any], names: bool | dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from spyglass_server.engine.core import EngineCore
 from spyglass_server.engine.messages import (
     CancelChoice,
     CancelRequest,
@@ -21,6 +20,7 @@ from spyglass_server.engine.messages import (
     StepEvents,
     Submit,
 )
+from spyglass_server.engine.worker.core import EngineCore
 
 log = logging.getLogger(__name__)
 

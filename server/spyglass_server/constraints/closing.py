@@ -6,7 +6,7 @@ Owns where that is safe. Whatever is valid against the closed schema is valid ag
 from collections.abc import Iterator
 from typing import Any
 
-from spyglass_server.prompt.schemas import subschemas
+from spyglass_server.constraints.schemas import subschemas
 
 _OF_STRINGS = {"pattern", "format", "minLength", "maxLength"}
 

@@ -1,0 +1,1 @@
+"""What runs in the engine process, except the arithmetic, which is in `runtime/`."""
