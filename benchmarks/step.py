@@ -21,7 +21,7 @@ from torch.profiler import profile
 
 from processes import checkpoint_or_embedded, run_as_engine
 from random_model import SIZES, random_model
-from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
@@ -36,13 +36,11 @@ def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
     pages = -(-(start + tokens) // PAGE_SIZE)
     return [
         Row(
+            request=EngineRequest(id=i, tokens=(), max_tokens=1, sampling=GREEDY),
             tokens=tuple(20 + 7 * (i + j) % 200 for j in range(tokens)),
             start=start,
             pages=tuple(range(i * pages, (i + 1) * pages)),
-            sampling=GREEDY,
             choices=(0,) if decodes else (),
-            image_tiles=(),
-            image_positions=(),
         )
         for i in range(count)
     ]

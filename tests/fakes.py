@@ -87,7 +87,7 @@ class FakeRunner:
     def _seen(self, row: Row, position: int) -> tuple[ImageKey, ...]:
         """The images that a position sees, as they stand in their tiles."""
         seen = []
-        for span in image_spans(row.image_positions, position, position + 1):
+        for span in image_spans(row.request.image_positions, position, position + 1):
             for tiles in row.image_tiles[span.first : span.last]:
                 assert all(tile in self.states for tile in tiles), "an image is not encoded"
                 found = [self.states[tile] for tile in tiles]
@@ -98,7 +98,7 @@ class FakeRunner:
     def _next(self, row: Row, choice: int) -> int:
         assert all(tile in self.states for tiles in row.image_tiles for tile in tiles), "an image is not encoded"
         seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
-        digest = hashlib.sha256(repr((seen, row.sampling.seed, choice)).encode()).digest()
+        digest = hashlib.sha256(repr((seen, row.request.sampling.seed, choice)).encode()).digest()
         return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]
 
 

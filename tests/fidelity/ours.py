@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spyglass_server.engine.messages import ImageKey, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.prompt.files import read_prompt_files
@@ -54,14 +54,20 @@ class Ours:
                         pass
         finally:
             shared.release()
+        request = EngineRequest(
+            id=0,
+            tokens=tuple(token_ids),
+            max_tokens=1,
+            sampling=SamplingParams(temperature=0.0),
+            image_positions=tuple(i for i, token in enumerate(token_ids) if token == files.image_token_id),
+        )
         return Row(
+            request=request,
             tokens=tuple(token_ids),
             start=0,
             pages=tuple(range(-(-len(token_ids) // PAGE_SIZE))),
-            sampling=SamplingParams(temperature=0.0),
             choices=choices,
             image_tiles=tuple(self.tiles[image.key] for image in shared.inputs),
-            image_positions=tuple(i for i, token in enumerate(token_ids) if token == files.image_token_id),
         )
 
     def logits(self, token_ids: list[int], images: list[Image.Image]) -> torch.Tensor:

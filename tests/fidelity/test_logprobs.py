@@ -20,9 +20,8 @@ def test_told_probabilities_are_those_of_the_reference(checkpoint: Path, meta_mo
     expected = meta_model.prompt_logits(ids, images).double().log_softmax(-1)
     ours = Ours.load(checkpoint)
     known = [token for token in ids[1:] if token < expected.shape[1]]  # the image token has no probability
-    row = replace(
-        ours.row(ids, images, (0,)), top_logprobs=TOP, prompt_targets=ids[1:] if len(known) == len(ids) - 1 else ()
-    )
+    row = ours.row(ids, images, (0,))
+    row = replace(row, request=replace(row.request, top_logprobs=TOP, prompt_logprobs=len(known) == len(ids) - 1))
     [output] = ours.runner.execute([row])
     [last] = output.logprobs
     best = expected[-1].topk(TOP)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.runtime import graphs as graphs_module
 from spyglass_server.runtime import runner as runner_module
@@ -124,11 +124,14 @@ def made(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Re
 
 
 def row(**changes: Any) -> Row:
-    whole = Row(
-        tokens=(5,), start=0, pages=(0,), sampling=SamplingParams(temperature=0.0), choices=(0,), image_tiles=(),
-        image_positions=(),
-    )  # fmt: skip
-    return replace(whole, **changes)
+    request = EngineRequest(
+        id=0,
+        tokens=(),
+        max_tokens=1,
+        sampling=SamplingParams(temperature=0.0),
+        image_positions=changes.pop("image_positions", ()),
+    )
+    return replace(Row(request=request, tokens=(5,), start=0, pages=(0,), choices=(0,)), **changes)
 
 
 def answers(runner: ModelRunner, steps: int = 4) -> list[int]:

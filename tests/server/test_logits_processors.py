@@ -1,4 +1,4 @@
-"""What is done to logits before a token is chosen: penalties, biases, banned_token_ids tokens, grammars."""
+"""What is done to logits before a token is chosen: penalties, biases, banned tokens, grammars."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.logits_processors import process_logits
-from spyglass_server.runtime.sampler import logprobs_of
+from spyglass_server.runtime.sampler import top_logprobs
 
 LOGITS = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
 
@@ -36,18 +36,19 @@ class Allows:
 
 
 def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Row:
-    asked = {name: fields.pop(name) for name in ("banned_token_ids", "matcher") if name in fields}
+    banned, matcher = frozenset(fields.pop("banned_token_ids", ())), fields.pop("matcher", None)
+    request = EngineRequest(
+        id=0, tokens=history[:num_prompt], max_tokens=1, sampling=SamplingParams(**fields), stop_token_ids=banned
+    )
     return Row(
+        request=request,
         tokens=(),
         start=0,
         pages=(),
-        sampling=SamplingParams(**fields),
         choices=(0,),
-        image_tiles=(),
-        image_positions=(),
         history=history,
-        num_prompt=num_prompt,
-        **asked,
+        may_stop=not banned,
+        matcher=matcher,
     )
 
 
@@ -98,7 +99,7 @@ def test_rows_are_steered_alone() -> None:
 @given(st.lists(st.floats(-50, 50), min_size=5, max_size=30), st.integers(0, 5))
 def test_told_probabilities_are_those_of_the_logits(values: list[float], count: int) -> None:
     logits = torch.tensor(values)
-    [first, last] = logprobs_of(logits.expand(2, -1), [0, len(values) - 1], count)
+    [first, last] = top_logprobs(logits.expand(2, -1), torch.tensor([0, len(values) - 1]), count).to_messages()
     expected = torch.tensor(values, dtype=torch.float64).log_softmax(-1)
     assert first.chosen == pytest.approx(float(expected[0]), abs=1e-4)
     assert last.chosen == pytest.approx(float(expected[-1]), abs=1e-4)

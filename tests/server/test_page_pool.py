@@ -10,44 +10,44 @@ from spyglass_server.runtime.image_spans import image_spans
 
 def test_a_pool_gives_out_each_page_once() -> None:
     pool = PagePool(num_pages=5, page_size=4)
-    pages = pool.take(3) + pool.take(2)
+    pages = pool.allocate(3) + pool.allocate(2)
     assert sorted(pages) == [0, 1, 2, 3, 4]
     with pytest.raises(OutOfPages):
-        pool.take(1)
-    pool.give_back(pages[:2])
+        pool.allocate(1)
+    pool.free(pages[:2])
     assert pool.num_free == 2
 
 
 def test_taking_too_many_takes_nothing() -> None:
     pool = PagePool(num_pages=2, page_size=4)
     with pytest.raises(OutOfPages):
-        pool.take(3)
+        pool.allocate(3)
     assert pool.num_free == 2
 
 
 def test_a_shared_page_is_free_when_its_last_holder_lets_go() -> None:
     pool = PagePool(num_pages=1, page_size=4)
-    pages = pool.take(1)
+    pages = pool.allocate(1)
     pool.share(pages)
     assert pool.is_shared(pages[0])
-    pool.give_back(pages)
+    pool.free(pages)
     assert pool.num_free == 0
-    pool.give_back(pages)
+    pool.free(pages)
     assert pool.num_free == 1
 
 
 def test_pages_that_nobody_holds_keep_their_content_until_they_are_needed() -> None:
     pool = PagePool(num_pages=3, page_size=4)
-    pages = pool.take(2)
+    pages = pool.allocate(2)
     for page, key in zip(pages, (b"a", b"ab"), strict=True):
-        pool.label(page, key)
-    pool.give_back(pages)
+        pool.register(page, key)
+    pool.free(pages)
     assert pool.num_free == 3
-    assert pool.find([b"a", b"ab", b"abc"]) == pages
-    pool.take(1)  # an empty page is taken first
-    assert pool.find([b"a", b"ab"]) == pages
-    pool.take(1)  # then the end of a sequence, not its beginning
-    assert pool.find([b"a", b"ab"]) == pages[:1]
+    assert pool.lookup([b"a", b"ab", b"abc"]) == pages
+    pool.allocate(1)  # an empty page is taken first
+    assert pool.lookup([b"a", b"ab"]) == pages
+    pool.allocate(1)  # then the end of a sequence, not its beginning
+    assert pool.lookup([b"a", b"ab"]) == pages[:1]
     pool.share(pages[:1])
     pool.check([pages[:1], [2], pages[1:]])
 

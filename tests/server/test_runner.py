@@ -1,6 +1,7 @@
 """The runner: rows computed together come out as each alone, whatever lies in the memory around them."""
 
 import math
+import pickle
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
-from spyglass_server.engine.messages import ImageKey, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.prompt.files import read_prompt_files
@@ -25,7 +26,7 @@ from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE = 4
-GREEDY = SamplingParams(temperature=0.0)
+ASKED = EngineRequest(id=0, tokens=(), max_tokens=1, sampling=SamplingParams(temperature=0.0))
 FOUR, SCATTERED = (0, 1, 2, 3), (9, 4, 14, 6)
 """Places for an image of four tiles."""
 
@@ -58,9 +59,7 @@ def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
 def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
     """Tokens of a sequence whose pages lie side by side."""
     pages = tuple(range(first_page, first_page + -(-(start + len(tokens)) // PAGE)))
-    return Row(
-        tokens=tokens, start=start, pages=pages, sampling=GREEDY, choices=(0,), image_tiles=(), image_positions=()
-    )
+    return Row(request=ASKED, tokens=tokens, start=start, pages=pages, choices=(0,))
 
 
 @pytest.mark.parametrize("long", [8, 1024])
@@ -85,6 +84,17 @@ def test_a_prompt_in_pieces_is_as_in_one(runner: ModelRunner) -> None:
     whole = runner.logits(row(0, 0, tokens))
     pieces = [runner.logits(row(20, start, tokens[start:end])) for start, end in ((0, 1), (1, 18), (18, 19), (19, 37))]
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=0, atol=1e-5)
+
+
+def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, tiny_checkpoint: Path) -> None:
+    follower = made(model(tiny_checkpoint))
+    prompts = [row(0, 0, tuple(range(3, 24))), row(10, 0, tuple(range(5, 9)))]
+    for rows in (prompts, [row(0, 21, (9,)), row(10, 4, (9,))], [row(10, 5, (7,)), row(0, 22, (7, 8))]):
+        plan = runner.plan(rows)
+        expected, followed = runner.forward(plan).logits, follower.forward(pickle.loads(pickle.dumps(plan))).logits
+        assert expected is not None
+        assert followed is not None
+        assert torch.equal(followed, expected)
 
 
 def test_copied_pages_go_on_as_their_source(runner: ModelRunner) -> None:
@@ -123,7 +133,7 @@ def logits_seeing(runner: ModelRunner, tiles: tuple[int, ...]) -> torch.Tensor:
 
 def seeing(one: Row, tiles: tuple[int, ...]) -> Row:
     """The row with an image at position 1 of its sequence."""
-    return replace(one, image_tiles=(tiles,), image_positions=(1,))
+    return replace(one, request=replace(one.request, image_positions=(1,)), image_tiles=(tiles,))
 
 
 def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""Where keys and values live, and attention over them.
+"""The tensors of the KV cache and of the images' cross-attention cache, and attention over them.
 
-Owns the tensors of the caches: pages of text and tiles of images are numbered slots in them. Which token goes
-where, and reads what, is in the plan that it is given.
+Pages of text and tiles of images are numbered slots in these tensors. Which token writes and reads which slots is in
+the plan of the batch.
 """
 
 from collections.abc import Sequence
@@ -59,21 +59,21 @@ class SlotCache:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchMemory:
+class BatchKVCache:
     """The cache of text as the layers see it during one batch."""
 
     cache: SlotCache
     plan: BatchPlan
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        self.cache.write(layer, self.plan.slots, k, v)
+        self.cache.write(layer, self.plan.slot_mapping, k, v)
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         return self.cache.attend(layer, self.plan.groups, q)
 
 
 @dataclass(frozen=True, slots=True)
-class BatchViews:
+class BatchCrossCache:
     """The images as the cross-attention layers see them during one batch."""
 
     cache: SlotCache

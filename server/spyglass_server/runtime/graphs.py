@@ -72,28 +72,31 @@ class DecodeGraphs:
     def __init__(
         self, compute: Callable[[BatchPlan], Tensor], record: Record, planner: Planner, spare_slot: int
     ) -> None:
-        """`compute` makes hidden states [rows, hidden] of a plan; nobody else uses `spare_slot` of text."""
+        """`compute` makes hidden states [tokens, hidden] of a plan; nobody else uses `spare_slot` of text."""
         self._compute, self._record, self._planner, self._spare_slot = compute, record, planner, spare_slot
         self._steps: dict[GraphShape, tuple[BatchPlan, Compute] | None] = {}  # None: it could not be recorded
 
-    def hidden(self, rows: Sequence[Row]) -> Tensor | None:
-        """Hidden states of rows [rows, hidden], which hold until the next call; None where no recording suits."""
+    def plan(self, rows: Sequence[Row]) -> BatchPlan | None:
+        """The plan of a recorded step, or of one to be recorded, for rows that it suits; else None."""
         if any(len(row.tokens) > 1 for row in rows):
             return None
         images = [self._planner.image_slots(row) for row in rows]
         shape = self._shape([row.end for row in rows], [len(slots) for slots in images])
         if shape is None or not self._suits(shape):
             return None
-        plan = self._planner.decode(rows, images, shape, self._spare_slot)
+        return self._planner.decode(rows, images, shape, self._spare_slot)
+
+    def hidden(self, plan: BatchPlan, shape: GraphShape) -> Tensor:
+        """Hidden states [rows of the shape, hidden] of a plan that `plan` made; they hold until the next call."""
         if shape not in self._steps:
             self._steps[shape] = self._try_recording(shape, plan)
         step = self._steps[shape]
         if step is None:
-            return None
+            return self._compute(plan)
         kept, compute = step
         for old, new in zip(_inputs(kept), _inputs(plan), strict=True):
             old.copy_(new)
-        return compute()[: len(rows)]
+        return compute()
 
     def _suits(self, shape: GraphShape) -> bool:
         """Whether steps of this shape are recorded, or may still be."""
@@ -130,4 +133,4 @@ def _inputs(plan: BatchPlan) -> list[Tensor]:
     groups = [*plan.groups, *(plan.cross.groups if plan.cross else ())]
     inside = [tensor for group in groups for tensor in (group.slots, group.mask) if isinstance(tensor, Tensor)]
     index = [plan.cross.index] if plan.cross else []
-    return [plan.tokens, plan.positions, plan.slots, *index, *inside]
+    return [plan.tokens, plan.positions, plan.slot_mapping, *index, *inside]

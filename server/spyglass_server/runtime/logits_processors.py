@@ -33,22 +33,27 @@ def process_logits(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[in
 
 
 def _needs_processing(row: Row) -> bool:
-    sampling = row.sampling
-    return bool(row.banned_token_ids or row.matcher or sampling.has_penalties or sampling.logit_bias)
+    sampling = row.request.sampling
+    return bool(_banned(row) or row.matcher or sampling.has_penalties or sampling.logit_bias)
+
+
+def _banned(row: Row) -> frozenset[int]:
+    """Tokens that must not come next."""
+    return frozenset() if row.may_stop else row.request.stop_token_ids
 
 
 def _process(logits: Tensor, row: Row) -> None:
     """Changes the logits [vocabulary] of one row where they are. Later steps see what earlier ones have made."""
-    sampling = row.sampling
+    sampling = row.request.sampling
     if sampling.repetition_penalty != 1:
         _apply_repetition_penalty(logits, row.history, sampling.repetition_penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
-        _apply_frequency_penalties(logits, row.history[row.num_prompt :], sampling)
+        _apply_frequency_penalties(logits, row.history[len(row.request.tokens) :], sampling)
     if sampling.logit_bias:
         tokens, biases = zip(*sampling.logit_bias, strict=True)
         logits[_index(np.array(tokens), logits)] += torch.tensor(biases, device=logits.device)
-    if row.banned_token_ids:
-        logits[_index(np.array(list(row.banned_token_ids)), logits)] = -torch.inf
+    if banned := _banned(row):
+        logits[_index(np.array(list(banned)), logits)] = -torch.inf
     if row.matcher is not None:
         logits[_forbidden(row.matcher, len(logits)).to(logits.device)] = -torch.inf
 

@@ -1,7 +1,6 @@
-"""The plan of a batch: which flat token belongs to which sequence, slot and image, and who attends together.
+"""The plan of a batch: which flat token belongs to which sequence, slot and image, and which attend together.
 
-Owns how rows are laid out side by side. Knows no scheduling, the plan is made from the rows that it is given, and
-not where keys and values live: a slot is the number of their place.
+A slot is the number of the place where a token's keys and values are stored.
 
     flat tokens   [ decode rows, longest context first: t | t | t ][ each alone: t t t | t t t t | t ]
     slots         block * block_size + offset; blocks are pages of text and tiles of images
@@ -55,17 +54,13 @@ class CrossPlan:
     groups: tuple[Group, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """A flat batch: tokens, their positions and slots [tokens], and the groups in which they attend to text."""
+@dataclass(frozen=True, slots=True)
+class PromptTargets:
+    """Prompt tokens [tokens] whose logprobs follow from flat tokens begin, begin + 1, …, each with `top` others."""
 
+    begin: int
     tokens: Tensor
-    positions: Tensor
-    slots: Tensor
-    groups: tuple[Group, ...]
-    cross: CrossPlan | None
-    last: Tensor
-    """The flat index of each row's last token, [rows], in the order in which the rows were given."""
+    top: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,27 @@ class GraphShape:
     rows: int
     context: int
     image: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """What is computed for a batch, in tensors: all that the model's forward pass needs to know of it.
+
+    Tokens, their positions and slots (`slot_mapping`) are [tokens], flat; `groups` are those in which they attend to
+    text.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    groups: tuple[Group, ...]
+    cross: CrossPlan | None
+    sampled: Tensor
+    """The flat index of each token whose logits are sampled, in the order in which the rows were given."""
+    prompts: tuple[PromptTargets, ...] = ()
+    """Of the rows that want prompt logprobs, in the order in which these were given."""
+    shape: GraphShape | None = None
+    """Of the recording that computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +118,26 @@ class Planner:
         groups, order = self._arrange(
             [_Reader(name=i, count=len(row.tokens), slots=own[i], is_causal=True) for i, row in enumerate(rows)]
         )
-        last = np.empty(len(rows), np.int64)
-        last[order] = np.cumsum([len(rows[i].tokens) for i in order]) - 1
+        ends = np.empty(len(rows), np.int64)
+        ends[order] = np.cumsum([len(rows[i].tokens) for i in order])
         return BatchPlan(
             tokens=self._numbers(token for i in order for token in rows[i].tokens),
             positions=self._numbers(p for i in order for p in range(rows[i].start, rows[i].end)),
-            slots=torch.from_numpy(np.concatenate([_array(own[i][rows[i].start :]) for i in order])).to(self.device),
+            slot_mapping=torch.from_numpy(np.concatenate([_array(own[i][rows[i].start :]) for i in order])).to(
+                self.device
+            ),
             groups=groups,
             cross=self._cross([rows[i] for i in order]),
-            last=torch.from_numpy(last).to(self.device),
+            sampled=self._numbers(end - 1 for end, row in zip(ends.tolist(), rows, strict=True) if row.choices),
+            prompts=tuple(
+                PromptTargets(
+                    end - len(row.tokens) + row.prompt_logprobs_start,
+                    self._numbers(row.prompt_targets),
+                    row.request.top_logprobs or 0,
+                )
+                for end, row in zip(ends.tolist(), rows, strict=True)
+                if row.prompt_targets
+            ),
         )
 
     def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: GraphShape, spare_slot: int) -> BatchPlan:
@@ -131,22 +158,23 @@ class Planner:
         return BatchPlan(
             tokens=self._numbers([*(row.tokens[0] for row in rows), *[0] * spare]),
             positions=self._numbers([*(row.start for row in rows), *[0] * spare]),
-            slots=self._numbers(slots[-1] for slots in own),
+            slot_mapping=self._numbers(slots[-1] for slots in own),
             groups=(self._fixed_group(own, shape.context),),
             cross=cross,
-            last=self._numbers(range(shape.rows)),
+            sampled=self._numbers(i for i, row in enumerate(rows) if row.choices),
+            shape=shape,
         )
 
     def image_slots(self, row: Row) -> Slots:
         """What the last token of a row sees of images."""
-        spans = image_spans(row.image_positions, row.end - 1, row.end)
+        spans = image_spans(row.request.image_positions, row.end - 1, row.end)
         return self._slots_of(row, spans[0]) if spans else range(0)
 
     def _cross(self, rows: Sequence[Row]) -> CrossPlan | None:
         readers: list[_Reader] = []  # named by their first token
         begin = 0
         for row in rows:
-            for span in image_spans(row.image_positions, row.start, row.end):
+            for span in image_spans(row.request.image_positions, row.start, row.end):
                 first, count = begin + span.start - row.start, span.end - span.start
                 readers.append(_Reader(name=first, count=count, slots=self._slots_of(row, span), is_causal=False))
             begin += len(row.tokens)
@@ -201,7 +229,7 @@ class Planner:
         return torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, -torch.inf).to(self.device)
 
     def _numbers(self, numbers: Iterable[int]) -> Tensor:
-        return torch.tensor(list(numbers), device=self.device)
+        return torch.tensor(list(numbers), dtype=torch.int64, device=self.device)
 
 
 def places(blocks: Sequence[int], size: int) -> NDArray[np.int64]:

@@ -1,19 +1,21 @@
 """Executes what the scheduler has decided: batches of rows, images, page copies.
 
-Owns the tensors that pages, tiles and image keys stand for. Decides nothing.
+A batch goes through three functions: rows become a plan of tensors, the forward pass turns the plan into logits, and
+tokens are sampled from these. Only the forward pass touches the model and its caches.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.messages import ImageInput, ImageKey, Logprobs, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, Logprobs
 from spyglass_server.engine.shared_images import shared_pixels
 from spyglass_server.engine.worker.batch import DeviceLost, Row, RowOutput
-from spyglass_server.runtime.attention import BatchMemory, BatchViews, SlotCache
+from spyglass_server.runtime.attention import BatchCrossCache, BatchKVCache, SlotCache
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.graphs import DecodeGraphs, Record, record_cuda
 from spyglass_server.runtime.linear import pack_linears
@@ -21,8 +23,8 @@ from spyglass_server.runtime.logits_processors import process_logits
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.model.vision import Slices
-from spyglass_server.runtime.plan import BatchPlan, Planner, places
-from spyglass_server.runtime.sampler import Draw, logprobs_of, sample
+from spyglass_server.runtime.plan import BatchPlan, Planner, PromptTargets, places
+from spyglass_server.runtime.sampler import Draw, TopLogprobs, sample, top_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,14 @@ def _no_probe(device: torch.device) -> None:
     """CPUs are never lost."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardOutput:
+    """What a plan asks for: logits [sampled rows, vocabulary], None where there are none, and prompt logprobs."""
+
+    logits: Tensor | None
+    prompts: tuple[TopLogprobs, ...]
+
+
 class ModelRunner:
     """The runner of a Mllama model on one device. The model is its own from then on: weights may be packed."""
 
@@ -79,8 +89,8 @@ class ModelRunner:
             page_size=page_size, tile_size=config.vision.tokens_per_tile, dtype=dtype, device=device
         )
         spare_slot = num_pages * page_size
-        self._text = SlotCache(text.num_self_layers, spare_slot + page_size, text, dtype, device)
-        self._seen = SlotCache(len(text.cross_layers), num_tiles * self._planner.tile_size, text, dtype, device)
+        self._kv_cache = SlotCache(text.num_self_layers, spare_slot + page_size, text, dtype, device)
+        self._cross_cache = SlotCache(len(text.cross_layers), num_tiles * self._planner.tile_size, text, dtype, device)
         self._frequencies = rotary_frequencies(text.rope, text.head_dim, device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (config.image_mean, config.image_std)
@@ -109,16 +119,10 @@ class ModelRunner:
         if self._device.type not in _RECORDERS:
             return None
         graphs = DecodeGraphs(self._hidden, _RECORDERS[self._device.type](), self._planner, spare_slot)
-        row = Row(
-            tokens=(0,),
-            start=0,
-            pages=(0,),
-            sampling=SamplingParams(),
-            choices=(0,),
-            image_tiles=(),
-            image_positions=(),
-        )
-        if graphs.hidden([row]) is None:
+        rows = [Row(request=EngineRequest(id=0, tokens=(0,), max_tokens=1), tokens=(0,), start=0, pages=(0,))]
+        if (plan := graphs.plan(rows)) and plan.shape:
+            graphs.hidden(plan, plan.shape)
+        if graphs.plan(rows) is None:
             log.warning("no decode steps are recorded, so each launches its operations one by one, which is slower")
             return None
         return graphs
@@ -172,64 +176,39 @@ class ModelRunner:
         """Puts states [cross layers, 2, kv_heads, tokens, head_dim] where rows will look for them."""
         slots = torch.from_numpy(places(tiles, self._planner.tile_size)).to(self._device)
         for layer, (k, v) in enumerate(states.transpose(2, 3)):
-            self._seen.write(layer, slots, k, v)
+            self._cross_cache.write(layer, slots, k, v)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         if pairs:
-            self._text.copy(pairs, self._planner.page_size)
+            self._kv_cache.copy(pairs, self._planner.page_size)
 
     @torch.inference_mode()
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         with _noticing_lost_devices(self._device):
-            return self._execute(rows)
+            return _sample(rows, self.forward(self.plan(rows)))
 
-    def _execute(self, rows: Sequence[Row]) -> list[RowOutput]:
-        sampled = [i for i, row in enumerate(rows) if row.choices]
-        outputs = [RowOutput()] * len(rows)
-        hidden = self._graphs.hidden(rows) if self._graphs else None
-        if hidden is not None:
-            hidden = hidden[sampled]
-        else:
-            plan = self._planner.batch(rows)
-            states = self._hidden(plan)
-            hidden = states[plan.last[sampled]]
-            for i, row in enumerate(rows):
-                if row.prompt_targets:
-                    begin = int(plan.last[i]) + 1 - len(row.tokens)
-                    outputs[i] = RowOutput(
-                        prompt_logprobs=self._prompt_logprobs(row, states[begin + row.prompt_logprobs_start :])
-                    )
-        if not sampled:
-            return outputs
-        logits = self._model.text.logits(hidden)
-        finite = logits.sum(dim=-1).isfinite().tolist()
-        logits = logits if all(finite) else logits.nan_to_num()
-        draws = [
-            Draw(row=at, params=rows[i].sampling, choice=choice, position=rows[i].end)
-            for at, i in enumerate(sampled)
-            for choice in rows[i].choices
-        ]
-        processed, failed = process_logits(logits, [rows[i] for i in sampled])
-        tokens = iter(sample(processed, draws))
-        for at, i in enumerate(sampled):
-            chosen = tuple(next(tokens) for _ in rows[i].choices)
-            if not finite[at] or at in failed:
-                outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"), by_grammar=at in failed)
-                continue
-            logprobs: tuple[Logprobs, ...] = ()
-            if (top := rows[i].top_logprobs) is not None:
-                logprobs = tuple(logprobs_of(logits[at].expand(len(chosen), -1), chosen, top))
-            outputs[i] = RowOutput(tokens=chosen, logprobs=logprobs, prompt_logprobs=outputs[i].prompt_logprobs)
-        return outputs
+    def plan(self, rows: Sequence[Row]) -> BatchPlan:
+        """Lays out rows as a batch, in a recorded shape where one suits."""
+        plan = self._graphs.plan(rows) if self._graphs else None
+        return plan or self._planner.batch(rows)
 
-    def _prompt_logprobs(self, row: Row, states: Tensor) -> tuple[Logprobs, ...]:
-        """Probabilities of the tokens that follow the first of `states`, a few at once: logits are large."""
-        found: list[Logprobs] = []
-        for begin in range(0, len(row.prompt_targets), _PROMPT_LOGITS_ROWS):
-            tokens = row.prompt_targets[begin : begin + _PROMPT_LOGITS_ROWS]
-            logits = self._model.text.logits(states[begin : begin + len(tokens)])
-            found += logprobs_of(logits, tokens, row.top_logprobs or 0)
-        return tuple(found)
+    @torch.inference_mode()
+    def forward(self, plan: BatchPlan) -> ForwardOutput:
+        """Computes a plan. Another runner of the same model that computes the same plans holds the same caches."""
+        hidden = self._graphs.hidden(plan, plan.shape) if self._graphs and plan.shape else self._hidden(plan)
+        return ForwardOutput(
+            logits=self._model.text.logits(hidden[plan.sampled]) if len(plan.sampled) else None,
+            prompts=tuple(self._prompt_logprobs(targets, hidden) for targets in plan.prompts),
+        )
+
+    def _prompt_logprobs(self, targets: PromptTargets, hidden: Tensor) -> TopLogprobs:
+        """Logprobs of prompt tokens, a few at once: logits are large."""
+        states = hidden[targets.begin : targets.begin + len(targets.tokens)]
+        pieces = zip(
+            torch.split(states, _PROMPT_LOGITS_ROWS), torch.split(targets.tokens, _PROMPT_LOGITS_ROWS), strict=True
+        )
+        found = [top_logprobs(self._model.text.logits(some), tokens, targets.top) for some, tokens in pieces]
+        return TopLogprobs(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
 
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:
@@ -238,6 +217,39 @@ class ModelRunner:
 
     def _hidden(self, plan: BatchPlan) -> Tensor:
         cos, sin = rotary_angles(plan.positions, self._frequencies)
-        views = BatchViews(self._seen, plan.cross) if plan.cross else None
-        hidden: Tensor = self._model.text(plan.tokens, BatchMemory(self._text, plan), views, cos, sin)
+        images = BatchCrossCache(self._cross_cache, plan.cross) if plan.cross else None
+        hidden: Tensor = self._model.text(plan.tokens, BatchKVCache(self._kv_cache, plan), images, cos, sin)
         return hidden
+
+
+def _sample(rows: Sequence[Row], output: ForwardOutput) -> list[RowOutput]:
+    """Chooses the tokens of each row's choices."""
+    prompts = iter(output.prompts)
+    outputs = [RowOutput(prompt_logprobs=next(prompts).to_messages() if row.prompt_targets else ()) for row in rows]
+    logits, sampled = output.logits, [i for i, row in enumerate(rows) if row.choices]
+    if logits is None:
+        return outputs
+    finite = logits.sum(dim=-1).isfinite().tolist()
+    logits = logits if all(finite) else logits.nan_to_num()
+    draws = [
+        Draw(row=at, params=rows[i].request.sampling, choice=choice, position=rows[i].end)
+        for at, i in enumerate(sampled)
+        for choice in rows[i].choices
+    ]
+    processed, failed = process_logits(logits, [rows[i] for i in sampled])
+    tokens = iter(sample(processed, draws))
+    for at, i in enumerate(sampled):
+        chosen = tuple(next(tokens) for _ in rows[i].choices)
+        if not finite[at] or at in failed:
+            outputs[i] = RowOutput(error=failed.get(at, "the logits are not finite"), by_grammar=at in failed)
+            continue
+        outputs[i] = replace(outputs[i], tokens=chosen, logprobs=_logprobs(rows[i], logits[at], chosen))
+    return outputs
+
+
+def _logprobs(row: Row, logits: Tensor, chosen: Sequence[int]) -> tuple[Logprobs, ...]:
+    """Logprobs of a row's chosen tokens by its logits [vocabulary], if it asks for them."""
+    if (top := row.request.top_logprobs) is None:
+        return ()
+    tokens = torch.tensor(chosen, device=logits.device)
+    return top_logprobs(logits.expand(len(chosen), -1), tokens, top).to_messages()

@@ -6,6 +6,7 @@ nothing but seed, choice, position and token, so that an answer does not change 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,14 +39,26 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     return [int(token) for token in tokens]
 
 
-def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
-    """Probabilities of one token of each row, and of `count` of the row's most probable ones, by logits
-    [rows, vocabulary]."""
+class TopLogprobs(NamedTuple):
+    """Logprobs of a token each [tokens], and the most probable tokens [tokens, top] with theirs, best first."""
+
+    chosen: Tensor
+    top_tokens: Tensor
+    top: Tensor
+
+    def to_messages(self) -> tuple[Logprobs, ...]:
+        """The same, token by token, on the host."""
+        tops = zip(self.top_tokens.tolist(), self.top.tolist(), strict=True)
+        return tuple(
+            Logprobs(one, tuple(ids), tuple(top)) for one, (ids, top) in zip(self.chosen.tolist(), tops, strict=True)
+        )
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> TopLogprobs:
+    """Logprobs of `tokens`, one of each row, and of the `count` most probable ones, by logits [rows, vocabulary]."""
     logprobs = logits.float().log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
     best = logprobs.topk(count)
-    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [Logprobs(one, tuple(ids), tuple(top)) for one, (ids, top) in zip(chosen, tops, strict=True)]
+    return TopLogprobs(logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values)
 
 
 def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:

@@ -1,44 +1,47 @@
 """The unit of work that the scheduler hands to the runner, and the runner's interface."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from spyglass_server.engine.messages import ImageInput, ImageKey, Logprobs, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, Logprobs
 from spyglass_server.engine.structured_output import Matcher
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 
     `tokens` are at positions start, start + 1, … of the sequence; their keys and values go to `pages`, the sequence's
     block table, which covers everything up to the last of them. `image_tiles` are the tiles that hold the cross-
-    attention states of the request's images, in order, and `image_positions` the positions of their tokens. If
-    `choices` is not empty, the logits of the last token are sampled once for each of these choices. `history` is the
-    sequence up to the row's end, of which the first `num_prompt` tokens are the prompt; only penalties need it.
-    `banned_token_ids` are not sampled, nor are tokens that `matcher` does not allow. `prompt_targets` are prompt tokens
-    whose logprobs are wanted: those that follow the row's tokens from index `prompt_logprobs_start` on.
+    attention states of the request's images, in order. If `choices` is not empty, the logits of the last token are
+    sampled once for each of these choices. `history` is the sequence up to the row's end where the request has
+    penalties, and empty otherwise. Stop tokens are not sampled unless it `may_stop`, nor tokens that `matcher` does not
+    allow. Where the request wants prompt logprobs, this row's begin with those after token `prompt_logprobs_start` of
+    `tokens`.
     """
 
-    tokens: Sequence[int]
+    request: EngineRequest
+    tokens: tuple[int, ...]
     start: int
-    pages: Sequence[int]
-    sampling: SamplingParams
-    choices: tuple[int, ...]
-    image_tiles: tuple[tuple[int, ...], ...]
-    image_positions: tuple[int, ...]
-    history: Sequence[int] = ()
-    num_prompt: int = 0
-    banned_token_ids: Collection[int] = ()
+    pages: tuple[int, ...]
+    choices: tuple[int, ...] = ()
+    image_tiles: tuple[tuple[int, ...], ...] = ()
+    history: tuple[int, ...] = ()
+    may_stop: bool = True
     matcher: Matcher | None = None
-    top_logprobs: int | None = None
     prompt_logprobs_start: int = 0
-    prompt_targets: Sequence[int] = ()
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def prompt_targets(self) -> tuple[int, ...]:
+        """The prompt tokens whose logprobs this row's states give."""
+        if not self.request.prompt_logprobs:
+            return ()
+        return self.request.tokens[self.start + self.prompt_logprobs_start + 1 : self.end + 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The text model: a flat batch of tokens in, hidden states out.
 
-Owns the order of the layers and which tokens the cross-attention layers touch. Where keys and values
-live, and which sequence a token belongs to, is the business of those who give `Memory` and `Views`.
+The layers read and write keys and values through `KVCache` and `CrossCache`, whose implementations know where these
+are stored and which sequence a token belongs to.
 
 A token that sees no image leaves a cross-attention layer as it came: the reference multiplies both
 the attention's and the feed-forward's output by zero there. So these layers compute only the tokens
@@ -18,7 +18,7 @@ from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU, rotate
 
 
-class Memory(Protocol):
+class KVCache(Protocol):
     """Keys and values of the sequences in a batch, by layer."""
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -28,15 +28,15 @@ class Memory(Protocol):
         """Attention of q [tokens, heads, head_dim], each to its own sequence so far: [tokens, heads * head_dim]."""
 
 
-class Views(Protocol):
-    """Which tokens of a batch see images, and attention to those."""
+class CrossCache(Protocol):
+    """Cross-attention states of the images in a batch, and which tokens see them."""
 
     @property
     def index(self) -> Tensor:
         """The flat tokens that see an image."""
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [seeing tokens, heads, head_dim] to images in one cross layer."""
+        """Attention of q [seeing tokens, heads, head_dim], each to the images that it sees."""
 
 
 class SelfAttentionLayer(nn.Module):
@@ -53,13 +53,13 @@ class SelfAttentionLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, memory: Memory, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
         config = self.config
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, config.head_dim)
         qk, v = qkv.tensor_split((config.num_heads + config.num_kv_heads,), dim=1)
         q, k = rotate(qk, cos, sin).tensor_split((config.num_heads,), dim=1)
-        memory.write(self.cache_layer, k, v)
-        x = x + self.o(memory.attend(self.cache_layer, q))
+        cache.write(self.cache_layer, k, v)
+        x = x + self.o(cache.attend(self.cache_layer, q))
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -88,13 +88,13 @@ class CrossAttentionLayer(nn.Module):
         k, v = kv.permute(1, 2, 0, 3)
         return torch.stack((self.k_norm(k), v))
 
-    def forward(self, x: Tensor, views: Views) -> Tensor:
-        seeing = x.index_select(0, views.index)
+    def forward(self, x: Tensor, images: CrossCache) -> Tensor:
+        seeing = x.index_select(0, images.index)
         q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
-        attended = views.attend(self.cache_layer, self.q_norm(q))
+        attended = images.attend(self.cache_layer, self.q_norm(q))
         seeing = seeing + self.attention_gate.float().tanh() * self.o(attended)
         seeing = seeing + self.mlp_gate.float().tanh() * self.mlp(self.mlp_norm(seeing))
-        return x.index_copy(0, views.index, seeing)
+        return x.index_copy(0, images.index, seeing)
 
 
 class TextModel(nn.Module):
@@ -119,22 +119,28 @@ class TextModel(nn.Module):
     def cross_layers(self) -> list[CrossAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
-    def forward(self, tokens: Tensor, memory: Memory, views: Views | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache, images: CrossCache | None, cos: Tensor, sin: Tensor) -> Tensor:
         """Hidden states of flat tokens [tokens], float32 [tokens, hidden].
 
-        cos and sin [tokens, 1, head_dim] are their `rotary_angles`. `views` is None where no token sees an image.
+        cos and sin [tokens, 1, head_dim] are their `rotary_angles`. `images` is None where no token sees an image.
         """
-        return self.through(self.layers, self.embedding(tokens).float(), memory, views, cos, sin)
+        return self.through(self.layers, self.embedding(tokens).float(), cache, images, cos, sin)
 
     def through(
-        self, layers: Iterable[nn.Module], x: Tensor, memory: Memory, views: Views | None, cos: Tensor, sin: Tensor
+        self,
+        layers: Iterable[nn.Module],
+        x: Tensor,
+        cache: KVCache,
+        images: CrossCache | None,
+        cos: Tensor,
+        sin: Tensor,
     ) -> Tensor:
         """Takes hidden states [tokens, hidden] through some of the layers."""
         for layer in layers:
             if isinstance(layer, SelfAttentionLayer):
-                x = layer(x, memory, cos, sin)
-            elif views is not None:
-                x = layer(x, views)
+                x = layer(x, cache, cos, sin)
+            elif images is not None:
+                x = layer(x, images)
         return x
 
     def logits(self, x: Tensor) -> Tensor:

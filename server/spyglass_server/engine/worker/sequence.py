@@ -1,0 +1,85 @@
+"""A sequence of tokens that the scheduler takes from its prompt to the end of its answer."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from spyglass_server.engine.messages import EngineRequest, FinishReason, ImageKey
+from spyglass_server.engine.structured_output import Matcher
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands. Only a running one holds pages and images."""
+
+    WAITING = auto()
+    """It has never run."""
+    RUNNING = auto()
+    PREEMPTED = auto()
+    """It waits again, to be recomputed."""
+    ENDED = auto()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Sequence:
+    """One choice of a request; before the fork, all of its choices."""
+
+    request: EngineRequest
+    choices: tuple[int, ...]
+    tokens: list[int]
+    status: SequenceStatus = SequenceStatus.WAITING
+    pages: list[int] = field(default_factory=list)
+    """Its block table."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Block hashes of its full pages, as far as they were needed so far."""
+    num_computed: int = 0
+    """Tokens whose keys and values are in its pages."""
+    matcher: Matcher | None = None
+    num_prompt_logprobs: int = 0
+    """Prompt positions whose logprob of the next token has been returned."""
+
+    @property
+    def tenant(self) -> str:
+        return self.request.tenant
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is SequenceStatus.RUNNING
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are known but not computed; 1 while it decodes."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_answered(self) -> int:
+        """Tokens of its answer so far."""
+        return len(self.tokens) - len(self.request.tokens)
+
+    @property
+    def image_keys(self) -> tuple[ImageKey, ...]:
+        return tuple(image.key for image in self.request.images)
+
+    @property
+    def image_sizes(self) -> list[tuple[ImageKey, int]]:
+        """Its images, each (key, tiles)."""
+        return [(image.key, image.num_tiles) for image in self.request.images]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why its last token ends it, or None."""
+        if self.tokens[-1] in self.request.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_answered >= self.request.max_tokens else None
+
+    def fork(self) -> "Sequence":
+        """One with the same tokens and pages and no choices yet."""
+        return Sequence(
+            request=self.request,
+            choices=(),
+            tokens=list(self.tokens),
+            status=self.status,
+            pages=list(self.pages),
+            hashes=list(self.hashes),
+            num_computed=self.num_computed,
+            matcher=self.matcher and self.matcher.fork(),
+            num_prompt_logprobs=self.num_prompt_logprobs,
+        )
