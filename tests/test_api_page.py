@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spyglass_bridge.openai import reading, requests
+from spyglass_bridge.openai import requests, validation
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -24,7 +24,12 @@ def test_every_row_names_a_test_that_is_there(row: list[str]) -> None:
 
 def test_every_parameter_has_a_row() -> None:
     told = set(re.findall(r"\w+", " ".join(row[0] for row in ROWS)))
-    tables = (reading.NEUTRAL_VALUES, reading.NEUTRAL_STREAM_OPTIONS, reading.LABELS, reading.MESSAGE_LABELS)
+    tables = (
+        validation.NEUTRAL_VALUES,
+        validation.NEUTRAL_STREAM_OPTIONS,
+        validation.LABELS,
+        validation.MESSAGE_LABELS,
+    )
     known = {name for table in tables for name in table}
     known |= requests.ChatRequest.model_fields.keys() | requests.CompletionRequest.model_fields.keys()
     assert known - told == set()

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
-from spyglass_bridge.openai.forms import ChatForm
+from spyglass_bridge.openai.choices import ChatChoices
+from spyglass_bridge.openai.serialization import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.remote_generation import RemoteGeneration
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
@@ -81,7 +81,7 @@ def test_stop_strings_are_looked_for_in_text_only(tokenizer: TextTokenizer) -> N
 async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The message at once and the message joined from chunks, when frames end before these events."""
     head = AnswerHead.new("m", "x")
-    encoder, builder = ChunkEncoder(head, 1, ChatForm(1), UsageForm.NONE), CompletionBuilder(head, 1, ChatForm(1))
+    encoder, builder = ChunkEncoder(head, 1, ChatChoices(1), UsageForm.NONE), CompletionBuilder(head, 1, ChatChoices(1))
     generation = RemoteGeneration()
     chunks = encoder.begin()
     for number, event in enumerate(events, 1):

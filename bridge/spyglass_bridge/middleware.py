@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 
 from spyglass_bridge.access import bearer_key
 from spyglass_bridge.errors import ApiError, internal_error
-from spyglass_bridge.openai.answers import compact_json
+from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
 

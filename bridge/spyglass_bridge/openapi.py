@@ -10,15 +10,15 @@ from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from spyglass_bridge.openai import objects
-from spyglass_bridge.openai.reading import (
+from spyglass_bridge.openai import responses
+from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
+from spyglass_bridge.openai.validation import (
     LABELS,
     MESSAGE_LABELS,
     NEUTRAL_MESSAGE_VALUES,
     NEUTRAL_STREAM_OPTIONS,
     NEUTRAL_VALUES,
 )
-from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 
 _PARTS_OF_MESSAGES = {
     "messages": {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"},
@@ -33,8 +33,8 @@ _PATH_SCHEMAS: dict[str, Any] = {
 }
 _CHAT_MODELS: dict[str, type[BaseModel]] = {
     "input": ChatRequest,
-    "output": objects.ChatCompletion,
-    "streaming": objects.ChatCompletionChunk,
+    "output": responses.ChatCompletion,
+    "streaming": responses.ChatCompletionChunk,
 }
 _REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503, 504)
 
@@ -64,7 +64,7 @@ class Route:
 def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     models = {model for route in routes for model in (route.answer, route.body, route.event) if model is not None} | {
-        objects.ErrorAnswer
+        responses.ErrorAnswer
     }
     inputs = {route.body for route in routes}
     ordered = sorted(models, key=lambda model: model.__name__)
@@ -134,7 +134,7 @@ def _described(route: Route, path: str) -> dict[str, Any]:
     if not route.needs_key:
         result["security"] = []
     else:
-        refusal = {"description": "Refused or failed.", "content": _json(objects.ErrorAnswer)}
+        refusal = {"description": "Refused or failed.", "content": _json(responses.ErrorAnswer)}
         result["responses"] |= {str(status): refusal for status in _REFUSALS}
     if names := re.findall(r"{(\w+)}", path):
         result["parameters"] = [
@@ -151,7 +151,7 @@ def _answer(route: Route) -> dict[str, Any]:
     if route.event is not None:
         reference = _REFERENCE.format(model=route.event.__name__)
         # The data of an event is one such object, or an error in its place; at the end it is [DONE].
-        either = {"anyOf": [{"$ref": reference}, {"$ref": _REFERENCE.format(model=objects.ErrorAnswer.__name__)}]}
+        either = {"anyOf": [{"$ref": reference}, {"$ref": _REFERENCE.format(model=responses.ErrorAnswer.__name__)}]}
         written = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
         data = {"anyOf": [{"const": "[DONE]"}, written]}
         event = {"type": "object", "properties": {"data": data}, "required": ["data"]}

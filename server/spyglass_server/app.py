@@ -27,9 +27,9 @@ from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.ledger import SqliteLedger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.resources import Resources
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.servicer import InferenceServicer
-from spyglass_server.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Server:
             or CheckpointLoader(folder=folder, settings=config.engine, stop_token_ids=self._prompts.stop_token_ids),
             self._on_engine_ready,
         )
-        self._servicer = InferenceServicer(self._services())
+        self._servicer = InferenceServicer(self._resources())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
         self._stopping = self._stopped = False
@@ -120,9 +120,9 @@ class Server:
         self._lock.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _services(self) -> Services:
+    def _resources(self) -> Resources:
         config = self._config
-        return Services(
+        return Resources(
             engine=self.engine,
             prompts=self._prompts,
             ledger=self._ledger,

@@ -31,7 +31,7 @@ from spyglass_server.errors import (
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
-from spyglass_server.services import Services
+from spyglass_server.resources import Resources
 from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,13 @@ class Generation:
         event_id: int,
         start: inference_pb2.Start,
         identity: Identity,
-        services: Services,
+        resources: Resources,
         emit: Callable[[inference_pb2.Event], None],
     ) -> None:
         self._id = event_id
         self._start = start
         self._identity = identity
-        self._services = services
+        self._resources = resources
         self._emit = emit
         self._upload = Upload()
         self._ending: SpyglassError | None = None
@@ -108,14 +108,14 @@ class Generation:
             raise error
 
     async def _run(self) -> None:
-        services = self._services
-        spec = decode_start(self._start, services.image_limits)
-        payer = await find_payer(services.keys, self._identity, spec.caller_key)
-        model = services.resolve_model(spec.model)
-        limit_s = services.request_timeout_s
+        resources = self._resources
+        spec = decode_start(self._start, resources.image_limits)
+        payer = await find_payer(resources.keys, self._identity, spec.caller_key)
+        model = resources.resolve_model(spec.model)
+        limit_s = resources.request_timeout_s
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
-                with services.admission.admit():
+                with resources.admission.admit():
                     prompt, grammar = await self._prepare(spec)
                     await self._answer(spec, prompt, grammar, payer, model)
         except TimeoutError as error:
@@ -123,27 +123,27 @@ class Generation:
 
     async def _prepare(self, spec: Spec) -> tuple[Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer."""
-        self._upload.expect(spec, self._services.image_limits)
+        self._upload.expect(spec, self._resources.image_limits)
         self._emit(events.accepted(self._id))
         images = await self._upload.complete()
-        prepared = await self._services.prepare(spec, images)
-        await self._services.engine.wait_ready()
+        prepared = await self._resources.prepare(spec, images)
+        await self._resources.engine.wait_ready()
         return prepared
 
     async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, payer: Identity, model: str) -> None:
-        services = self._services
+        resources = self._resources
         max_tokens = self._fit(spec, prompt)
         tiles = SharedImages()
         try:
-            await services.share(tiles, prompt, payer.key_id)
+            await resources.share(tiles, prompt, payer.key_id)
             prompt = prompt.without_images()  # they are large
             request = EngineRequest(
-                id=services.engine.next_id(),
+                id=resources.engine.next_id(),
                 tokens=prompt.tokens,
                 max_tokens=max_tokens,
                 min_tokens=spec.min_tokens,
                 stop_token_ids=spec.stop_token_ids
-                | (frozenset() if spec.ignore_eos else services.prompts.stop_token_ids),
+                | (frozenset() if spec.ignore_eos else resources.prompts.stop_token_ids),
                 sampling=spec.sampling,
                 n=spec.n,
                 top_logprobs=spec.top_logprobs,
@@ -160,7 +160,7 @@ class Generation:
 
     def _fit(self, spec: Spec, prompt: Prompt) -> int:
         """How many tokens a choice may have."""
-        info = self._services.engine.info
+        info = self._resources.engine.info
         room = info.max_tokens - len(prompt.tokens)
         if room < 1:
             raise ContextTooLong(info.max_tokens, f"{len(prompt.tokens)} tokens", spec.input.field)
@@ -168,7 +168,7 @@ class Generation:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
         biased = [token for token, _ in spec.sampling.logit_bias]
         for field, tokens in (("stopping.token_ids", spec.stop_token_ids), ("sampling.logit_bias", biased)):
-            if any(token >= self._services.prompts.vocab_size for token in tokens):
+            if any(token >= self._resources.prompts.vocab_size for token in tokens):
                 raise InvalidRequest("the model has no such token", field=field)
         tiles = sum(len(image.pixels) for image in prompt.images)
         if tiles > info.max_image_tiles:
@@ -177,7 +177,7 @@ class Generation:
 
     async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedImages, model: str) -> None:
         """Runs the engine's part; it is metered from the request's first step on."""
-        prompts = self._services.prompts
+        prompts = self._resources.prompts
         tool_use = spec.tool_use
         choices = Choices(
             [Detokenizer(prompts.tokenizer) for _ in range(spec.n)],
@@ -196,7 +196,7 @@ class Generation:
                     self._on_token(output, spec, choices, run)
 
         run = EngineRun(
-            self._services.engine,
+            self._resources.engine,
             request,
             on_output=on_output,
             on_images_taken=tiles.release,
@@ -213,7 +213,7 @@ class Generation:
     def _on_token(self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun) -> None:
         if (delta := choices.push(output)) is None:
             return
-        bytes_of = self._services.prompts.tokenizer.token_bytes
+        bytes_of = self._resources.prompts.tokenizer.token_bytes
         logprobs = output.logprobs and events.token_logprobs(output.token, output.logprobs, bytes_of)
         usage = self._usage() if spec.running_usage else None
         self._emit(events.delta(self._id, output.choice, *delta, logprobs=logprobs, usage=usage))
@@ -224,7 +224,7 @@ class Generation:
 
     async def _meter(self, request: EngineRequest, model: str, cached_tokens: int, choices: Choices) -> None:
         """Opens the usage record; nothing of an answer is sent before that."""
-        record = await self._services.ledger.open(
+        record = await self._resources.ledger.open(
             request.tenant, self._start.request_id, model, len(request.tokens), cached_tokens
         )
         self._metered = _Metered(record=record, request=request, cached_tokens=cached_tokens, choices=choices)
@@ -236,7 +236,7 @@ class Generation:
         if self._metered is not None and usage is not None:
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
             try:
-                await self._services.ledger.close(
+                await self._resources.ledger.close(
                     self._metered.record, usage.completion_tokens, usage.estimated_cost, outcome
                 )
             except Exception:  # the caller has the answer and must learn that it is whole
@@ -253,7 +253,7 @@ class Generation:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cached_tokens=cached_tokens,
-            estimated_cost=self._services.prices.cost(prompt_tokens, cached_tokens, completion_tokens),
+            estimated_cost=self._resources.prices.cost(prompt_tokens, cached_tokens, completion_tokens),
         )
 
     def _emit_all(self, made: Iterable[inference_pb2.Event]) -> None:

@@ -19,7 +19,7 @@ from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.ledger import Record
-from spyglass_server.services import Services
+from spyglass_server.resources import Resources
 from spyglass_server.session import Session
 
 _MAX_TEXT_BYTES = 3 << 20
@@ -32,15 +32,15 @@ if TYPE_CHECKING:  # generic only in the stubs
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Answers calls. Stateless but for the streams that are open."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
         self._sessions: set[Session] = set()
         self._loaded_s = time.time()
 
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[inference_pb2.GenerateRequest], context: "Context"
     ) -> None:
-        session = Session(caller(), self._services)
+        session = Session(caller(), self._resources)
         self._sessions.add(session)
         reader = asyncio.create_task(session.read(request_iterator), name="stream-reader")
         try:
@@ -57,37 +57,37 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: "Context"
     ) -> inference_pb2.ListModelsResponse:
-        return inference_pb2.ListModelsResponse(models=[self._model(name) for name in self._services.served_names])
+        return inference_pb2.ListModelsResponse(models=[self._model(name) for name in self._resources.served_names])
 
     async def GetModel(  # noqa: N802
         self, request: inference_pb2.GetModelRequest, context: "Context"
     ) -> inference_pb2.GetModelResponse:
-        return inference_pb2.GetModelResponse(model=self._model(self._services.resolve_model(request.model)))
+        return inference_pb2.GetModelResponse(model=self._model(self._resources.resolve_model(request.model)))
 
     async def CountTokens(  # noqa: N802
         self, request: inference_pb2.CountTokensRequest, context: "Context"
     ) -> inference_pb2.CountTokensResponse:
-        spec = decode_start(request.start, self._services.image_limits)
-        self._services.resolve_model(spec.model)
+        spec = decode_start(request.start, self._resources.image_limits)
+        self._resources.resolve_model(spec.model)
         images = [data for data in spec.images if data is not None]
         if len(images) < len(spec.images):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
-        with self._services.admission.admit():
-            prompt, _ = await self._services.prepare(spec, images)
+        with self._resources.admission.admit():
+            prompt, _ = await self._resources.prepare(spec, images)
         token_ids = prompt.tokens if request.with_tokens else ()
         return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
 
     async def Detokenize(  # noqa: N802
         self, request: inference_pb2.DetokenizeRequest, context: "Context"
     ) -> inference_pb2.DetokenizeResponse:
-        services = self._services
-        services.resolve_model(request.model)
+        resources = self._resources
+        resources.resolve_model(request.model)
         ids = request.token_ids
-        if len(ids) > services.engine.info.max_tokens:
-            raise InvalidRequest(f"the context is {services.engine.info.max_tokens} tokens", field="token_ids")
-        if any(token > services.prompts.largest_token_id for token in ids):
+        if len(ids) > resources.engine.info.max_tokens:
+            raise InvalidRequest(f"the context is {resources.engine.info.max_tokens} tokens", field="token_ids")
+        if any(token > resources.prompts.largest_token_id for token in ids):
             raise InvalidRequest("the model has no such token", field="token_ids")
-        text = services.prompts.tokenizer.written_text(ids)
+        text = resources.prompts.tokenizer.written_text(ids)
         if len(text.encode()) > _MAX_TEXT_BYTES:
             raise InvalidRequest(f"the text has more than {_MAX_TEXT_BYTES} bytes", field="token_ids")
         return inference_pb2.DetokenizeResponse(text=text)
@@ -97,7 +97,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CheckAccessResponse:
         identity = caller()
         if request.HasField("caller"):
-            identity = await find_payer(self._services.keys, identity, request.caller.bearer_key)
+            identity = await find_payer(self._resources.keys, identity, request.caller.bearer_key)
         return inference_pb2.CheckAccessResponse(key_id=identity.key_id)
 
     async def GetUsage(  # noqa: N802
@@ -106,8 +106,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if request.max_records > _MAX_RECORDS:
             raise InvalidRequest(f"at most {_MAX_RECORDS} records can be listed", field="max_records")
         key_id = caller().key_id
-        total = await self._services.ledger.total(key_id)
-        latest = await self._services.ledger.latest(key_id, request.max_records)
+        total = await self._resources.ledger.total(key_id)
+        latest = await self._resources.ledger.latest(key_id, request.max_records)
         return inference_pb2.GetUsageResponse(
             key_id=key_id,
             generations=total.generations,
@@ -128,7 +128,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             session.abandon()
 
     def _model(self, name: str) -> inference_pb2.Model:
-        services, info = self._services, self._services.engine.info
+        resources, info = self._resources, self._resources.engine.info
         quantization = [] if info.quantization == "none" else [info.quantization]
         return inference_pb2.Model(
             id=name,
@@ -137,13 +137,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             context_length=info.max_tokens,
             max_tokens=min(info.max_tokens, MAX_TOKENS),
             pricing=inference_pb2.Pricing(
-                input_tokens=services.prices.input,
-                output_tokens=services.prices.output,
-                cached_input_tokens=services.prices.cached_input,
+                input_tokens=resources.prices.input,
+                output_tokens=resources.prices.output,
+                cached_input_tokens=resources.prices.cached_input,
             ),
             dtype=info.dtype,
-            max_images=services.image_limits.max_images,
-            max_image_bytes=services.image_limits.max_bytes,
+            max_images=resources.image_limits.max_images,
+            max_image_bytes=resources.image_limits.max_bytes,
             tags=["text-generation", "multimodal", "vision", info.dtype, *quantization],
             quantization="".join(quantization),
         )

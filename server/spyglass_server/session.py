@@ -12,15 +12,15 @@ from spyglass_server.auth import Identity
 from spyglass_server.errors import InvalidRequest, Unavailable
 from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
-from spyglass_server.services import Services
+from spyglass_server.resources import Resources
 
 
 class Session:
     """The server's side of one stream."""
 
-    def __init__(self, identity: Identity, services: Services) -> None:
+    def __init__(self, identity: Identity, resources: Resources) -> None:
         self._identity = identity
-        self._services = services
+        self._resources = resources
         self._outbox = Outbox()
         self._running: dict[int, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +80,7 @@ class Session:
         if event_id <= self._last_id:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id
-        generation = Generation(event_id, start, self._identity, self._services, self._outbox.push)
+        generation = Generation(event_id, start, self._identity, self._resources, self._outbox.push)
         self._running[event_id] = generation
         task = generation.start()
         self._tasks.add(task)

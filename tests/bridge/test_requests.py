@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bridge_setup import CHAT, BridgeUnderTest, ask
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 from spyglass_bridge.openai.translation import CallContext, translate_chat
+from spyglass_bridge.openai.validation import parse
 
 CONTEXT = CallContext(request_id="r", caller_key="k", timeout_s=0, max_image_bytes=1000)
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
-from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
-from spyglass_bridge.openai.forms import ChatForm
+from spyglass_bridge.openai.choices import ChatChoices
+from spyglass_bridge.openai.serialization import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_common.deltas import ChoiceDelta
 
 STOP = pb.FINISH_REASON_STOP
@@ -23,7 +23,7 @@ RUNNING = pb.FINISH_REASON_UNSPECIFIED
     usage_form=st.sampled_from(UsageForm),
 )
 def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_form: UsageForm) -> None:
-    encoder = ChunkEncoder(AnswerHead.new(model, "x"), n, ChatForm(n), usage_form)
+    encoder = ChunkEncoder(AnswerHead.new(model, "x"), n, ChatChoices(n), usage_form)
     data = sse.frame(*encoder.begin())
     for text in texts:
         data += sse.frame(*encoder.deltas([ChoiceDelta(index=i, text=text, finish_reason=RUNNING) for i in range(n)]))
@@ -56,8 +56,8 @@ def test_probabilities_are_told_with_bytes_whether_or_not_there_is_text() -> Non
         ChoiceDelta(index=0, text="", finish_reason=RUNNING, logprobs=[told(half, -0.5, (half, -0.5), (b"x", -1.0))]),
         ChoiceDelta(index=0, text="é", finish_reason=STOP, logprobs=[told(rest, -math.inf), told(b"", 0.0)]),
     ]
-    encoder = ChunkEncoder(AnswerHead.new("m", "x"), 1, ChatForm(1), UsageForm.NONE)
-    builder = CompletionBuilder(AnswerHead.new("m", "x"), 1, ChatForm(1))
+    encoder = ChunkEncoder(AnswerHead.new("m", "x"), 1, ChatChoices(1), UsageForm.NONE)
+    builder = CompletionBuilder(AnswerHead.new("m", "x"), 1, ChatChoices(1))
     builder.add(deltas)
     chunks = [json.loads(chunk) for delta in deltas for chunk in encoder.deltas([delta])]
     [whole] = builder.build(pb.Usage())["choices"]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.openai.answers import FINISH_REASONS, compact_json
-from spyglass_bridge.openai.forms import finite, text_of
+from spyglass_bridge.openai.choices import finite, text_of
+from spyglass_bridge.openai.serialization import FINISH_REASONS, compact_json
 from spyglass_common.deltas import ChoiceDelta
 
 

@@ -2,23 +2,23 @@
 
 from aiohttp import web
 
-from spyglass_bridge.openai.answers import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
-from spyglass_bridge.openai.forms import ChatForm
-from spyglass_bridge.openai.reading import parse
+from spyglass_bridge.openai.choices import ChatChoices
 from spyglass_bridge.openai.requests import ChatRequest
+from spyglass_bridge.openai.serialization import AnswerHead, ChunkEncoder, CompletionBuilder, UsageForm
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_chat
-from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
+from spyglass_bridge.openai.validation import parse
+from spyglass_bridge.routes.lifecycle import answer_as_stream, answer_at_once, read_request
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answers a conversation."""
     ask, submission = await read_request(request, _read)
     n = ask.n or 1
-    head, form = AnswerHead.new(ask.model, "chatcmpl"), ChatForm(n)
+    head, choices = AnswerHead.new(ask.model, "chatcmpl"), ChatChoices(n)
     if ask.stream:
-        encoder = ChunkEncoder(head, n, form, UsageForm.of(ask.include_usage))
+        encoder = ChunkEncoder(head, n, choices, UsageForm.of(ask.include_usage))
         return await answer_as_stream(request, [submission], n, encoder)
-    return await answer_at_once(request, [submission], n, CompletionBuilder(head, n, form))
+    return await answer_at_once(request, [submission], n, CompletionBuilder(head, n, choices))
 
 
 def _read(body: bytes, context: CallContext) -> tuple[ChatRequest, Submission]:

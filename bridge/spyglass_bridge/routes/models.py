@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
-from spyglass_bridge.openai.answers import model_object
+from spyglass_bridge.openai.serialization import model_object
 from spyglass_bridge.services import SERVICES
 
 _MAX_NAME_CHARACTERS = 256

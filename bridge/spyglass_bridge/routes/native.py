@@ -6,10 +6,10 @@ from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.native import NativeAnswer
-from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import NativeRequest
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_completions
-from spyglass_bridge.routes.answer import answer_as_stream, answer_at_once, read_request
+from spyglass_bridge.openai.validation import parse
+from spyglass_bridge.routes.lifecycle import answer_as_stream, answer_at_once, read_request
 from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import REQUEST_ID
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from spyglass_bridge.openai import objects
+from spyglass_bridge.openai import responses
 from spyglass_bridge.openai.requests import (
     ChatRequest,
     CompletionRequest,
@@ -25,53 +25,53 @@ _DESCRIBED = (
         _both("/chat/completions"),
         chat.create_chat_completion,
         summary="Answers a conversation with text and images.",
-        answer=objects.ChatCompletion,
+        answer=responses.ChatCompletion,
         body=ChatRequest,
-        event=objects.ChatCompletionChunk,
+        event=responses.ChatCompletionChunk,
     ),
     Route(
         "post",
         _both("/completions"),
         completions.create_completion,
         summary="Continues ready prompts.",
-        answer=objects.Completion,
+        answer=responses.Completion,
         body=CompletionRequest,
-        event=objects.Completion,
+        event=responses.Completion,
     ),
     Route(
         "post",
         ("/v1/inference/{model}",),
         native.infer,
         summary="Continues a ready prompt, in DeepInfra's own form.",
-        answer=objects.Inference,
+        answer=responses.Inference,
         body=NativeRequest,
-        event=objects.InferenceEvent,
+        event=responses.InferenceEvent,
     ),
-    Route("get", _both("/models"), models.list_models, summary="Lists the models.", answer=objects.ModelList),
+    Route("get", _both("/models"), models.list_models, summary="Lists the models.", answer=responses.ModelList),
     Route(
-        "get", _both("/models/{model}"), models.get_model, summary="Describes one model.", answer=objects.ModelObject
+        "get", _both("/models/{model}"), models.get_model, summary="Describes one model.", answer=responses.ModelObject
     ),
     Route(
         "get",
         ("/models/{model}/schema/{variant}",),
         reference.get_schema,
-        summary="Tells the JSON schema of the input, output or streaming form of a chat completion.",
-        answer=objects.Schema,
+        summary="Returns the JSON schema of a chat completion's input, output or streaming form.",
+        answer=responses.Schema,
     ),
     Route(
         "post",
         ("/tokenize",),
         tokens.tokenize,
-        summary="Tells the tokens of a prompt.",
-        answer=objects.Tokens,
+        summary="Tokenizes a prompt.",
+        answer=responses.Tokens,
         body=TokenizeRequest,
     ),
     Route(
         "post",
         ("/detokenize",),
         tokens.detokenize,
-        summary="Tells what tokens say.",
-        answer=objects.TokenizedText,
+        summary="Decodes token ids to text.",
+        answer=responses.TokenizedText,
         body=DetokenizeRequest,
     ),
     Route(
@@ -79,7 +79,7 @@ _DESCRIBED = (
         ("/health",),
         health.health,
         summary="Whether the bridge is alive.",
-        answer=objects.Status,
+        answer=responses.Status,
         needs_key=False,
         is_logged=False,
     ),
@@ -88,7 +88,7 @@ _DESCRIBED = (
         ("/ready",),
         health.ready,
         summary="Whether generations can be served.",
-        answer=objects.Status,
+        answer=responses.Status,
         needs_key=False,
         is_logged=False,
         statuses=(200, 503),

@@ -3,10 +3,10 @@
 from aiohttp import web
 
 from spyglass_bridge.errors import invalid
-from spyglass_bridge.openai.reading import parse
 from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_chat, translate_completions
-from spyglass_bridge.routes.answer import read_request
+from spyglass_bridge.openai.validation import parse
+from spyglass_bridge.routes.lifecycle import read_request
 from spyglass_bridge.services import SERVICES
 
 

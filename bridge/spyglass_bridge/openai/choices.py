@@ -35,7 +35,7 @@ class _Kept:
         return "".join(self.texts)
 
 
-class ChatForm:
+class ChatChoices:
     """Choices of chat.completion and chat.completion.chunk."""
 
     whole_object: ClassVar[str] = "chat.completion"
@@ -48,10 +48,10 @@ class ChatForm:
         """The choice that carries the role."""
         return self._choice(index, {"role": "assistant", "content": ""})
 
-    def around_text(self, index: int) -> tuple[str, str]:
+    def chunk_template(self, index: int) -> tuple[str, str]:
         return f'{{"index":{index},"delta":{{"content":', '},"finish_reason":null,"logprobs":null}'
 
-    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """As at OpenAI, a chunk has one call; logprobs go with the first."""
         first: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
         pieces: list[dict[str, Any]] = [{"tool_calls": [_call_piece(call)]} for call in delta.tool_calls] or [{}]
@@ -66,7 +66,7 @@ class ChatForm:
     def add(self, delta: ChoiceDelta) -> None:
         self._kept[delta.index].add(delta)
 
-    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+    def full(self, index: int, finish_reason: str | None) -> dict[str, Any]:
         kept = self._kept[index]
         message: dict[str, Any] = {"role": "assistant", "content": kept.text, "refusal": None}
         if kept.calls:
@@ -88,7 +88,7 @@ class ChatForm:
         return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
 
 
-class TextForm:
+class TextChoices:
     """Choices of text_completion."""
 
     whole_object: ClassVar[str] = "text_completion"
@@ -102,10 +102,10 @@ class TextForm:
     def first(self, index: int) -> None:
         return None
 
-    def around_text(self, index: int) -> tuple[str, str]:
+    def chunk_template(self, index: int) -> tuple[str, str]:
         return f'{{"index":{index},"text":', ',"finish_reason":null,"logprobs":null}'
 
-    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         return [self._choice(delta.index, delta.text, None, delta.logprobs)]
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class TextForm:
     def add(self, delta: ChoiceDelta) -> None:
         self._kept[delta.index].add(delta)
 
-    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+    def full(self, index: int, finish_reason: str | None) -> dict[str, Any]:
         kept = self._kept[index]
         return self._choice(index, kept.text, finish_reason, kept.logprobs)
 

@@ -18,7 +18,7 @@ from spyglass_bridge.body import read_json_body
 from spyglass_bridge.errors import ApiError, from_status, internal_error
 from spyglass_bridge.images import send_images
 from spyglass_bridge.joined import Joined
-from spyglass_bridge.openai.answers import compact_json
+from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES, Services

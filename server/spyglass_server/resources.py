@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class Resources:
     """What every generation uses."""
 
     engine: AsyncEngine

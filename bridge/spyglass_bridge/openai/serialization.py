@@ -49,7 +49,7 @@ class AnswerHead:
         return cls(model, f"{prefix}-{uuid.uuid4().hex}", int(time.time()))
 
 
-class Form(Protocol):
+class ChoiceSerializer(Protocol):
     """What the choices of an answer look like. One is made for each answer; deltas come to it in order."""
 
     whole_object: ClassVar[str]
@@ -59,11 +59,11 @@ class Form(Protocol):
         """A choice of a stream before anything is said, where the form has one."""
         ...
 
-    def around_text(self, index: int) -> tuple[str, str]:
+    def chunk_template(self, index: int) -> tuple[str, str]:
         """What stands before and after the JSON string of its text in a chunk that has nothing else."""
         ...
 
-    def more(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """The choices of chunks that hold a delta with more than text; each goes into a chunk of its own."""
         ...
 
@@ -74,7 +74,7 @@ class Form(Protocol):
     def add(self, delta: ChoiceDelta) -> None:
         """Collects more of a choice that is returned as a whole."""
 
-    def whole(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+    def full(self, index: int, finish_reason: str | None) -> dict[str, Any]:
         """A choice as a whole; once, at its end."""
         ...
 
@@ -82,14 +82,14 @@ class Form(Protocol):
 class CompletionBuilder:
     """Gathers the deltas of a generation into one object."""
 
-    def __init__(self, head: AnswerHead, n: int, form: Form) -> None:
+    def __init__(self, head: AnswerHead, n: int, choices: ChoiceSerializer) -> None:
         self._head = head
-        self._form = form
+        self._choices = choices
         self._finish_reasons: list[str | None] = [None] * n
 
     def add(self, deltas: Iterable[ChoiceDelta]) -> None:
         for delta in deltas:
-            self._form.add(delta)
+            self._choices.add(delta)
             if delta.finish_reason:
                 self._finish_reasons[delta.index] = FINISH_REASONS[delta.finish_reason]
 
@@ -97,10 +97,10 @@ class CompletionBuilder:
         """The answer; once, at its end."""
         return {
             "id": self._head.id,
-            "object": self._form.whole_object,
+            "object": self._choices.whole_object,
             "created": self._head.created,
             "model": self._head.model,
-            "choices": [self._form.whole(index, reason) for index, reason in enumerate(self._finish_reasons)],
+            "choices": [self._choices.full(index, reason) for index, reason in enumerate(self._finish_reasons)],
             "usage": usage_object(usage),
         }
 
@@ -112,35 +112,35 @@ class ChunkEncoder:
     last choice is held until `end`, because the usage may have to go with it.
     """
 
-    def __init__(self, head: AnswerHead, n: int, form: Form, usage_form: UsageForm) -> None:
+    def __init__(self, head: AnswerHead, n: int, choices: ChoiceSerializer, usage_form: UsageForm) -> None:
         self._n = n
         self._running = n
-        self._form = form
+        self._choices = choices
         self._usage_form = usage_form
-        top = {"id": head.id, "object": form.chunk_object, "created": head.created, "model": head.model}
+        top = {"id": head.id, "object": choices.chunk_object, "created": head.created, "model": head.model}
         self._before_choices = compact_json(top)[:-1] + ',"choices":['
         self._after_choices = '],"usage":null}' if usage_form is UsageForm.EXTRA_CHUNK else "]}"
-        around = [form.around_text(i) for i in range(n)]
+        around = [choices.chunk_template(i) for i in range(n)]
         self._around_text = [(self._before_choices + before, after + self._after_choices) for before, after in around]
         self._last_choice: dict[str, Any] | None = None
         self._last_usage: pb.Usage | None = None
 
     def begin(self) -> list[str]:
         """What comes before anything is said."""
-        first = (self._form.first(i) for i in range(self._n))
+        first = (self._choices.first(i) for i in range(self._n))
         return [self._chunk(choice) for choice in first if choice is not None]
 
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
             if delta.logprobs or delta.tool_calls or delta.usage is not None:
-                chunks += [self._chunk(choice, delta.usage) for choice in self._form.more(delta)]
+                chunks += [self._chunk(choice, delta.usage) for choice in self._choices.chunks(delta)]
             elif delta.text:
                 before, after = self._around_text[delta.index]
                 chunks.append(before + json.dumps(delta.text) + after)
             if delta.finish_reason:
                 self._running -= 1
-                choice = self._form.last(delta.index, FINISH_REASONS[delta.finish_reason])
+                choice = self._choices.last(delta.index, FINISH_REASONS[delta.finish_reason])
                 if self._running:
                     chunks.append(self._chunk(choice, delta.usage))
                 else:
