@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -16,8 +16,8 @@ from spyglass_client.answer import Answer
 from spyglass_client.errors import ClientClosedError, SpyglassError, UnavailableError, from_rpc_error, lost_status
 from spyglass_client.generation import AsyncGeneration
 from spyglass_client.helpers import P, read_into, run_tools
-from spyglass_client.messages import ImageSource, Message
-from spyglass_client.request import Draft, Options, draft_chat, draft_question
+from spyglass_client.messages import Message
+from spyglass_client.request import Draft, Options, QuestionOptions, draft_chat, draft_question
 from spyglass_client.running_stream import RunningStream, StreamedRequest
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
 from spyglass_client.tools import Tool
@@ -61,38 +61,17 @@ class AsyncClient:
         self._streams: list[RunningStream] = []
         self._closed = False
 
-    async def generate(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        **options: Unpack[Options],
-    ) -> Answer:
+    async def generate(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Answer:
         """Asks and waits for the whole answer.
 
         Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
         as `text` or as `tokens`, which no chat template touches.
         """
-        draft = draft_question(question, options, images=images, system=system, text=text, tokens=tokens)
-        return await self._answer(draft)
+        return await self._answer(draft_question(question, options))
 
-    def stream(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        **options: Unpack[Options],
-    ) -> AsyncGeneration:
+    def stream(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> AsyncGeneration:
         """Asks, and gives the answer piece by piece; takes what `generate` takes."""
-        return self._generation(
-            draft_question(question, options, images=images, system=system, text=text, tokens=tokens)
-        )
+        return self._generation(draft_question(question, options))
 
     async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
         """Continues a conversation and waits for the whole answer."""
@@ -125,23 +104,13 @@ class AsyncClient:
             lambda turns, is_first: self.chat(turns, **(options if is_first else later)), messages, tools, max_rounds
         )
 
-    async def count_tokens(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        model: str | None = None,
-    ) -> int:
-        """How many prompt tokens a request would use; an image counts as one. Its images travel inline."""
-        draft = draft_question(question, {"model": model}, images=images, system=system, text=text, tokens=tokens)
-        return await self._count(draft)
+    async def count_tokens(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> int:
+        """How many prompt tokens a request would use; takes what `generate` takes. An image counts as one."""
+        return await self._count(draft_question(question, options))
 
-    async def count_chat_tokens(self, messages: Sequence[Message], *, model: str | None = None) -> int:
-        """How many prompt tokens a conversation would use."""
-        return await self._count(draft_chat(messages, {"model": model}))
+    async def count_chat_tokens(self, messages: Sequence[Message], **options: Unpack[Options]) -> int:
+        """How many prompt tokens a conversation would use; takes what `chat` takes."""
+        return await self._count(draft_chat(messages, options))
 
     async def models(self) -> list[ModelInfo]:
         """The models that the server runs; the first one answers requests without a model."""

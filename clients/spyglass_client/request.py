@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from spyglass.v1 import chat_pb2, options_pb2
 from spyglass.v1 import inference_pb2 as pb
@@ -58,6 +58,20 @@ class Options(TypedDict, total=False):
     request_id: str | None
 
 
+class PromptOptions(TypedDict, total=False):
+    """What there is to answer beside a question: `images` before it and a `system` prompt; or instead of one a ready
+    prompt, as `text` or as `tokens`, which no chat template touches."""
+
+    images: Iterable[ImageSource]
+    system: str | None
+    text: str | None
+    tokens: Sequence[int] | None
+
+
+class QuestionOptions(PromptOptions, Options, total=False):
+    """A prompt, and how to generate from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageUpload:
     """An announced image. `index` is its place among all images of the conversation."""
@@ -100,25 +114,19 @@ class Draft:
         return tuple(uploads)
 
 
-def draft_question(
-    question: str | None,
-    options: Options,
-    *,
-    images: Iterable[ImageSource] = (),
-    system: str | None = None,
-    text: str | None = None,
-    tokens: Sequence[int] | None = None,
-) -> Draft:
+def draft_question(question: str | None, options: QuestionOptions) -> Draft:
     """A Draft of one of: a question (with pictures before it), a ready prompt as text, or one as tokens."""
+    system, text, tokens = options.get("system"), options.get("text"), options.get("tokens")
+    others = cast("Options", {k: v for k, v in options.items() if k not in PromptOptions.__optional_keys__})
     if sum(given is not None for given in (question, text, tokens)) != 1:
         raise ValueError("give exactly one of a question, text= and tokens=")
-    pictures = tuple(ImagePart(source) for source in images)
+    pictures = tuple(ImagePart(source) for source in options.get("images", ()))
     if question is not None:
         turns = [Message("user", (*pictures, question))]
-        return draft_chat([Message("system", (system,)), *turns] if system is not None else turns, options)
-    if pictures or system is not None or any(options.get(name) is not None for name in _OF_CHATS):
+        return draft_chat([Message("system", (system,)), *turns] if system is not None else turns, others)
+    if pictures or system is not None or any(others.get(name) is not None for name in _OF_CHATS):
         raise ValueError("images=, system= and tools= belong to a question; a ready prompt takes none of them")
-    start = _start(options)
+    start = _start(others)
     if text is not None:
         start.text = text
     else:

@@ -3,7 +3,7 @@
 Owns the crossing between threads and nothing else. May be used from several threads at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -13,8 +13,8 @@ from spyglass_client.answer import Answer, TextChunk
 from spyglass_client.background import BackgroundLoop
 from spyglass_client.generation import AsyncGeneration
 from spyglass_client.helpers import P
-from spyglass_client.messages import ImageSource, Message
-from spyglass_client.request import Options
+from spyglass_client.messages import Message
+from spyglass_client.request import Options, QuestionOptions
 from spyglass_client.target import Tls
 from spyglass_client.tools import Tool
 
@@ -91,37 +91,17 @@ class Client:
         """Where the server is."""
         return self._client.target
 
-    def generate(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        **options: Unpack[Options],
-    ) -> Answer:
+    def generate(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Answer:
         """Asks and waits for the whole answer.
 
         Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
         as `text` or as `tokens`, which no chat template touches.
         """
-        return self._loop.run(
-            self._client.generate(question, images=images, system=system, text=text, tokens=tokens, **options)
-        )
+        return self._loop.run(self._client.generate(question, **options))
 
-    def stream(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        **options: Unpack[Options],
-    ) -> Generation:
+    def stream(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Generation:
         """Asks, and gives the answer piece by piece; takes what `generate` takes."""
-        generation = self._client.stream(question, images=images, system=system, text=text, tokens=tokens, **options)
+        generation = self._client.stream(question, **options)
         return Generation(generation, self._loop)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
@@ -142,24 +122,13 @@ class Client:
         """Continues a conversation, and runs the tools that the model calls, until it answers in words."""
         return self._loop.run(self._client.run_tools(messages, tools, max_rounds=max_rounds, **options))
 
-    def count_tokens(
-        self,
-        question: str | None = None,
-        *,
-        images: Iterable[ImageSource] = (),
-        system: str | None = None,
-        text: str | None = None,
-        tokens: Sequence[int] | None = None,
-        model: str | None = None,
-    ) -> int:
-        """How many prompt tokens a request would use; an image counts as one. Its images travel inline."""
-        return self._loop.run(
-            self._client.count_tokens(question, images=images, system=system, text=text, tokens=tokens, model=model)
-        )
+    def count_tokens(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> int:
+        """How many prompt tokens a request would use; takes what `generate` takes. An image counts as one."""
+        return self._loop.run(self._client.count_tokens(question, **options))
 
-    def count_chat_tokens(self, messages: Sequence[Message], *, model: str | None = None) -> int:
-        """How many prompt tokens a conversation would use."""
-        return self._loop.run(self._client.count_chat_tokens(messages, model=model))
+    def count_chat_tokens(self, messages: Sequence[Message], **options: Unpack[Options]) -> int:
+        """How many prompt tokens a conversation would use; takes what `chat` takes."""
+        return self._loop.run(self._client.count_chat_tokens(messages, **options))
 
     def models(self) -> list[ModelInfo]:
         """The models that the server runs; the first one answers requests without a model."""

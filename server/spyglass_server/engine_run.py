@@ -27,7 +27,6 @@ class _State(Enum):
     """Queued or prefilling; outputs are held back."""
     STREAMING = auto()
     """Outputs are handed on as they come."""
-    OVER = auto()
 
 
 class EngineRun:
@@ -113,7 +112,6 @@ class EngineRun:
                 self._end(Unavailable("the engine was restarted", reason="engine_restarted", retry_after_s=1.0))
 
     def _end(self, error: SpyglassError | None) -> None:
-        self._state = _State.OVER
         if self._over.done():
             return  # it has ended already, or its task was cancelled and is about to let go
         if error is None:
