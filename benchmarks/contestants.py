@@ -19,8 +19,8 @@ from spyglass_client import AsyncClient
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput
-from spyglass_server.prompt.template import Message
 from spyglass_server.runtime.launch import CheckpointLoader
 
 _WORDS = ("red", "blue", "green", "old", "new", "small", "large", "kind", "wise", "quiet", "loud", "warm", "cold")

@@ -28,9 +28,9 @@ from first_token import ask, picture
 from large_eyes import TILE, make_large_eyes
 from processes import MODEL, Spyglass, checkpoint_or_embedded, run_as_engine
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.images import decode_image
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message
 
 _QUESTION = "What colour is the circle?"
 _AGAIN = "Which shape do you see here?"

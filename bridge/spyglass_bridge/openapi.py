@@ -10,15 +10,8 @@ from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from spyglass_bridge.openai import responses
+from spyglass_bridge.openai import responses, validation
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
-from spyglass_bridge.openai.validation import (
-    LABELS,
-    MESSAGE_LABELS,
-    NEUTRAL_MESSAGE_VALUES,
-    NEUTRAL_STREAM_OPTIONS,
-    NEUTRAL_VALUES,
-)
 
 _PARTS_OF_MESSAGES = {
     "messages": {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"},
@@ -110,12 +103,12 @@ def _describe_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type
 
     `parts` are the schemas that the request's refers to.
     """
-    neutral = {name: values for name, values in NEUTRAL_VALUES.items() if name not in model.model_fields}
-    _add_neutral(schema, LABELS, neutral)
-    _add_neutral(parts["StreamOptions"], (), NEUTRAL_STREAM_OPTIONS)
-    for place, labels in MESSAGE_LABELS.items():
+    neutral = {name: values for name, values in validation.NEUTRAL_VALUES.items() if name not in model.model_fields}
+    _add_neutral(schema, validation.LABELS, neutral)
+    _add_neutral(parts["StreamOptions"], (), validation.NEUTRAL_STREAM_OPTIONS)
+    for place, labels in validation.MESSAGE_LABELS.items():
         for part in _PARTS_OF_MESSAGES[place] & parts.keys():
-            _add_neutral(parts[part], labels, NEUTRAL_MESSAGE_VALUES if place == "messages" else {})
+            _add_neutral(parts[part], labels, validation.NEUTRAL_MESSAGE_VALUES if place == "messages" else {})
 
 
 def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping[str, Sequence[Any]]) -> None:

@@ -1,7 +1,7 @@
 """The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, address, positive_int
+from spyglass_common.settings import Setting, address, count
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("http", "where the bridge listens", "127.0.0.1:8000", parse=address, metavar="HOST:PORT"),
@@ -10,13 +10,7 @@ SETTINGS: tuple[Setting, ...] = (
     shared.MAX_IMAGE_BYTES,
     shared.REQUEST_TIMEOUT,
     shared.DRAIN_TIMEOUT,
-    Setting(
-        "max-body-bytes",
-        "maximum size of an HTTP request's body, in bytes",
-        64 << 20,
-        parse=positive_int,
-        metavar="BYTES",
-    ),
+    count("max-body-bytes", "maximum size of an HTTP request's body, in bytes", 64 << 20, "BYTES"),
     Setting(
         "allow-image-host",
         "a private host name or network (10.0.0.0/8) that image URLs may reach; several may be given "

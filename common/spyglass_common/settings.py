@@ -2,7 +2,7 @@
 
 Each process declares its own in a table, a tuple of `Setting`; `add_settings` turns the table into argparse options.
 
-    PORT = Setting("port", "TCP port to listen on", 80, parse=positive_int, metavar="N")  # --port, SPYGLASS_PORT
+    PORT = count("port", "TCP port to listen on", 80)  # --port, SPYGLASS_PORT
 """
 
 import argparse
@@ -91,6 +91,11 @@ def choice(name: str, description: str, default: str, metavar: str) -> Setting:
         return text
 
     return Setting(name, description, default, parse=parse, metavar=metavar)
+
+
+def count(name: str, description: str, default: int | None, metavar: str = "N") -> Setting:
+    """A setting that takes a whole number above 0."""
+    return Setting(name, description, default, parse=positive_int, metavar=metavar)
 
 
 def add_settings(

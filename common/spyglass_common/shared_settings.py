@@ -1,6 +1,6 @@
 """Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
 
-from spyglass_common.settings import Setting, address, choice, non_negative_float, positive_float, positive_int
+from spyglass_common.settings import Setting, address, choice, count, non_negative_float, positive_float
 
 GRPC = Setting(
     "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", parse=address, metavar="HOST:PORT"
@@ -12,9 +12,7 @@ BRIDGE_KEY = Setting(
     metavar="KEY",
     secret=True,
 )
-MAX_IMAGE_BYTES = Setting(
-    "max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, parse=positive_int, metavar="BYTES"
-)
+MAX_IMAGE_BYTES = count("max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, "BYTES")
 REQUEST_TIMEOUT = Setting(
     "request-timeout", "maximum duration of a generation, in seconds", 600.0, parse=positive_float, metavar="SECONDS"
 )

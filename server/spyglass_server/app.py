@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from spyglass.v1 import inference_pb2, inference_pb2_grpc
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import inference_pb2_grpc
 from spyglass_common.limits import MAX_MESSAGE_BYTES
 from spyglass_server.admission import Admission
 from spyglass_server.auth import ConfiguredKeys
@@ -33,7 +34,7 @@ from spyglass_server.servicer import InferenceServicer
 
 log = logging.getLogger(__name__)
 
-SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 1.0

@@ -75,7 +75,7 @@ class ServerConfig:
 
 
 def resolve(options: argparse.Namespace) -> ServerConfig:
-    """FairQueue parsed options into the configuration.
+    """Turns parsed options into the configuration.
 
     Raises:
         ValueError: two settings contradict each other.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import Identity, find_payer
 from spyglass_server.cancellation import to_the_end
@@ -53,10 +53,10 @@ class Generation:
     def __init__(
         self,
         event_id: int,
-        start: inference_pb2.Start,
+        start: pb.Start,
         identity: Identity,
         resources: Resources,
-        emit: Callable[[inference_pb2.Event], None],
+        emit: Callable[[pb.Event], None],
     ) -> None:
         self._id = event_id
         self._start = start
@@ -81,7 +81,7 @@ class Generation:
             if self._task is not None and self._may_be_ended:
                 self._task.cancel()
 
-    def add_chunk(self, chunk: inference_pb2.ImageChunk) -> None:
+    def add_chunk(self, chunk: pb.ImageChunk) -> None:
         """Takes a piece of an announced image; a wrong one ends the generation."""
         try:
             self._upload.add(chunk)
@@ -243,19 +243,19 @@ class Generation:
                 log.exception("the usage of %r could not be written: %r", self._start.request_id, usage)
         self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
 
-    def _usage(self) -> inference_pb2.Usage | None:
+    def _usage(self) -> pb.Usage | None:
         """What has been used so far; None before the generation is metered."""
         if self._metered is None:
             return None
         prompt_tokens, cached_tokens = len(self._metered.request.tokens), self._metered.cached_tokens
         completion_tokens = self._metered.choices.num_tokens
-        return inference_pb2.Usage(
+        return pb.Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cached_tokens=cached_tokens,
             estimated_cost=self._resources.prices.cost(prompt_tokens, cached_tokens, completion_tokens),
         )
 
-    def _emit_all(self, made: Iterable[inference_pb2.Event]) -> None:
+    def _emit_all(self, made: Iterable[pb.Event]) -> None:
         for event in made:
             self._emit(event)

@@ -8,7 +8,7 @@ gets fewer and larger ones. Knows nothing of what the events mean.
 import asyncio
 from collections.abc import AsyncIterator
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import append_tool_calls
 
 _FRAME_BYTES = 1 << 20
@@ -22,13 +22,13 @@ class Outbox:
     """The events of one stream; one reader takes frames, anyone may push."""
 
     def __init__(self) -> None:
-        self._events: list[inference_pb2.Event] = []
-        self._open_deltas: dict[tuple[int, int], inference_pb2.Delta] = {}
-        self._go_away: inference_pb2.GoAway | None = None
+        self._events: list[pb.Event] = []
+        self._open_deltas: dict[tuple[int, int], pb.Delta] = {}
+        self._go_away: pb.GoAway | None = None
         self._wake = asyncio.Event()
         self._closed = False
 
-    def push(self, event: inference_pb2.Event) -> None:
+    def push(self, event: pb.Event) -> None:
         """Adds an event; a delta joins an earlier one of its choice that has not been taken yet."""
         if event.WhichOneof("kind") == "delta":
             key = (event.id, event.delta.index)
@@ -42,7 +42,7 @@ class Outbox:
 
     def go_away(self, reason: str) -> None:
         """Tells the client to start nothing more on this stream."""
-        self._go_away = inference_pb2.GoAway(reason=reason)
+        self._go_away = pb.GoAway(reason=reason)
         self._wake.set()
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Outbox:
         self._closed = True
         self._wake.set()
 
-    async def frames(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def frames(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields frames until the outbox is closed and empty."""
         while True:
             await self._wake.wait()
@@ -62,13 +62,13 @@ class Outbox:
             if self._closed:
                 self._wake.set()
 
-    def _take(self) -> inference_pb2.GenerateResponse:
+    def _take(self) -> pb.GenerateResponse:
         """Takes the first events, as many as a frame may hold; what is left is for the next."""
         count = size = 0
         while count < len(self._events) and size < _FRAME_BYTES:
             size += self._events[count].ByteSize()
             count += 1
-        frame = inference_pb2.GenerateResponse(events=self._events[:count], go_away=self._go_away)
+        frame = pb.GenerateResponse(events=self._events[:count], go_away=self._go_away)
         self._events, self._go_away = self._events[count:], None
         self._open_deltas = {(e.id, e.delta.index): e.delta for e in self._events if e.HasField("delta")}
         if self._events:
@@ -76,7 +76,7 @@ class Outbox:
         return frame
 
 
-def _join(earlier: inference_pb2.Delta, later: inference_pb2.Delta) -> None:
+def _join(earlier: pb.Delta, later: pb.Delta) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
     earlier.logprobs.extend(later.logprobs)

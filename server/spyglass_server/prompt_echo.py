@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.codec import events
 from spyglass_server.engine.messages import Logprobs
 from spyglass_server.prompt.tokenizer import TextTokenizer
@@ -28,7 +28,7 @@ class PromptEcho:
         self._logprobs = logprobs
         self._num_sent = 0
 
-    def begin(self) -> Iterator[inference_pb2.Event]:
+    def begin(self) -> Iterator[pb.Event]:
         """Token ids and text, and the logprob of the first token; nothing where neither was asked for."""
         if not (self._echo or self._logprobs):
             return
@@ -38,12 +38,12 @@ class PromptEcho:
         for at in range(_MAX_CHARACTERS, len(text), _MAX_CHARACTERS):
             yield events.prompt_echo(self._id, text=text[at : at + _MAX_CHARACTERS])
 
-    def logprobs(self, found: Sequence[Logprobs]) -> Iterator[inference_pb2.Event]:
+    def logprobs(self, found: Sequence[Logprobs]) -> Iterator[pb.Event]:
         """The logprobs of the next tokens."""
         for at in range(0, len(found), _MAX_LOGPROBS):
             yield events.prompt_echo(self._id, logprobs=self._take(found[at : at + _MAX_LOGPROBS]))
 
-    def _take(self, found: Sequence[Logprobs]) -> list[inference_pb2.TokenLogprobs]:
+    def _take(self, found: Sequence[Logprobs]) -> list[pb.TokenLogprobs]:
         tokens = self._tokens[self._num_sent : self._num_sent + len(found)]
         self._num_sent += len(found)
         pairs = zip(tokens, found, strict=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from spyglass.v1 import inference_pb2, inference_pb2_grpc
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import inference_pb2_grpc
 from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import find_payer
 from spyglass_server.boundary import caller
@@ -37,8 +38,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._sessions: set[Session] = set()
         self._loaded_s = time.time()
 
-    async def Generate(  # type: ignore[override]  # noqa: N802
-        self, request_iterator: AsyncIterator[inference_pb2.GenerateRequest], context: "Context"
+    async def Generate(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.GenerateRequest], context: "Context"
     ) -> None:
         session = Session(caller(), self._resources)
         self._sessions.add(session)
@@ -54,19 +55,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await asyncio.gather(reader, return_exceptions=True)
             await session.aclose()
 
-    async def ListModels(  # noqa: N802
-        self, request: inference_pb2.ListModelsRequest, context: "Context"
-    ) -> inference_pb2.ListModelsResponse:
-        return inference_pb2.ListModelsResponse(models=[self._model(name) for name in self._resources.served_names])
+    async def ListModels(self, request: pb.ListModelsRequest, context: "Context") -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._model(name) for name in self._resources.served_names])
 
-    async def GetModel(  # noqa: N802
-        self, request: inference_pb2.GetModelRequest, context: "Context"
-    ) -> inference_pb2.GetModelResponse:
-        return inference_pb2.GetModelResponse(model=self._model(self._resources.resolve_model(request.model)))
+    async def GetModel(self, request: pb.GetModelRequest, context: "Context") -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=self._model(self._resources.resolve_model(request.model)))
 
-    async def CountTokens(  # noqa: N802
-        self, request: inference_pb2.CountTokensRequest, context: "Context"
-    ) -> inference_pb2.CountTokensResponse:
+    async def CountTokens(self, request: pb.CountTokensRequest, context: "Context") -> pb.CountTokensResponse:
         spec = decode_start(request.start, self._resources.image_limits)
         self._resources.resolve_model(spec.model)
         images = [data for data in spec.images if data is not None]
@@ -75,11 +70,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._resources.admission.admit():
             prompt, _ = await self._resources.prepare(spec, images)
         token_ids = prompt.tokens if request.with_tokens else ()
-        return inference_pb2.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
+        return pb.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
 
-    async def Detokenize(  # noqa: N802
-        self, request: inference_pb2.DetokenizeRequest, context: "Context"
-    ) -> inference_pb2.DetokenizeResponse:
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: "Context") -> pb.DetokenizeResponse:
         resources = self._resources
         resources.resolve_model(request.model)
         ids = request.token_ids
@@ -90,25 +83,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         text = resources.prompts.tokenizer.written_text(ids)
         if len(text.encode()) > _MAX_TEXT_BYTES:
             raise InvalidRequest(f"the text has more than {_MAX_TEXT_BYTES} bytes", field="token_ids")
-        return inference_pb2.DetokenizeResponse(text=text)
+        return pb.DetokenizeResponse(text=text)
 
-    async def CheckAccess(  # noqa: N802
-        self, request: inference_pb2.CheckAccessRequest, context: "Context"
-    ) -> inference_pb2.CheckAccessResponse:
+    async def CheckAccess(self, request: pb.CheckAccessRequest, context: "Context") -> pb.CheckAccessResponse:
         identity = caller()
         if request.HasField("caller"):
             identity = await find_payer(self._resources.keys, identity, request.caller.bearer_key)
-        return inference_pb2.CheckAccessResponse(key_id=identity.key_id)
+        return pb.CheckAccessResponse(key_id=identity.key_id)
 
-    async def GetUsage(  # noqa: N802
-        self, request: inference_pb2.GetUsageRequest, context: "Context"
-    ) -> inference_pb2.GetUsageResponse:
+    async def GetUsage(self, request: pb.GetUsageRequest, context: "Context") -> pb.GetUsageResponse:
         if request.max_records > _MAX_RECORDS:
             raise InvalidRequest(f"at most {_MAX_RECORDS} records can be listed", field="max_records")
         key_id = caller().key_id
         total = await self._resources.ledger.total(key_id)
         latest = await self._resources.ledger.latest(key_id, request.max_records)
-        return inference_pb2.GetUsageResponse(
+        return pb.GetUsageResponse(
             key_id=key_id,
             generations=total.generations,
             prompt_tokens=total.prompt_tokens,
@@ -127,16 +116,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         for session in self._sessions:
             session.abandon()
 
-    def _model(self, name: str) -> inference_pb2.Model:
+    def _model(self, name: str) -> pb.Model:
         resources, info = self._resources, self._resources.engine.info
         quantization = [] if info.quantization == "none" else [info.quantization]
-        return inference_pb2.Model(
+        return pb.Model(
             id=name,
             description="A model of the Llama 3.2 Vision architecture: text and images in, text out.",
             created=events.timestamp(self._loaded_s),
             context_length=info.max_tokens,
             max_tokens=min(info.max_tokens, MAX_TOKENS),
-            pricing=inference_pb2.Pricing(
+            pricing=pb.Pricing(
                 input_tokens=resources.prices.input,
                 output_tokens=resources.prices.output,
                 cached_input_tokens=resources.prices.cached_input,
@@ -149,13 +138,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
 
 
-def _record(record: Record) -> inference_pb2.UsageRecord:
-    return inference_pb2.UsageRecord(
+def _record(record: Record) -> pb.UsageRecord:
+    return pb.UsageRecord(
         request_id=record.request_id,
         model=record.model,
         started=events.timestamp(record.started_s),
         finished=events.timestamp(record.finished_s),
-        usage=inference_pb2.Usage(
+        usage=pb.Usage(
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,
             cached_tokens=record.cached_tokens,

@@ -7,7 +7,7 @@ generation does.
 import asyncio
 from collections.abc import AsyncIterator
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.auth import Identity
 from spyglass_server.errors import InvalidRequest, Unavailable
 from spyglass_server.generation import Generation
@@ -27,7 +27,7 @@ class Session:
         self._last_id = -1
         self._no_more = False
 
-    async def read(self, requests: AsyncIterator[inference_pb2.GenerateRequest]) -> None:
+    async def read(self, requests: AsyncIterator[pb.GenerateRequest]) -> None:
         """Takes the client's messages until it closes its half.
 
         Raises:
@@ -42,7 +42,7 @@ class Session:
         self._no_more = True
         self._close_if_done()
 
-    def frames(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    def frames(self) -> AsyncIterator[pb.GenerateResponse]:
         """What is to be sent, until nothing can follow."""
         return self._outbox.frames()
 
@@ -63,7 +63,7 @@ class Session:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _take(self, request: inference_pb2.GenerateRequest) -> None:
+    def _take(self, request: pb.GenerateRequest) -> None:
         match request.WhichOneof("kind"):
             case "start":
                 self._begin(request.id, request.start)
@@ -76,7 +76,7 @@ class Session:
             case _:
                 raise InvalidRequest("a message needs start, image_chunk or cancel", field="kind")
 
-    def _begin(self, event_id: int, start: inference_pb2.Start) -> None:
+    def _begin(self, event_id: int, start: pb.Start) -> None:
         if event_id <= self._last_id:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id

@@ -1,7 +1,7 @@
 """The settings of the server: options of `spyglass-server`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, choice, non_negative_float, positive_int
+from spyglass_common.settings import Setting, choice, count, non_negative_float
 
 _ENGINE = (
     choice("dtype", "precision to compute in; auto is the checkpoint's own", "auto", "auto|bfloat16|float32"),
@@ -14,33 +14,21 @@ _ENGINE = (
     choice(
         "device", "device to compute on; auto is the first GPU, or the CPU where there is none", "auto", "auto|cpu|cuda"
     ),
-    Setting(
+    count(
         "max-model-len",
         "maximum length of prompt and answer together, in tokens (default: 32768, or the model's own maximum "
         "if that is less)",
         None,
-        parse=positive_int,
-        metavar="N",
     ),
-    Setting("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, parse=positive_int, metavar="BYTES"),
-    Setting(
-        "image-cache-bytes",
-        "memory for the cross-attention cache of images, in bytes",
-        1 << 30,
-        parse=positive_int,
-        metavar="BYTES",
-    ),
-    Setting("max-batch", "maximum number of sequences (choices) in a batch", 64, parse=positive_int, metavar="N"),
-    Setting(
-        "max-step-tokens", "maximum number of tokens in one step of the engine", 512, parse=positive_int, metavar="N"
-    ),
-    Setting(
+    count("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, "BYTES"),
+    count("image-cache-bytes", "memory for the cross-attention cache of images, in bytes", 1 << 30, "BYTES"),
+    count("max-batch", "maximum number of sequences (choices) in a batch", 64),
+    count("max-step-tokens", "maximum number of tokens in one step of the engine", 512),
+    count(
         "max-chunk-tokens",
         "maximum number of prompt tokens in a step that also decodes: a smaller one lowers inter-token latency, "
         "a larger one time to first token (default: 64 on a CPU, 512 on a GPU)",
         None,
-        parse=positive_int,
-        metavar="N",
     ),
 )
 """Each is a field of `EngineConfig`."""
@@ -71,16 +59,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     *_ENGINE,
     Setting("chat-template", "a Jinja file to use instead of the checkpoint's own chat template", None, metavar="FILE"),
-    Setting(
-        "max-pending",
-        "maximum number of generations in the server, running and queued; beyond it callers get 429",
-        256,
-        parse=positive_int,
-        metavar="N",
+    count(
+        "max-pending", "maximum number of generations in the server, running and queued; beyond it callers get 429", 256
     ),
-    Setting("max-images", "maximum number of images in a conversation", 16, parse=positive_int, metavar="N"),
+    count("max-images", "maximum number of images in a conversation", 16),
     shared.MAX_IMAGE_BYTES,
-    Setting("max-image-pixels", "maximum size of an image, in pixels", 40_000_000, parse=positive_int, metavar="N"),
+    count("max-image-pixels", "maximum size of an image, in pixels", 40_000_000),
     shared.REQUEST_TIMEOUT,
     shared.DRAIN_TIMEOUT,
     Setting("price-input", "US dollars per million prompt tokens", 0.35, parse=non_negative_float, metavar="USD"),

@@ -5,7 +5,7 @@ Owns the order and the limits of pieces. Knows nothing of what an image is.
 
 import asyncio
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
@@ -35,7 +35,7 @@ class Upload:
         self._max_bytes = limits.max_bytes
         self._check_complete()
 
-    def add(self, chunk: inference_pb2.ImageChunk) -> None:
+    def add(self, chunk: pb.ImageChunk) -> None:
         """Takes the next piece of an image.
 
         Raises:

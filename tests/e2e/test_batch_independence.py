@@ -15,8 +15,8 @@ from pictures import disc, encoded, noise
 from spyglass_client import Answer, AsyncClient, AsyncGeneration, ImagePart, Message, image
 from spyglass_client.messages import Role
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message as Turn
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message as Turn
 from stack import Stack
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ from e2e.conftest import LLAMA
 from pictures import data_uri, noise
 from plain_smollm2 import greedy_choices
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput
-from spyglass_server.prompt.template import Message
 from stack import Stack
 
 pytestmark = pytest.mark.slow

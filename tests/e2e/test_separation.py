@@ -19,7 +19,7 @@ from pathlib import Path
 from spyglass_server.app import Server
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message
+from spyglass_server.prompt.conversation import Message
 maker = PromptMaker(Path(sys.argv[1]), max_image_pixels=100_000)
 message = Message("user", (None, "What is it?"))
 assert maker.prepare(ChatInput((message,), (ImageSlot("image"),)), [Path(sys.argv[2]).read_bytes()]).images

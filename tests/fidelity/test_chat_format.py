@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fidelity.meta_imports import Meta
 from fidelity.prompts import picture
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message, ToolCall
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from fidelity.ours import Ours
 from fidelity.prompts import Prompt
 from plain_smollm2 import greedy_choices
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput
-from spyglass_server.prompt.template import Message
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec, decode_start
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
+from spyglass_server.prompt.conversation import RawJson
 from spyglass_server.prompt.prompt_maker import ChatInput
-from spyglass_server.prompt.template import RawJson
 
 LIMITS = ImageLimits(max_images=2, max_bytes=100)
 

@@ -12,8 +12,9 @@ from checkpoints import IMAGE_TOKEN, SPECIAL_TOKENS
 from pictures import encoded, noise
 from spyglass_server.errors import ContextTooLong, InvalidRequest
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message, RawJson, Tool, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot, TextInput, TokensInput
-from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, RawJson, Tool, ToolCall
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
 

@@ -13,7 +13,7 @@ from grammars import lets_through, schema_grammar, valid_answers
 from random_schemas import ANNOTATIONS, DEFINITIONS, SCHEMAS, annotated
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, calls_grammar, to_grammar
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.template import Tool
+from spyglass_server.prompt.conversation import Tool
 
 VALIDATOR = jsonschema.Draft202012Validator
 DRAFTS = [

@@ -16,8 +16,8 @@ from checkpoints import CHAT_TEMPLATE, IMAGE_TOKEN, SPECIAL_TOKENS
 from pictures import encoded, noise
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.prompt.conversation import Message, Tool, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message, Tool, ToolCall
 
 CONTROL = [*SPECIAL_TOKENS, IMAGE_TOKEN]
 PREFACE = "Given the following functions"

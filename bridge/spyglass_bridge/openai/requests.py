@@ -20,20 +20,7 @@ from spyglass_bridge.openai.parts import (
     Tool,
     ToolChoice,
 )
-from spyglass_common.limits import (
-    MAX_CHOICES,
-    MAX_INT32,
-    MAX_LOGIT_BIAS,
-    MAX_LOGIT_BIASES,
-    MAX_PENALTY,
-    MAX_REPETITION_PENALTY,
-    MAX_STOP_STRINGS,
-    MAX_TEMPERATURE,
-    MAX_TOKENS,
-    MAX_TOOLS,
-    MAX_TOP_LOGPROBS,
-    MIN_REPETITION_PENALTY,
-)
+from spyglass_common import limits
 
 _MAX_PROMPTS = 32
 _MAX_TOKEN_IDS = 131_072
@@ -41,9 +28,10 @@ _MAX_TOLD = 65_536
 """Tokens or characters of prompts that are returned with logprobs: each takes up to two kilobytes of an answer."""
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
-_Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+_Penalty = Annotated[float, Field(ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)]
+_RepetitionPenalty = Annotated[float, Field(ge=limits.MIN_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY)]
 # The server caps it to what fits: many clients send 100,000, or the whole context.
-_MaxTokens = Annotated[int, Field(ge=1, le=MAX_INT32)]
+_MaxTokens = Annotated[int, Field(ge=1, le=limits.MAX_INT32)]
 
 
 def _token_id(name: Any) -> int:
@@ -61,14 +49,14 @@ class _Sampling(Object):
     """How tokens are chosen, and what shape they must have, in any form of request. None means the default."""
 
     stream: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=limits.MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=999)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None = None
+    repetition_penalty: _RepetitionPenalty | None = None
     response_format: Format | None = None
 
 
@@ -77,15 +65,15 @@ class _Request(_Sampling):
 
     model: _ModelName
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=limits.MAX_CHOICES)] | None = None
     logit_bias: (
         Annotated[
-            dict[_TokenId, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
-            Field(max_length=MAX_LOGIT_BIASES),
+            dict[_TokenId, Annotated[float, Field(ge=-limits.MAX_LOGIT_BIAS, le=limits.MAX_LOGIT_BIAS)]],
+            Field(max_length=limits.MAX_LOGIT_BIASES),
         ]
         | None
     ) = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=limits.MAX_TOKENS)] | None = None
     max_tokens: _MaxTokens | None = None
     stop: Stop | None = None
 
@@ -112,8 +100,8 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_completion_tokens: _MaxTokens | None = None
@@ -166,7 +154,7 @@ class CompletionRequest(_Request):
 
     prompt: _Prompt
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -193,8 +181,8 @@ class NativeRequest(_Sampling):
 
     input: str
     max_new_tokens: _MaxTokens | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
-    num_responses: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=limits.MAX_STOP_STRINGS, fail_fast=True)] | None = None
+    num_responses: Annotated[int, Field(ge=1, le=limits.MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -222,7 +210,7 @@ class TokenizeRequest(Object):
     model: _ModelName
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,22 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass.v1 import chat_pb2, options_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.images import AnnouncedImage, ImageData, ImageSource, parse_image
-from spyglass_bridge.openai.parts import (
-    AssistantMessage,
-    FunctionDefinition,
-    ImagePart,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    Message,
-    NamedTool,
-    RegexFormat,
-    TextFormat,
-    TextPart,
-    ToolMessage,
-)
+from spyglass_bridge.openai import parts
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 from spyglass_common.limits import MAX_INLINE_IMAGE_BYTES, MAX_START_BYTES
 
@@ -62,7 +51,7 @@ class CallContext:
 class Submission:
     """A Start with the images that follow it."""
 
-    start: inference_pb2.Start
+    start: pb.Start
     images: tuple[AnnouncedImage, ...] = ()
 
 
@@ -117,12 +106,12 @@ def translate_completions(request: CompletionRequest, context: CallContext) -> l
     return submissions
 
 
-def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> inference_pb2.Start:
+def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> pb.Start:
     """All but the prompt."""
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options is only for a stream.", "stream_options")
     top = request.top_probabilities
-    start = inference_pb2.Start(
+    start = pb.Start(
         request_id=context.request_id,
         model=request.model,
         format=_format(request.response_format),
@@ -132,13 +121,13 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> in
             logprobs=top is not None, top_logprobs=top, running_usage=request.continuous_usage or None
         ),
         n=request.n,
-        caller=inference_pb2.Caller(bearer_key=context.caller_key),
+        caller=pb.Caller(bearer_key=context.caller_key),
     )
     start.timeout.FromNanoseconds(int(context.timeout_s * 1e9))
     return start
 
 
-def _check_size(start: inference_pb2.Start, param: str) -> None:
+def _check_size(start: pb.Start, param: str) -> None:
     if start.ByteSize() > MAX_START_BYTES:
         message = (
             f"This model's maximum context length is smaller than that: the {param} take {start.ByteSize()} bytes."
@@ -146,7 +135,7 @@ def _check_size(start: inference_pb2.Start, param: str) -> None:
         raise ApiError(400, message, code="context_length_exceeded", param=param)
 
 
-def _tool(function: FunctionDefinition) -> chat_pb2.Tool:
+def _tool(function: parts.FunctionDefinition) -> chat_pb2.Tool:
     parameters = "" if function.parameters is None else _json(function.parameters)
     return chat_pb2.Tool(
         name=function.name,
@@ -156,17 +145,17 @@ def _tool(function: FunctionDefinition) -> chat_pb2.Tool:
     )
 
 
-def _tool_choice(given: str | NamedTool | None) -> chat_pb2.ToolChoice | None:
-    if isinstance(given, NamedTool):
+def _tool_choice(given: str | parts.NamedTool | None) -> chat_pb2.ToolChoice | None:
+    if isinstance(given, parts.NamedTool):
         return chat_pb2.ToolChoice(name=given.function.name)
     return None if given is None else chat_pb2.ToolChoice(mode=_TOOL_CHOICES[given])
 
 
-def _message(message: Message, path: str, images: _Images) -> chat_pb2.Message:
+def _message(message: parts.Message, path: str, images: _Images) -> chat_pb2.Message:
     result = chat_pb2.Message(role=_ROLES[message.role])
-    if isinstance(message, ToolMessage):
+    if isinstance(message, parts.ToolMessage):
         result.tool_call_id = message.tool_call_id
-    if isinstance(message, AssistantMessage):
+    if isinstance(message, parts.AssistantMessage):
         if message.content in (None, []) and not message.tool_calls:
             raise invalid("An assistant's message without tool calls needs content.", f"{path}.content")
         for call in message.tool_calls or ():
@@ -177,13 +166,13 @@ def _message(message: Message, path: str, images: _Images) -> chat_pb2.Message:
 
 
 def _parts(
-    content: str | list[TextPart] | list[TextPart | ImagePart], path: str, images: _Images
+    content: str | list[parts.TextPart] | list[parts.TextPart | parts.ImagePart], path: str, images: _Images
 ) -> Iterator[chat_pb2.Part]:
     if isinstance(content, str):
         yield chat_pb2.Part(text=content)
         return
     for index, part in enumerate(content):
-        if isinstance(part, TextPart):
+        if isinstance(part, parts.TextPart):
             yield chat_pb2.Part(text=part.text)
             continue
         image_path = f"{path}[{index}].image_url"
@@ -209,15 +198,17 @@ def _sampling(request: ChatRequest | CompletionRequest) -> options_pb2.Sampling:
     )
 
 
-def _format(given: TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | None) -> options_pb2.OutputFormat:
+def _format(
+    given: parts.TextFormat | parts.JsonObjectFormat | parts.JsonSchemaFormat | parts.RegexFormat | None,
+) -> options_pb2.OutputFormat:
     match given:
-        case JsonObjectFormat():
+        case parts.JsonObjectFormat():
             return options_pb2.OutputFormat(json_object=options_pb2.JsonObjectFormat())
-        case JsonSchemaFormat(json_schema=schema):
+        case parts.JsonSchemaFormat(json_schema=schema):
             text = _json(schema.schema_)
             found = options_pb2.JsonSchemaFormat(name=schema.name, schema_json=text, strict=bool(schema.strict))
             return options_pb2.OutputFormat(json_schema=found)
-        case RegexFormat(regex=regex):
+        case parts.RegexFormat(regex=regex):
             return options_pb2.OutputFormat(regex=regex)
         case _:
             return options_pb2.OutputFormat(text=options_pb2.TextFormat())

@@ -2,14 +2,7 @@
 
 from functools import partial
 
-from spyglass_bridge.openai import responses
-from spyglass_bridge.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    NativeRequest,
-    TokenizeRequest,
-)
+from spyglass_bridge.openai import requests, responses
 from spyglass_bridge.openapi import Route
 from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens
 
@@ -26,7 +19,7 @@ _DESCRIBED = (
         chat.create_chat_completion,
         summary="Answers a conversation with text and images.",
         answer=responses.ChatCompletion,
-        body=ChatRequest,
+        body=requests.ChatRequest,
         event=responses.ChatCompletionChunk,
     ),
     Route(
@@ -35,7 +28,7 @@ _DESCRIBED = (
         completions.create_completion,
         summary="Continues ready prompts.",
         answer=responses.Completion,
-        body=CompletionRequest,
+        body=requests.CompletionRequest,
         event=responses.Completion,
     ),
     Route(
@@ -44,7 +37,7 @@ _DESCRIBED = (
         native.infer,
         summary="Continues a ready prompt, in DeepInfra's own form.",
         answer=responses.Inference,
-        body=NativeRequest,
+        body=requests.NativeRequest,
         event=responses.InferenceEvent,
     ),
     Route("get", _both("/models"), models.list_models, summary="Lists the models.", answer=responses.ModelList),
@@ -64,7 +57,7 @@ _DESCRIBED = (
         tokens.tokenize,
         summary="Tokenizes a prompt.",
         answer=responses.Tokens,
-        body=TokenizeRequest,
+        body=requests.TokenizeRequest,
     ),
     Route(
         "post",
@@ -72,7 +65,7 @@ _DESCRIBED = (
         tokens.detokenize,
         summary="Decodes token ids to text.",
         answer=responses.TokenizedText,
-        body=DetokenizeRequest,
+        body=requests.DetokenizeRequest,
     ),
     Route(
         "get",

@@ -12,8 +12,8 @@ from spyglass_common.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CHARACTERS,
 from spyglass_server.codec.checks import at_most
 from spyglass_server.constraints.grammar import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.errors import InvalidImage, InvalidRequest
+from spyglass_server.prompt.conversation import Message, RawJson, Tool, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
-from spyglass_server.prompt.template import Message, RawJson, Tool, ToolCall
 
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

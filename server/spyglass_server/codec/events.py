@@ -8,36 +8,32 @@ from collections.abc import Callable, Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
-from spyglass.v1 import inference_pb2
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.engine.messages import FinishReason, Logprobs
 from spyglass_server.prompt.tool_calls import CallPiece
 
 _FINISH_REASONS = {
-    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
-    FinishReason.TOOL_CALLS: inference_pb2.FINISH_REASON_TOOL_CALLS,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
 
-def accepted(event_id: int) -> inference_pb2.Event:
+def accepted(event_id: int) -> pb.Event:
     """The generation has its place in the queue."""
-    return inference_pb2.Event(id=event_id, accepted=inference_pb2.Accepted())
+    return pb.Event(id=event_id, accepted=pb.Accepted())
 
 
-def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> inference_pb2.Event:
+def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> pb.Event:
     """The engine has scheduled it."""
-    return inference_pb2.Event(
-        id=event_id, started=inference_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
-    )
+    return pb.Event(id=event_id, started=pb.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens))
 
 
 def prompt_echo(
-    event_id: int, token_ids: Iterable[int] = (), text: str = "", logprobs: Iterable[inference_pb2.TokenLogprobs] = ()
-) -> inference_pb2.Event:
+    event_id: int, token_ids: Iterable[int] = (), text: str = "", logprobs: Iterable[pb.TokenLogprobs] = ()
+) -> pb.Event:
     """The prompt, or probabilities of more of its tokens."""
-    return inference_pb2.Event(
-        id=event_id, prompt=inference_pb2.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs)
-    )
+    return pb.Event(id=event_id, prompt=pb.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs))
 
 
 def delta(
@@ -48,11 +44,11 @@ def delta(
     finish: FinishReason | None,
     stop_string: str | None,
     calls: Iterable[CallPiece] = (),
-    logprobs: inference_pb2.TokenLogprobs | None = None,
-    usage: inference_pb2.Usage | None = None,
-) -> inference_pb2.Event:
+    logprobs: pb.TokenLogprobs | None = None,
+    usage: pb.Usage | None = None,
+) -> pb.Event:
     """More of one choice. There is one for every token: set field by field, it takes half the time."""
-    event = inference_pb2.Event(id=event_id)
+    event = pb.Event(id=event_id)
     more = event.delta
     more.index = index
     more.text = text
@@ -70,21 +66,21 @@ def delta(
     return event
 
 
-def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> inference_pb2.TokenLogprobs:
+def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> pb.TokenLogprobs:
     """A token's logprob with its alternatives."""
-    return inference_pb2.TokenLogprobs(
+    return pb.TokenLogprobs(
         logprob=found.chosen,
         bytes=bytes_of(token),
         top=[
-            inference_pb2.TokenLogprob(token_id=rival, logprob=logprob, bytes=bytes_of(rival))
+            pb.TokenLogprob(token_id=rival, logprob=logprob, bytes=bytes_of(rival))
             for rival, logprob in zip(found.top_tokens, found.top, strict=True)
         ],
     )
 
 
-def finished(event_id: int, usage: inference_pb2.Usage | None, error: status_pb2.Status | None) -> inference_pb2.Event:
+def finished(event_id: int, usage: pb.Usage | None, error: status_pb2.Status | None) -> pb.Event:
     """The generation is over."""
-    return inference_pb2.Event(id=event_id, finished=inference_pb2.Finished(usage=usage, error=error))
+    return pb.Event(id=event_id, finished=pb.Finished(usage=usage, error=error))
 
 
 def timestamp(seconds: float | None) -> Timestamp | None:

@@ -8,22 +8,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spyglass.v1 import inference_pb2, options_pb2
-from spyglass_common.limits import (
-    MAX_CHOICES,
-    MAX_INT32,
-    MAX_LOGIT_BIAS,
-    MAX_LOGIT_BIASES,
-    MAX_PENALTY,
-    MAX_REPETITION_PENALTY,
-    MAX_STOP_CHARACTERS,
-    MAX_STOP_STRINGS,
-    MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
-    MAX_TOKENS,
-    MAX_TOP_LOGPROBS,
-    MIN_REPETITION_PENALTY,
-)
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import options_pb2
+from spyglass_common import limits
 from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint
@@ -62,7 +49,7 @@ class Spec:
     priority: int
 
 
-def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
+def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
     """Validates a Start.
 
     Raises:
@@ -70,7 +57,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
     """
     _refuse_unsupported(start)
     tool_use = decode_tools(start.chat)
-    given, images = _decode_input(start, tool_use, limits)
+    given, images = _decode_input(start, tool_use, image_limits)
     max_tokens = _optional_int(start.stopping, "max_tokens")
     return Spec(
         request_id=_request_id(start.request_id),
@@ -78,10 +65,10 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         input=given,
         images=images,
         sampling=_decode_sampling(start.sampling),
-        n=in_range("n", start.n if start.HasField("n") else 1, 1, MAX_CHOICES),
+        n=in_range("n", start.n if start.HasField("n") else 1, 1, limits.MAX_CHOICES),
         max_tokens=max_tokens,
         min_tokens=in_range(
-            "stopping.min_tokens", start.stopping.min_tokens, 0, min(max_tokens or MAX_TOKENS, MAX_TOKENS)
+            "stopping.min_tokens", start.stopping.min_tokens, 0, min(max_tokens or limits.MAX_TOKENS, limits.MAX_TOKENS)
         ),
         top_logprobs=_decode_logprobs(start.output),
         prompt_logprobs=start.output.prompt_logprobs,
@@ -90,7 +77,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
-        stop_token_ids=frozenset(at_most("stopping.token_ids", start.stopping.token_ids, MAX_STOP_TOKEN_IDS)),
+        stop_token_ids=frozenset(at_most("stopping.token_ids", start.stopping.token_ids, limits.MAX_STOP_TOKEN_IDS)),
         ignore_eos=start.stopping.ignore_eos,
         timeout_s=_decode_timeout(start),
         caller_key=start.caller.bearer_key if start.HasField("caller") else None,
@@ -98,7 +85,7 @@ def decode_start(start: inference_pb2.Start, limits: ImageLimits) -> Spec:
     )
 
 
-def _refuse_unsupported(start: inference_pb2.Start) -> None:
+def _refuse_unsupported(start: pb.Start) -> None:
     fields = {field.name for field, _ in start.ListFields()}
     for name in _NOT_HONOURED:
         if name in fields:
@@ -106,11 +93,11 @@ def _refuse_unsupported(start: inference_pb2.Start) -> None:
 
 
 def _decode_input(
-    start: inference_pb2.Start, tool_use: ToolUse | None, limits: ImageLimits
+    start: pb.Start, tool_use: ToolUse | None, image_limits: ImageLimits
 ) -> tuple[Input, tuple[bytes | None, ...]]:
     match start.WhichOneof("input"):
         case "chat":
-            return decode_chat(start.chat, tool_use.tools if tool_use else (), limits)
+            return decode_chat(start.chat, tool_use.tools if tool_use else (), image_limits)
         case "text":
             return TextInput(start.text), ()
         case "tokens":
@@ -125,22 +112,22 @@ def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
     if top_p == 0:
         raise InvalidRequest("sampling.top_p must be above 0", field="sampling.top_p")
     return SamplingParams(
-        temperature=in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, MAX_TEMPERATURE),
+        temperature=in_range("sampling.temperature", given.get("temperature", 1.0), 0.0, limits.MAX_TEMPERATURE),
         top_p=top_p,
         top_k=given.get("top_k", 0),
         min_p=in_range("sampling.min_p", given.get("min_p", 0.0), 0.0, 1.0),
         seed=given.get("seed", secrets.randbits(64)),
         presence_penalty=in_range(
-            "sampling.presence_penalty", given.get("presence_penalty", 0.0), -MAX_PENALTY, MAX_PENALTY
+            "sampling.presence_penalty", given.get("presence_penalty", 0.0), -limits.MAX_PENALTY, limits.MAX_PENALTY
         ),
         frequency_penalty=in_range(
-            "sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -MAX_PENALTY, MAX_PENALTY
+            "sampling.frequency_penalty", given.get("frequency_penalty", 0.0), -limits.MAX_PENALTY, limits.MAX_PENALTY
         ),
         repetition_penalty=in_range(
             "sampling.repetition_penalty",
             given.get("repetition_penalty", 1.0),
-            MIN_REPETITION_PENALTY,
-            MAX_REPETITION_PENALTY,
+            limits.MIN_REPETITION_PENALTY,
+            limits.MAX_REPETITION_PENALTY,
         ),
         logit_bias=_decode_bias(sampling),
     )
@@ -148,12 +135,14 @@ def _decode_sampling(sampling: options_pb2.Sampling) -> SamplingParams:
 
 def _decode_bias(sampling: options_pb2.Sampling) -> tuple[tuple[int, float], ...]:
     field = "sampling.logit_bias"
-    biases = at_most(field, sorted(sampling.logit_bias.items()), MAX_LOGIT_BIASES)
-    return tuple((token, in_range(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)) for token, bias in biases)
+    biases = at_most(field, sorted(sampling.logit_bias.items()), limits.MAX_LOGIT_BIASES)
+    return tuple(
+        (token, in_range(field, bias, -limits.MAX_LOGIT_BIAS, limits.MAX_LOGIT_BIAS)) for token, bias in biases
+    )
 
 
 def _decode_logprobs(output: options_pb2.Output) -> int | None:
-    top = in_range("output.top_logprobs", output.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    top = in_range("output.top_logprobs", output.top_logprobs, 0, limits.MAX_TOP_LOGPROBS)
     if top and not output.logprobs:
         raise InvalidRequest("output.top_logprobs is only for logprobs", field="output.top_logprobs")
     if output.prompt_logprobs and not output.logprobs:
@@ -161,7 +150,7 @@ def _decode_logprobs(output: options_pb2.Output) -> int | None:
     return top if output.logprobs else None
 
 
-def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> OutputConstraint | None:
+def _decode_shape(start: pb.Start, tool_use: ToolUse | None) -> OutputConstraint | None:
     given = start.format
     shape: OutputConstraint | None = None
     match given.WhichOneof("kind"):
@@ -185,15 +174,15 @@ def _decode_shape(start: inference_pb2.Start, tool_use: ToolUse | None) -> Outpu
 
 
 def _decode_stop(strings: Sequence[str]) -> tuple[str, ...]:
-    for i, stop in enumerate(at_most("stopping.strings", strings, MAX_STOP_STRINGS)):
-        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+    for i, stop in enumerate(at_most("stopping.strings", strings, limits.MAX_STOP_STRINGS)):
+        if not 1 <= len(stop) <= limits.MAX_STOP_CHARACTERS:
             raise InvalidRequest(
-                f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
+                f"a stop string has 1 to {limits.MAX_STOP_CHARACTERS} characters", field=f"stopping.strings[{i}]"
             )
     return tuple(strings)
 
 
-def _decode_timeout(start: inference_pb2.Start) -> float | None:
+def _decode_timeout(start: pb.Start) -> float | None:
     if not start.HasField("timeout"):
         return None
     seconds = start.timeout.seconds + start.timeout.nanos / 1e9
@@ -206,7 +195,7 @@ def _optional_int(stopping: options_pb2.Stopping, name: str) -> int | None:
     if not stopping.HasField(name):  # type: ignore[arg-type]
         return None
     value: int = getattr(stopping, name)
-    return in_range(f"stopping.{name}", value, 1, MAX_INT32)
+    return in_range(f"stopping.{name}", value, 1, limits.MAX_INT32)
 
 
 def _request_id(given: str) -> str:

@@ -18,7 +18,7 @@ from spyglass_server.constraints.library import JSON_FORM, fault, one_line, sche
 from spyglass_server.constraints.patterns import ascii_classes
 from spyglass_server.constraints.schemas import SchemaRefused, quoted
 from spyglass_server.errors import InvalidRequest
-from spyglass_server.prompt.template import Tool
+from spyglass_server.prompt.conversation import Tool
 
 MAX_JSON_DEPTH = 64
 _MAX_CHARACTERS = 256 << 10

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from spyglass_server.errors import ContextTooLong, InvalidRequest
+from spyglass_server.prompt.conversation import Message, Tool
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import ImageTiles, decode_image, tile_image
-from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate, Message, Tool
+from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 _CHARACTERS_A_TOKEN = 8

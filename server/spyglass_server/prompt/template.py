@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.prompt.conversation import Message, RawJson, Tool
 from spyglass_server.prompt.protection import Protection, protect
 
 _MAX_REASON_CHARACTERS = 300
@@ -57,47 +58,6 @@ _TOOLS_PREFACE = (
     "Do not use variables.\n\n"
 )
 """Meta's, of the templates that come with the Llama 3 models."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of an object."""
-
-    name: str
-    description: str
-    parameters: dict[str, Any]
-    _: KW_ONLY
-    is_strict: bool = False
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """The definition that templates show to models."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": function}
-
-
-class RawJson(str):
-    """JSON as the model wrote it, cut off or otherwise not an object; a template's `tojson` writes it as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that the assistant made."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any] | RawJson
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A turn; a part is text, or None where an image stands."""
-
-    role: str
-    parts: tuple[str | None, ...]
-    _: KW_ONLY
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str = ""
 
 
 class _GenerationTag(Extension):

@@ -9,17 +9,7 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from spyglass_server.engine.messages import (
-    CancelChoice,
-    CancelRequest,
-    EngineInfo,
-    Event,
-    LoadFailed,
-    Ready,
-    Shutdown,
-    StepEvents,
-    Submit,
-)
+from spyglass_server.engine import messages
 from spyglass_server.engine.worker.core import EngineCore
 
 log = logging.getLogger(__name__)
@@ -31,7 +21,7 @@ _IDLE_S = 1.0
 class EngineLoader(Protocol):
     """Builds the engine inside the child. Pickled across: a dataclass with a `load` method."""
 
-    def load(self) -> tuple[EngineCore, EngineInfo]:
+    def load(self) -> tuple[EngineCore, messages.EngineInfo]:
         """Loads the model; may take minutes.
 
         Raises:
@@ -50,28 +40,28 @@ def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
             core, info = loader.load()
         except (ValueError, OSError) as error:
             log.debug("loading failed", exc_info=True)
-            pipe.send(LoadFailed(str(error)))
+            pipe.send(messages.LoadFailed(str(error)))
             return
-        pipe.send(Ready(info))
+        pipe.send(messages.Ready(info))
         _serve(core, pipe)
 
 
 def _serve(core: EngineCore, pipe: Connection) -> None:
     while True:
-        events: list[Event] = []
+        events: list[messages.Event] = []
         if not core.has_work and not pipe.poll(_IDLE_S):
             core.check()  # nobody is waiting
         while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
             match pipe.recv():
-                case Submit(request):
+                case messages.Submit(request):
                     events += core.submit(request)
-                case CancelRequest(id=request_id):
+                case messages.CancelRequest(id=request_id):
                     core.cancel(request_id)
-                case CancelChoice(id=request_id, index=index):
+                case messages.CancelChoice(id=request_id, index=index):
                     core.cancel(request_id, index)
-                case Shutdown():
+                case messages.Shutdown():
                     return
         if core.has_work:
             events += core.step()
         if events:
-            pipe.send(StepEvents(events))
+            pipe.send(messages.StepEvents(events))
