@@ -1,7 +1,4 @@
-"""Whether a caller's key may come in, asked of the server and remembered for a moment.
-
-Owns the cache of answers. Knows nothing of keys themselves: it keeps only their hashes.
-"""
+"""Checks callers' keys with the server, and caches the verdicts for a moment under hashes of the keys."""
 
 import asyncio
 import hashlib

@@ -1,7 +1,6 @@
-"""Which URLs and addresses an image may be fetched from.
+"""Which URLs and addresses an image may be fetched from: the guard against server-side request forgery.
 
-Owns the guard against requests that are forged to reach inner networks. It looks at the very string
-that the connection will be made to, and at every address a name resolves to. Does no I/O of its own.
+It checks the very string that the connection will be made to, and every address that a name resolves to.
 """
 
 import ipaddress

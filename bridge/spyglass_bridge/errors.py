@@ -1,8 +1,4 @@
-"""The errors of the bridge, and the one place where a status of the server becomes an HTTP answer.
-
-Owns the table of canonical codes and the names that a field of the protocol has over HTTP. Knows
-nothing of routes.
-"""
+"""The errors of the bridge, and the one place where a status of the server becomes an HTTP error."""
 
 import math
 import re

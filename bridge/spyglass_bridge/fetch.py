@@ -1,8 +1,7 @@
 """Downloads the images that a request names by URL.
 
-Owns the HTTP client for strangers' URLs: bounded in time, size, number and redirects, without
-cookies, proxies or compression, and connected only to addresses that the guard has seen. What may
-be reached is the guard's business.
+The HTTP client for strangers' URLs: bounded in time, size, number and redirects, without cookies, proxies or
+compression, and connected only to addresses that `AddressGuard` allows.
 """
 
 import asyncio

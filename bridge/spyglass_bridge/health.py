@@ -1,7 +1,4 @@
-"""What the server's health service says, watched all the time.
-
-Speaks the standard grpc.health.v1 protocol. Knows nothing of HTTP.
-"""
+"""Watches the server's health with the standard grpc.health.v1 protocol."""
 
 import asyncio
 import logging

@@ -1,7 +1,4 @@
-"""Several generations that are read as one.
-
-Owns the numbers of their choices, which are counted through, and the sum of their usage. Knows nothing of HTTP.
-"""
+"""Several generations read as one: their choices are numbered consecutively and their usage is added up."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,11 +1,9 @@
 """The Python client of Spyglass: `Client` and `AsyncClient` over gRPC, and the `spyglass` command.
 
-    from spyglass_client import Client
+from spyglass_client import Client
 
-    with Client() as client:
-        print(client.generate("Hello!").text)
-
-Knows the protocol, and neither the server nor the bridge.
+with Client() as client:
+    print(client.generate("Hello!").text)
 """
 
 from spyglass_client.account import ModelInfo, Pricing, UsageRecord, UsageSummary

@@ -1,7 +1,4 @@
-"""What a server reports about itself and about the caller's key: models, prices, usage.
-
-Plain values; knows nothing of how they travel.
-"""
+"""What a server reports about itself and about the caller's key: models, prices, usage."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

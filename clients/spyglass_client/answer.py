@@ -1,7 +1,4 @@
-"""What comes back from a generation: chunks while it runs, an answer at its end.
-
-Plain values; knows nothing of how they travel.
-"""
+"""What comes back from a generation: chunks while it runs, an answer at its end."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,4 @@
-"""The exceptions of the client, and the one place where a status of the server becomes one of them.
-
-Owns the table of canonical codes. Knows nothing of streams or commands.
-"""
+"""The exceptions of the client, and the one place where a status of the server becomes one of them."""
 
 import copy
 from typing import ClassVar, Self

@@ -1,7 +1,4 @@
-"""What people do with answers again and again: read them into a type, and let tools answer.
-
-Knows the client's questions and answers, and nothing of how they travel.
-"""
+"""What programs often do with answers: parse them into a type, and run the tools that the model calls."""
 
 import asyncio
 import inspect

@@ -1,7 +1,4 @@
-"""Conversations as plain values: `system("…"), user("…", image("cat.png")), assistant("…"), tool(call, "…")`.
-
-Owns the words for turns and pictures. Knows nothing of protobuf, and reads no file.
-"""
+"""Conversations as plain values: `system("…"), user("…", image("cat.png")), assistant("…"), tool(call, "…")`."""
 
 import os
 from collections.abc import Iterable

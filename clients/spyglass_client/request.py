@@ -1,7 +1,4 @@
-"""From a friendly call to a Start: options become fields, pictures become inline data or uploads.
-
-Owns the mapping of names and the rule which pictures travel inline. Knows nothing of streams.
-"""
+"""Builds a Start from a call of the client: options become fields, pictures travel inline or as uploads."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""The client for programs without an event loop: `AsyncClient`, run by a thread of its own.
-
-Owns the crossing between threads and nothing else. May be used from several threads at once.
-"""
+"""The client for programs without an event loop: `AsyncClient` on a background thread. It is thread-safe."""
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType

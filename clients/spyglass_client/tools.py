@@ -1,7 +1,4 @@
-"""Tools that the model may call: described by hand, or taken from a Python function.
-
-Owns what the protocol calls a tool and a call. Knows nothing of how a conversation goes on.
-"""
+"""Tools that the model may call: described by hand, or derived from a Python function."""
 
 import inspect
 import json

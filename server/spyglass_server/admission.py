@@ -1,7 +1,7 @@
-"""How many generations may be in the server at once.
+"""Admission control: how many generations may be in the server at once.
 
-Owns the count and the two reasons to refuse: the queue is full, or the server is going down. Says
-so before any image is fetched or prompt rendered.
+A generation is refused before any image is fetched or prompt rendered, when the queue is full or the server is shutting
+down.
 """
 
 import asyncio

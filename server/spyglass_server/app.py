@@ -1,7 +1,4 @@
-"""The server as a whole: builds its parts, starts them, and takes them down.
-
-Owns the order of start and stop, and the gRPC server's options. Knows nothing of what its parts do.
-"""
+"""The server as a whole: builds its parts, starts them in order, and shuts them down in reverse."""
 
 import asyncio
 import contextlib

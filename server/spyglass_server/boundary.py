@@ -1,7 +1,6 @@
-"""The boundary of every call: who calls, and what they see when it fails.
+"""The interceptor around every call: authenticates the caller and translates exceptions into statuses.
 
-Owns authentication and the translation of exceptions, for calls of every shape. Health and reflection
-are open to all; all else takes a key.
+It handles unary and streaming calls alike. Health and reflection need no key; everything else does.
 """
 
 import contextvars

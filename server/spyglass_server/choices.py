@@ -1,7 +1,7 @@
-"""What a generation has given so far: text, calls of tools and counts of its choices.
+"""The state of a generation's choices: their text, tool calls and token counts.
 
-Owns the rule of what counts: a choice's tokens up to the one that completed its stop. What the engine
-made beyond that is neither sent nor billed.
+A choice's tokens count up to the one that completed its stop. What the engine computed beyond that is neither sent nor
+billed.
 """
 
 from collections.abc import Collection, Sequence

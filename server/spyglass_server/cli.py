@@ -1,6 +1,6 @@
-"""The command `spyglass-server`.
+"""The command `spyglass-server`: options, logging and signals.
 
-Owns options, logging and signals: the first stop signal drains, the second ends at once.
+The first stop signal drains the server; the second ends it at once.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Events on their way to one client.
+"""The events of a stream on their way to the client.
 
-Owns the order of a stream's events and their packing into frames: one frame holds all that has
-happened since the last one, so a step of the engine is one message, and a client that reads slowly
-gets fewer and larger ones. Knows nothing of what the events mean.
+A frame packs all that has happened since the last one: a step of the engine is one message, and a client that reads
+slowly gets fewer and larger ones.
 """
 
 import asyncio

@@ -1,7 +1,4 @@
-"""What every generation uses: the parts of the server, and the work that they do together.
-
-Owns nothing of its own but the worker threads' use. Knows nothing of the life of a generation.
-"""
+"""The parts of the server that every generation shares."""
 
 import asyncio
 import logging

@@ -1,7 +1,7 @@
-"""The calls of InferenceService.
+"""The RPCs of InferenceService.
 
-Owns what each call answers; the life of a generation is `Generation`'s, a stream's rules are
-`Session`'s, keys and errors are the boundary's.
+`Generation` is the life of a generation, `Session` has the rules of a Generate stream, and `boundary` handles keys and
+errors.
 """
 
 import asyncio

@@ -1,8 +1,4 @@
-"""One Generate stream: many generations, one outbox.
-
-Owns the rules of ids on a stream and the end of its generations when it ends. Knows nothing of what a
-generation does.
-"""
+"""One Generate stream: starts, cancels and ends its generations, and enforces the rules for their ids."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,7 +1,4 @@
-"""Announced images of one generation, as their pieces come in.
-
-Owns the order and the limits of pieces. Knows nothing of what an image is.
-"""
+"""Assembles the announced images of a generation from their chunks, within the limits."""
 
 import asyncio
 

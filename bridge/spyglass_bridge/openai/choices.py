@@ -1,7 +1,4 @@
-"""What the choices of chat completions and of completions look like.
-
-Owns their JSON. Knows nothing of what stands around choices.
-"""
+"""The JSON of choices: those of chat completions and those of completions."""
 
 import codecs
 from dataclasses import dataclass, field

@@ -1,7 +1,4 @@
-"""Answers in DeepInfra's own form.
-
-Owns their JSON. Knows nothing of HTTP or SSE.
-"""
+"""Answers in DeepInfra's own form."""
 
 import time
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""What requests are made of: messages and their parts, tools, formats, stops.
-
-Owns types and ranges, and the wording of what is none of them. Knows nothing of whole requests.
-"""
+"""The parts of requests: messages, tools, formats and stops, with the wording of their refusals."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self

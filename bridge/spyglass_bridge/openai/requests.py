@@ -1,8 +1,4 @@
-"""The requests of the completions APIs, as far as they are honoured.
-
-Owns their fields and ranges, and what of them does not go together. Knows nothing of bytes, and nothing of the protocol
-behind.
-"""
+"""The requests of the completions APIs: the parameters that are honoured, their ranges, and what excludes what."""
 
 import re
 from typing import Annotated, Any, Self

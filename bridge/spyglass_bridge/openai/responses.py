@@ -1,7 +1,4 @@
-"""What answers look like: types for the API's description. Tests hold real answers to them.
-
-Owns nothing that runs: answers are put together from text where it must be quick.
-"""
+"""Types of all answers, for the API's description. Tests hold real answers to them; to build these would be slow."""
 
 from typing import Any, Literal
 

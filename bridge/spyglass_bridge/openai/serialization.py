@@ -1,7 +1,6 @@
-"""OpenAI's answers, whole and in chunks, for any form that their choices have.
+"""OpenAI's answers, in full and in chunks.
 
-Owns what chat completions and completions have in common. A chunk is put together from constant text around the one
-string that changes, since one is made for each token. Knows nothing of HTTP or SSE.
+A chunk is put together from constant text around the one string that changes, since one is made for each token.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""From the bytes of a request to its type.
+"""Parses and validates the body of a request, and words the refusals.
 
-Owns the refusals and their wording: a parameter that OpenAI's API has and this server does not honour stands in a table
-here, and is refused by its name unless its value changes nothing. Knows no request in particular.
+A parameter of OpenAI's API that this server does not honour is in a table here, and is refused by its name unless its
+value changes nothing.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,7 +1,6 @@
 """The life of a request that generations answer: start them, send images, answer at once or as a stream.
 
 An answer's headers are not sent before all of its generations have started, so that a refusal gets its own status.
-Knows nothing of what is asked, nor of what an answer looks like.
 """
 
 import asyncio

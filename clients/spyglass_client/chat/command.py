@@ -1,7 +1,6 @@
-"""The command: one question and its answer, or a conversation where nobody gave a question and there is a terminal.
+"""`spyglass chat`: one question and its answer, or a conversation when there is no question and a terminal.
 
-Owns which of the two it is. A conversation, and an answer that looks like what its markdown means, need the `chat`
-extra.
+A conversation, and answers rendered as markdown, need the `chat` extra.
 """
 
 import argparse

@@ -1,7 +1,4 @@
-"""A conversation: its turns, and what is attached to the next question.
-
-Owns which turns the model is shown. Knows nothing of terminals.
-"""
+"""A conversation: the turns that the model is shown, and the attachments of the next question."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""A conversation on a terminal: lines that are questions, and lines that are commands.
-
-Owns the commands and what Ctrl-C means. Needs the `chat` extra.
-"""
+"""A conversation on a terminal: reads questions and slash commands; Ctrl-C stops an answer. Needs the `chat` extra."""
 
 import asyncio
 import shlex

@@ -1,7 +1,4 @@
-"""The keyboard while an answer is drawn: what is typed then disturbs nothing, and is read later.
-
-Owns the terminal's modes between two questions. Knows nothing of what is drawn.
-"""
+"""The keyboard while an answer is drawn: typed text is not echoed, and is read by the next prompt."""
 
 import os
 import select

@@ -1,7 +1,4 @@
-"""Markdown on a terminal, while it is being written.
-
-Owns how an answer looks. Needs the `chat` extra.
-"""
+"""Renders markdown on a terminal while it is being written. Needs the `chat` extra."""
 
 import sys
 import time

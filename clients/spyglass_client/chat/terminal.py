@@ -1,7 +1,4 @@
-"""The terminal of a conversation: a line to type on, what is said beside the answers, and pictures.
-
-Owns how things look and how lines are read. Knows nothing of what a line means. Needs the `chat` extra.
-"""
+"""The terminal of a conversation: the line editor, messages beside the answers, and pictures. Needs the `chat` extra."""
 
 import io
 import warnings

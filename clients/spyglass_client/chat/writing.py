@@ -1,7 +1,4 @@
-"""An answer as it comes, what it took, and what went wrong, for people.
-
-Owns what a terminal may be sent. Knows nothing of markdown, and nothing of conversations.
-"""
+"""Writes an answer as it comes, its usage, and errors, with escape sequences made harmless."""
 
 import re
 from typing import Protocol, TextIO

@@ -1,7 +1,4 @@
-"""Conversations: messages with their images, and the tools that may be called in them.
-
-Owns their validation, field by field. Knows nothing of templates.
-"""
+"""Decodes and validates a conversation: messages with their images, and the tools that may be called."""
 
 import re
 from dataclasses import dataclass

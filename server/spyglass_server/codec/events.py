@@ -1,7 +1,4 @@
-"""What happens to a generation, as messages.
-
-Owns the making of events. Knows nothing of when they are made.
-"""
+"""Encodes what happens to a generation as protobuf events."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,8 +1,4 @@
-"""From a Start to the server's own words.
-
-Owns its validation, field by field. A field that is not honoured yet is refused by name. Knows nothing of how a
-generation runs.
-"""
+"""Decodes and validates a Start, field by field. A field that is not honoured yet is refused by name."""
 
 import secrets
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Closes the objects of schemas: a model that may add properties seldom knows when to stop.
 
-Owns where that is safe. Whatever is valid against the closed schema is valid against the open one.
+Whatever is valid against the closed schema is valid against the open one.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,4 @@
-"""JSON schemas that answers are certain to be held to, and why others are not.
-
-Owns which schemas are enforced, and the search for the place in a schema that is at fault. Knows nothing of the shapes
-that they belong to.
-"""
+"""Checks that a JSON schema can be enforced exactly; otherwise finds the subschema at fault."""
 
 import re
 from collections.abc import Iterator

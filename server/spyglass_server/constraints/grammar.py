@@ -1,7 +1,6 @@
-"""The shapes that answers may be asked to have, as grammars.
+"""Turns an output constraint into a grammar in llguidance's notation, or refuses it.
 
-Owns what may be asked for and the refusals. Compiles nothing to keep: a grammar is checked here, and compiled for the
-vocabulary where answers are made.
+Grammars are only checked here; the engine process compiles them for the model's vocabulary.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""What a grammar in llguidance's dialect of Lark's notation may ask of the library's stack.
-
-Owns the bound, and as much of the notation as it takes to apply it. Knows nothing of what grammars mean.
-"""
+"""Bounds how deep llguidance recurses into a grammar in its dialect of Lark: a stack overflow would end the process."""
 
 import json
 import re

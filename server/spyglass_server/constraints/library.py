@@ -1,7 +1,4 @@
-"""The grammar's library, asked without a model's vocabulary.
-
-Owns how it is called: in which form answers are JSON, and what a grammar may cost. Knows nothing of what is asked for.
-"""
+"""Calls llguidance to check grammars, without a model's vocabulary: the JSON form of answers, the limits, the messages."""
 
 import re
 from functools import cache

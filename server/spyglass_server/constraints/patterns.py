@@ -1,8 +1,7 @@
 r"""Regular expressions that match exactly what the caller's do.
 
-The grammar's library lets the escapes `\"` and `\\` through wherever a string's pattern allows control characters, and
-takes `\d` for the digits of all scripts. Whatever matches what comes out of here matches what went in. Knows nothing of
-schemas or grammars.
+llguidance lets the escapes `\"` and `\\` through wherever a string's pattern allows control characters, and takes `\d`
+for the digits of all scripts. Whatever matches what comes out of here matches what went in.
 """
 
 import re

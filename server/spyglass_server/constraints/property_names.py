@@ -1,7 +1,4 @@
-"""`propertyNames`, in keywords that the grammar's library enforces.
-
-Owns the cases in which others say exactly the same; all else is refused. Knows nothing of how schemas are read.
-"""
+"""Expresses `propertyNames` in keywords that llguidance enforces, where that is possible exactly; refuses it elsewhere."""
 
 from typing import Any
 

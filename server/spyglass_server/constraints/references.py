@@ -1,7 +1,7 @@
-"""Where the references of a JSON schema lead.
+"""Resolves the references of a JSON schema.
 
 Follows `$ref` inside one document: by JSON pointer, by `$anchor`, and by the `$id` of an embedded schema. Nothing is
-ever fetched. Knows nothing of what schemas say.
+ever fetched.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
-"""JSON schemas in a vocabulary that the grammar's library enforces in every detail.
+"""Translates JSON schemas into a vocabulary that llguidance enforces in every detail.
 
-One rule for keywords: those that constrain are enforced or refused, whichever `$schema` is named; all others, those
-that no draft knows among them, are annotations and are left out. Whatever is valid against the schema that comes out
-is valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the caller's own
-text. Knows nothing of grammars.
+One rule for keywords: those that constrain are enforced or refused, whichever `$schema` is named; all others, including
+those that no draft knows, are annotations and are left out. Whatever is valid against the schema that comes out is
+valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the caller's own text.
 """
 
 import json

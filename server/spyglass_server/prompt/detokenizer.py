@@ -1,7 +1,6 @@
-"""Tokens of one choice to text, as they come, and the strings at which the text ends.
+"""Turns the tokens of a choice into text as they come, and finds its stop strings.
 
-Owns incomplete characters and stop strings: text is given out only when no later token can change
-it. Knows nothing of other choices or of the wire.
+Text is returned only when no later token can change it: incomplete characters and the beginnings of stop strings wait.
 """
 
 import codecs

@@ -1,6 +1,5 @@
-"""Reads what a checkpoint folder says about prompts.
-
-Owns the names and forms of these files in the versions that circulate. Knows nothing of weights.
+"""Reads the files of a checkpoint that concern prompts, in the versions that circulate: tokenizer, chat template,
+preprocessor.
 """
 
 import json

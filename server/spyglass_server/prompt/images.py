@@ -1,8 +1,7 @@
-"""Encoded pictures to tiles.
+"""Decodes images and cuts them into tiles.
 
-Owns the limits, the decoding and the choice of canvas; equal to Meta's image_transform.py, except
-that EXIF rotation is applied, transparency is put on white, 16-bit grey is scaled, and slivers keep a
-pixel. Knows nothing of tokens.
+Equal to Meta's image_transform.py, except that EXIF rotation is applied, transparency is put on white, 16-bit grey is
+scaled, and slivers keep a pixel.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
-"""Makes prompts: the way from a request's input to tokens and tiles.
+"""Makes prompts: from a request's input to token ids and tiles, through template, tokenizer and image processing.
 
-Owns the order of template, tokenizer and images, and that the three agree. Pure work for a thread:
-knows nothing of asyncio, the engine, or who asks.
+Blocking work for a thread.
 """
 
 from collections.abc import Sequence

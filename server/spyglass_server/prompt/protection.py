@@ -2,7 +2,7 @@
 
 Before rendering, the first character of every control token is replaced in people's text by a private character that
 the conversation does not use. After rendering, only the template can have written a control token: the text is cut at
-those, and the pieces get their characters back. Knows nothing of templates or token ids.
+those, and the pieces get their characters back.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Renders conversations with a checkpoint's own chat template.
-
-Owns the sandbox in which the template runs, and the forms of a conversation that it is tried with. Knows nothing of
-token ids or pixels.
+"""Renders conversations with a checkpoint's own chat template, in a sandbox.
 
 The template is tried with the conversation and the tools as they are. Where it raises, or its rendering lacks an image
 or a tool, it is tried with other forms of the same: one tool call in each turn, and the tools written into the first

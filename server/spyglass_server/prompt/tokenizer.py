@@ -1,7 +1,4 @@
-"""Text to token ids, and token ids to bytes.
-
-Owns the line between control tokens and plain text. Knows nothing of templates or images.
-"""
+"""Text to token ids, and token ids to bytes. Control tokens are encoded only where the caller says so."""
 
 import re
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
 """Loads weights from a checkpoint folder into the model.
 
-Owns the reading of (sharded) safetensors files; nothing else is ever opened, so a checkpoint cannot
-run code. Each tensor is read from the mapped file when its parameter's turn comes, so that loading
-needs little more memory than the model.
+Only (sharded) safetensors files are opened, so a checkpoint cannot run code. Each tensor is read from the mapped file
+when its parameter's turn comes, so that loading needs little more memory than the model.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""The shape of a Mllama checkpoint.
-
-Owns the reading of config.json (through transformers, which knows its versions) into frozen
-dataclasses. Knows nothing of weights.
-"""
+"""The configuration of a Mllama checkpoint, read from config.json by transformers, which knows its versions."""
 
 import json
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
-"""ThreadedGrammarCompiler of answers, compiled for one vocabulary.
+"""Compiles grammars for the model's vocabulary in a thread, and keeps those that were used last.
 
-Owns the compiled grammars and the thread in which they are made. Knows nothing of JSON or tools: what it is given is in
-llguidance's own notation, and has been checked by those who give it.
+Grammars come in llguidance's notation, and have been checked.
 """
 
 from collections import OrderedDict

@@ -1,8 +1,7 @@
-"""Decode steps of fixed shapes: recorded once on the device, then replayed as a whole.
+"""CUDA graphs for decode steps: recorded once for a fixed shape, then replayed as a whole.
 
-Owns the shapes, the tensors that a recording reads, and how a device records. Knows neither layers nor caches.
-What a replay costs the host does not depend on how many operations it has, which is most of a small step's time on
-fast devices.
+A replay costs the host the same however many operations it has; launching these one by one is most of a small step's
+time on fast devices.
 """
 
 import logging

@@ -1,7 +1,6 @@
-"""Linear layers in other forms than torch's: packed for CPUs, or kept in 8 bits.
+"""Linear layers in other forms than torch's: packed for CPUs, or quantized to 8 bits.
 
-Owns both forms. Each takes the place of a plain layer, whose weight is gone afterwards: it can compute and nothing
-else.
+Each takes the place of a plain layer, whose weight is freed.
 
 Packing: the two operations are those that torch's own compiler uses when weights are frozen. Packed for a few
 rows, they need half the time of the plain layer there and no more for many.

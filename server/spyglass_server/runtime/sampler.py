@@ -1,7 +1,7 @@
-"""Chooses tokens from logits.
+"""Samples tokens from logits: temperature, filters, random numbers, and logprobs.
 
-Owns temperature, the filters and the random numbers, and logprobs. A random number depends on
-nothing but seed, choice, position and token, so that an answer does not change with what else is in the batch.
+A random number depends on nothing but seed, choice, position and token, so an answer does not change with what else is
+in the batch.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
-"""Keeps an engine process alive and hands its events to those who wait for them.
+"""The engine as the server sees it: submits requests, dispatches their events, and restarts the process when it dies.
 
-Owns restarts and the table of running requests. A dead process fails its running requests at once
-and comes back by itself. Knows neither gRPC nor what an event means to its owner.
+A dead process fails its running requests at once.
 """
 
 import asyncio

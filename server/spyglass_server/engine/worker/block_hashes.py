@@ -1,7 +1,7 @@
-"""Names for the beginnings of sequences.
+"""Block hashes: what a full page of the KV cache contains.
 
-Owns what the content of a page depends on: its own tokens and images, and all that come before it. Two
-pages with the same key hold the same keys and values. Knows nothing of pages' places.
+A page depends on its own tokens and images and on all that come before it, so two pages with the same hash hold the
+same keys and values.
 """
 
 from array import array

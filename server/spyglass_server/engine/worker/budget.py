@@ -1,8 +1,7 @@
 """How much one step may compute.
 
-Owns the limits of a step, and what is left of them while it is planned. In a step in which answers go on
-these wait for everything else that is in it: so there are few tokens of prompts, and either these or a piece
-of an image. Knows nothing of sequences.
+A step that decodes delays every running answer by whatever else it computes. So it has few prompt tokens
+(`max_chunk_tokens`), and either these or a slice of an image.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""One step of the engine: schedule, execute, commit.
-
-Owns the order of these and what happens when the arithmetic fails. Knows no torch: the runner does
-the arithmetic.
-"""
+"""One step of the engine: schedule, execute, commit. When a batch fails, its rows are computed one by one."""
 
 import logging
 import time

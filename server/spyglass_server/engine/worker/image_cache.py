@@ -1,8 +1,7 @@
-"""Accounting of the memory that image states take.
+"""Accounting of the cross-attention cache of images: which image's states are in which tiles, and who needs them.
 
-Owns which image's states stand in which tiles, how many running sequences need each image, and what is dropped
-when no tiles are free: the states that were needed longest ago. A tile is room for the states of one tile of an
-image. Knows neither pixels nor tensors.
+A tile is room for the states of one tile of an image. When none are free, the states that were needed longest ago are
+evicted.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,7 @@
 """Pieces that several layers share: norms, feed-forward, rotary embedding, grouped attention.
 
-Knows nothing of batches, pages or images. The residual stream is float32 in every precision: norms read
-it and return the weights' format, and what layers add to it is promoted. That costs next to nothing,
-and in bfloat16 most of the rounding of the reference falls away.
+The residual stream is float32 in every precision: norms read it and return the weights' format, and what layers add to
+it is promoted. That costs next to nothing, and in bfloat16 most of the rounding of the reference falls away.
 """
 
 import math

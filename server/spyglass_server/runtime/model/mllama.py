@@ -1,6 +1,6 @@
-"""The whole model, and how its parameters are called in Hugging Face checkpoints.
+"""The whole model, and the names of its parameters in Hugging Face checkpoints.
 
-Owns the mapping of names. Fused parameters are the concatenation of several tensors of a checkpoint.
+Fused parameters are the concatenation of several tensors of a checkpoint.
 """
 
 import re

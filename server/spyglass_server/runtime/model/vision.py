@@ -1,7 +1,5 @@
 """The vision encoder: tiles of images in, one state for each of their patches out.
 
-Owns the encoder's order of operations. Knows nothing of text, batches or caches.
-
 The reference masks only padding against padding: real patches attend to padding patches and padding
 tiles, and the model was trained that way. So all `max_tiles` are encoded. With the real tokens put
 first that mask is two attentions without one: real tokens see everything, padding sees the real.
