@@ -21,7 +21,7 @@ _TUNNELS = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32
 
 
 class AddressRefused(Exception):
-    """The URL or the address behind it is not one that images may come from; the text says why."""
+    """The URL or its address is not allowed for images; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

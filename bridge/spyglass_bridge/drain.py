@@ -1,4 +1,4 @@
-"""The end of a bridge: no new calls, while those that run go on."""
+"""Graceful shutdown of a bridge: new calls are refused while running ones finish."""
 
 import asyncio
 from collections.abc import Iterator

@@ -118,7 +118,7 @@ class Link:
             return None
 
     def _usable(self) -> Stream | None:
-        """The current stream; forgets one that accepts no more starts."""
+        """The current stream, unless it accepts no more starts."""
         if self._current is not None and not self._current.is_accepting:
             self._current = None
             self._opened.clear()

@@ -99,7 +99,7 @@ def schema_of(variant: str) -> dict[str, Any] | None:
 
 
 def _describe_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[BaseModel]) -> None:
-    """Adds what is taken without an effect: labels, and parameters that are refused unless they ask for nothing.
+    """Adds what is accepted without an effect: labels, and parameters that may only have a neutral value.
 
     `parts` are the schemas that the request's refers to.
     """
@@ -115,7 +115,10 @@ def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping
     for name in sorted(labels):
         schema["properties"][name] = {"description": "A label, without an effect."}
     for name, values in neutral.items():
-        schema["properties"][name] = {"description": "Not honoured: asks for nothing.", "enum": list(values)}
+        schema["properties"][name] = {
+            "description": "Must change nothing.",
+            "enum": list(values),
+        }
 
 
 def _described(route: Route, path: str) -> dict[str, Any]:

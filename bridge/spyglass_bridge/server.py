@@ -31,7 +31,7 @@ class RunningBridge:
     _services: Services
 
     async def drain(self) -> None:
-        """Refuses new calls from now on, and returns when those that run have ended.
+        """Refuses new calls from now on, and returns when the running ones have ended.
 
         Those that outlast the drain timeout end with an explicit error.
         """

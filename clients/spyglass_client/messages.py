@@ -31,7 +31,7 @@ class ImagePart:
 class Message:
     """One turn: text and pictures in the order in which the model reads them.
 
-    `tool_calls` are those that the assistant made in it; `tool_call_id` is the one that a tool's turn answers.
+    `tool_calls` are the assistant's; `tool_call_id` names the call that a tool's turn answers.
     """
 
     role: Role

@@ -21,10 +21,10 @@ class Options(TypedDict, total=False):
     `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for it in the
     server's log and ledger; the client makes one up when there is none. `stop` is a string or several; `n` is how
     many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and choices have the
-    probabilities of their tokens, and of so many others; with `running_usage` chunks tell what was used so far. An
+    logprobs of their tokens, and of that many alternatives; with `running_usage` chunks have the usage so far. An
     answer is held to at most one of `json_schema` (a schema, or True for any object), `regex` and `grammar` (in
     Lark's notation). `tools` may be called in a conversation; `tool_choice` is "auto", "none", "required", or the
-    name of the one that must be called.
+    name of the tool that must be called.
     """
 
     model: str | None

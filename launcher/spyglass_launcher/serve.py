@@ -50,7 +50,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def missing_extras() -> list[str]:
-    """The extras, of those that are needed to serve, that lack a requirement here."""
+    """The extras needed for serving that are not installed completely."""
     requirements = map(_REQUIREMENT.match, importlib.metadata.requires("spyglass") or ())
     return sorted({found[2] for found in requirements if found and not _is_installed(found[1])})
 

@@ -99,7 +99,7 @@ class Supervisor:
         await self._on_ready()
 
     async def _end(self) -> bool:
-        """Ends those that still run, and waits for them. Returns whether they ended well by themselves."""
+        """Stops the programs that still run, and waits for them. Returns whether they exited cleanly."""
         running = [child for child in self._children if not child.exit.done()]
         if not running:
             return True

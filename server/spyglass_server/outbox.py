@@ -13,8 +13,8 @@ from spyglass_common.deltas import append_tool_calls
 _FRAME_BYTES = 1 << 20
 """A frame ends with the event that passes this size; clients take 4 MiB, and an event is far smaller."""
 
-_MOST_LOGPROBS = 512
-"""So many tokens with their probabilities a delta may hold; each takes up to a kilobyte."""
+_MAX_LOGPROBS = 512
+"""Maximum number of tokens with logprobs in a delta; each takes up to a kilobyte."""
 
 
 class Outbox:
@@ -32,7 +32,7 @@ class Outbox:
         if event.WhichOneof("kind") == "delta":
             key = (event.id, event.delta.index)
             earlier = self._open_deltas.get(key)
-            if earlier is not None and len(earlier.logprobs) < _MOST_LOGPROBS:
+            if earlier is not None and len(earlier.logprobs) < _MAX_LOGPROBS:
                 _join(earlier, event.delta)
                 return
             self._open_deltas[key] = event.delta

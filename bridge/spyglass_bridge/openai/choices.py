@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import ChoiceDelta
 
-_LEAST_LOGPROB = -9999.0
+_MIN_LOGPROB = -9999.0
 """What OpenAI's documentation has for a token that is very unlikely. Minus infinity is no JSON."""
 
 
@@ -177,4 +177,4 @@ def text_of(token: bytes) -> str:
 
 def finite(logprob: float) -> float:
     """The logarithm of a probability as JSON can have it."""
-    return max(logprob, _LEAST_LOGPROB)
+    return max(logprob, _MIN_LOGPROB)

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from spyglass_bridge.errors import ApiError, invalid, unsupported
 from spyglass_bridge.openai.parts import Object
 
-# Parameters not honoured yet, each with the values that ask for nothing.
+# Parameters not honoured yet, each with its neutral values: those that change nothing.
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
@@ -41,7 +41,7 @@ MESSAGE_LABELS: Mapping[str, frozenset[str]] = {
     "function": frozenset({"parsed_arguments"}),
 }
 
-# Fields of a message that would change the prompt, each with the values that ask for nothing.
+# Fields of a message that would change the prompt, each with its neutral values.
 NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
@@ -111,7 +111,7 @@ def _without_labels(value: Any, key: str = "messages") -> Any:
 
 
 def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:
-    """Takes the fields of a table out of an object; refuses one that asks for something."""
+    """Removes the fields of a table from an object; refuses a field whose value is not neutral."""
     if not isinstance(value, dict):
         return value
     if len(value) > _MAX_FIELDS:

@@ -29,7 +29,7 @@ _GRACE_S = 0.5
 _LAST_WORDS_S = 1.0
 
 _LARGE_BODY_BYTES = 64 << 10
-# To write an answer with the probabilities of so many tokens would hold up the streams of others.
+# Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
 _LARGE_ANSWER_TOKENS = 1000
 
 _SSE_HEADERS = {

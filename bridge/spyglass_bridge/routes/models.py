@@ -22,7 +22,7 @@ async def get_model(request: web.Request) -> web.Response:
 
 
 def model_in_path(request: web.Request) -> str:
-    """The name of a model in the path. Raises ApiError 404 for one that cannot be one."""
+    """The name of a model in the path. Raises ApiError 404 for a name that no model can have."""
     name = request.match_info["model"]
     if len(name) > _MAX_NAME_CHARACTERS or any("\ud800" <= character <= "\udfff" for character in name):
         raise ApiError(404, "There is no such model.", code="model_not_found", param="model")

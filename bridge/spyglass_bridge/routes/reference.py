@@ -82,7 +82,7 @@ def _section(route: Route, schemas: dict[str, Any]) -> str:
 
 
 def _table(schema: dict[str, Any]) -> str:
-    """The fields of an object, those that must be there first."""
+    """The fields of an object, required ones first."""
     required = schema.get("required", ())
     fields = sorted(schema.get("properties", {}).items(), key=lambda field: field[0] not in required)
     rows = "".join(

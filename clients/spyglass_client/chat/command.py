@@ -78,7 +78,7 @@ def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
 
 
 def _question(argument: str | None, stdin: TextIO, stdout: TextIO) -> str | None:
-    """The question; None where there is to be a conversation. Raises ValueError for one that says nothing."""
+    """The question; None for a conversation. Raises ValueError for an empty question."""
     if argument is not None and argument != "-":
         return _checked(argument, "the question")
     if argument is None and stdin.isatty():

@@ -20,8 +20,8 @@ from rich.theme import Theme
 
 from spyglass_client.chat.writing import PlainWriter, Writer, printable
 
-_MOST_LINES_DRAWN = 100
-"""So many lines are drawn anew many times a second."""
+_MAX_LINES_DRAWN = 100
+"""Maximum number of lines that are redrawn many times a second."""
 
 
 def open_console() -> Console:
@@ -81,7 +81,7 @@ class MarkdownWriter:
         room = max(1, self._console.height - 1)
         if not self._pending.strip():
             return Spinner("dots")
-        if self._pending.count("\n") > _MOST_LINES_DRAWN:
+        if self._pending.count("\n") > _MAX_LINES_DRAWN:
             lines = self._console.render_lines(Text(self._pending), pad=False)
         else:
             lines = self._drawn(_blocks(self._pending))

@@ -28,23 +28,23 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Refused."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """The one who sets the rules."""
+    """Instructions of the application."""
     ROLE_USER: _Role.ValueType  # 2
-    """The one who asks."""
+    """The end user."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """The model."""
     ROLE_TOOL: _Role.ValueType  # 4
     """A tool that was called."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who speaks in a message."""
+    """The author of a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Refused."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""The one who sets the rules."""
+"""Instructions of the application."""
 ROLE_USER: Role.ValueType  # 2
-"""The one who asks."""
+"""The end user."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model."""
 ROLE_TOOL: Role.ValueType  # 4
@@ -65,7 +65,7 @@ class _ImageDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageDeta
     """As many tiles as fit."""
 
 class ImageDetail(_ImageDetail, metaclass=_ImageDetailEnumTypeWrapper):
-    """How closely to look at an image."""
+    """The resolution at which the model sees an image."""
 
 IMAGE_DETAIL_UNSPECIFIED: ImageDetail.ValueType  # 0
 """The same as high."""
@@ -84,11 +84,11 @@ class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCh
     TOOL_CHOICE_MODE_UNSPECIFIED: _ToolChoiceMode.ValueType  # 0
     """The same as auto."""
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
-    """It decides."""
+    """The model decides."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
-    """It must not."""
+    """The model must not call tools."""
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """It must."""
+    """The model must call at least one tool."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """Whether the model must call a tool."""
@@ -96,16 +96,16 @@ class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
 TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
 """The same as auto."""
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
-"""It decides."""
+"""The model decides."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
-"""It must not."""
+"""The model must not call tools."""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""It must."""
+"""The model must call at least one tool."""
 Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
-    """A conversation, oldest message first. One that ends in an assistant's message is continued there."""
+    """A conversation, oldest message first. A trailing assistant message is continued."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -114,20 +114,21 @@ class Chat(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     parallel_tool_calls: _builtins.bool
-    """Whether it may call several in one answer; true when absent."""
+    """Whether the model may call several in one answer; true when absent."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """At least one."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """Functions that the model may call: at most 128, with 131,072 characters of descriptions and parameters. Calls come as ToolCallDelta, and their choice then ends with
-        FINISH_REASON_TOOL_CALLS. Not together with a format, unless none may be called.
+        """Functions that the model may call: at most 128, with 131,072 characters of descriptions and parameters. Calls come
+        as ToolCallDelta, and their choice then ends with FINISH_REASON_TOOL_CALLS. Not together with a format, unless none
+        may be called.
         """
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
-        """Whether it must call one."""
+        """Whether the model must call one."""
 
     def __init__(
         self,
@@ -158,12 +159,12 @@ class Message(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Who speaks."""
+    """The author of the message."""
     tool_call_id: _builtins.str
     """The call that a tool's message answers."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What is said; text and images in the order in which the model reads them."""
+        """The content: text and images in the order in which the model reads them."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
@@ -197,7 +198,7 @@ class Part(_message.Message):
     """Plain text; control-token strings in it are just text."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """A picture."""
+        """An image."""
 
     def __init__(
         self,
@@ -217,7 +218,7 @@ Global___Part: _TypeAlias = Part  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture: JPEG, PNG, WebP or GIF (its first frame)."""
+    """An image: JPEG, PNG, WebP or GIF (its first frame)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -227,7 +228,7 @@ class Image(_message.Message):
     data: _builtins.bytes
     """The encoded file. A message may not be over 4 MiB in all."""
     detail: Global___ImageDetail.ValueType
-    """How closely to look at it."""
+    """The resolution at which the model sees it."""
     @_builtins.property
     def announced(self) -> Global___Announced:
         """The file follows in pieces after Accepted."""
@@ -283,8 +284,8 @@ class Tool(_message.Message):
     parameters_json: _builtins.str
     """Its parameters, as a JSON schema of an object; none when empty."""
     strict: _builtins.bool
-    """Whether arguments must hold to the schema; one that cannot be held to is then refused. Else it is held to where the
-    model must call a tool and the schema allows it.
+    """Whether the schema is enforced for arguments; a schema that cannot be enforced is then refused. If false, it is
+    still enforced where the model must call a tool and the schema allows it.
     """
     def __init__(
         self,
@@ -313,7 +314,7 @@ class ToolChoice(_message.Message):
     mode: Global___ToolChoiceMode.ValueType
     """One of the modes."""
     name: _builtins.str
-    """It must call this function."""
+    """The model must call this function."""
     def __init__(
         self,
         *,
@@ -340,7 +341,7 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The caller's name for it."""
+    """Its id."""
     name: _builtins.str
     """The function."""
     arguments_json: _builtins.str

@@ -66,11 +66,11 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """The same seed and request give the same answer; a random one when absent."""
     presence_penalty: _builtins.float
-    """Taken from the logits of tokens that stand in the answer; -2 to 2, 0 when absent."""
+    """Subtracted from the logits of tokens that are in the answer; -2 to 2, 0 when absent."""
     frequency_penalty: _builtins.float
-    """Taken from the logits of tokens for each time that they stand in the answer; -2 to 2, 0 when absent."""
+    """Subtracted from the logits of tokens once for each occurrence in the answer; -2 to 2, 0 when absent."""
     repetition_penalty: _builtins.float
-    """Divides positive logits and multiplies negative ones of tokens that stand in the prompt or the answer;
+    """Divides positive logits and multiplies negative ones of tokens that are in the prompt or the answer;
     0.01 to 5, 1 when absent.
     """
     @_builtins.property
@@ -141,24 +141,20 @@ class Stopping(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """The most tokens of a choice, 1 to 2^31 - 1. More than fit the context, or than the model's max_tokens, are capped to
-    that, which is also the default.
+    """Maximum tokens of a choice, 1 to 2^31 - 1; capped to what fits the context and to the model's max_tokens, which is
+    also the default.
     """
     min_tokens: _builtins.int
-    """Before a choice has so many tokens no stop token is chosen. Stop strings end it all the same. Not together with a
-    format.
-    """
+    """No stop token is chosen before a choice has this many tokens. Stop strings still end it. Not together with a format."""
     ignore_eos: _builtins.bool
-    """Run on over the model's own stop tokens, to max_tokens."""
+    """Ignore the model's own stop tokens and continue to max_tokens."""
     @_builtins.property
     def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The choice ends before the first of these in its text, which calls of tools are none of; at most 16, of 1 to 256
-        characters.
-        """
+        """The choice ends before the first of these in its text, not counting tool calls; at most 16, of 1 to 256 characters."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The choice ends at any of these, beside the model's own; at most 16."""
+        """Stop tokens in addition to the model's own; at most 16."""
 
     def __init__(
         self,
@@ -190,7 +186,7 @@ Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):
-    """What is reported beside the text."""
+    """What is returned beside the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -200,17 +196,17 @@ class Output(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     RUNNING_USAGE_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.bool
-    """The probability of each token: the model's own, before temperature, penalties, biases and filters."""
+    """The logprob of each token: the model's own, before temperature, penalties, biases and filters."""
     top_logprobs: _builtins.int
-    """With logprobs: those of that many of the most probable tokens too, up to 20; none when absent."""
+    """With logprobs: also those of this many most probable tokens, up to 20; none when absent."""
     prompt_logprobs: _builtins.bool
-    """The probabilities of the prompt's tokens too, which come as PromptEcho; with logprobs only. The prompt is then
-    computed whole, whatever a cache holds.
+    """Also the logprobs of the prompt's tokens, which come as PromptEcho; with logprobs only. The whole prompt is then
+    computed, without the prefix cache.
     """
     echo: _builtins.bool
     """The prompt before the answer, as PromptEcho."""
     running_usage: _builtins.bool
-    """What the generation has used so far, with every Delta."""
+    """The usage so far, with every Delta."""
     def __init__(
         self,
         *,
@@ -249,9 +245,9 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
-    """The shape that an answer must have. The tokens that it may continue with are enforced at every step, so an answer that ends by itself has
-    the shape; one that max_tokens ends is a beginning. A shape that cannot be held to is refused. Not together with
-    ignore_eos or min_tokens.
+    """The format of the answer, enforced token by token: an answer that ends by itself has the format, and one that
+    max_tokens cuts off is a prefix of such an answer. A format that cannot be enforced exactly is refused. Not together
+    with ignore_eos or min_tokens.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -264,7 +260,7 @@ class OutputFormat(_message.Message):
     regex: _builtins.str
     """Text that matches a regular expression as a whole; without look-around and back references."""
     grammar: _builtins.str
-    """Text of a grammar, in llguidance's dialect of Lark's notation."""
+    """Text that a grammar derives, in llguidance's dialect of Lark's notation."""
     @_builtins.property
     def text(self) -> Global___TextFormat:
         """Any text."""
@@ -340,11 +336,11 @@ class JsonSchemaFormat(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A name for people."""
+    """A descriptive name."""
     schema_json: _builtins.str
     """The schema: a JSON object of at most 256 KiB. It refers to nothing outside itself."""
     strict: _builtins.bool
-    """Has no effect: a schema holds in every detail, or is refused."""
+    """Has no effect: a schema is always enforced in every detail, or refused."""
     def __init__(
         self,
         *,

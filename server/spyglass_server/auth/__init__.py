@@ -1,4 +1,4 @@
-"""Who may call, and on whose behalf."""
+"""Authentication: who may call, and on whose behalf."""
 
 from spyglass_server.auth.keys import ConfiguredKeys, Identity, KeyStore, Scope, find_payer, identify
 

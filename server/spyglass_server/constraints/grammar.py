@@ -24,7 +24,7 @@ _MAX_CHARACTERS = 256 << 10
 _MAX_REASON_CHARACTERS = 300
 _FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
 """Text that begins in no way in which a call can begin."""
-_MOST_CALLS = 16
+_MAX_CALLS = 16
 """In one answer that must call tools."""
 
 
@@ -87,7 +87,7 @@ def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
 def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) -> str:
     """`narrow`: arguments hold to the schemas of tools that are not strict, too, where they can."""
     rules = ["start: calls" if must_call else f"start: calls | free\nfree: {_FREE}"]
-    rules.append(f'calls: call ("; " call){{0,{_MOST_CALLS - 1}}}' if several else "calls: call")
+    rules.append(f'calls: call ("; " call){{0,{_MAX_CALLS - 1}}}' if several else "calls: call")
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, tool in enumerate(tools):
         before = json.dumps(f'{{"name": {json.dumps(tool.name)}, "parameters": ')

@@ -2,7 +2,8 @@
 
 One rule for keywords: those that constrain are enforced or refused, whichever `$schema` is named; all others, including
 those that no draft knows, are annotations and are left out. Whatever is valid against the schema that comes out is
-valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the caller's own text.
+valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the
+caller's own text.
 """
 
 import json
@@ -14,7 +15,7 @@ from spyglass_server.constraints.patterns import exact_pattern
 from spyglass_server.constraints.property_names import restrict_names
 from spyglass_server.constraints.references import Place, References
 
-_MOST_EXACT = 2**53
+_MAX_EXACT = 2**53
 """The library computes with numbers of 53 bits."""
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
 _TAKEN = ("type", "required")
@@ -268,11 +269,11 @@ def _check_refused(keyword: str, value: Any, place: Place) -> None:
 
 def _bound(keyword: str, value: float, place: Place) -> float:
     """A number that is exact, or that narrows the range to such numbers."""
-    if keyword in ("maximum", "exclusiveMaximum") and value > _MOST_EXACT:
-        return _MOST_EXACT
-    if keyword in ("minimum", "exclusiveMinimum") and value < -_MOST_EXACT:
-        return -_MOST_EXACT
-    if abs(value) > _MOST_EXACT or (abs(value) == _MOST_EXACT and keyword.startswith("exclusive")):
+    if keyword in ("maximum", "exclusiveMaximum") and value > _MAX_EXACT:
+        return _MAX_EXACT
+    if keyword in ("minimum", "exclusiveMinimum") and value < -_MAX_EXACT:
+        return -_MAX_EXACT
+    if abs(value) > _MAX_EXACT or (abs(value) == _MAX_EXACT and keyword.startswith("exclusive")):
         raise SchemaRefused(place.pointer, f"{keyword} is beyond 2^53")
     return value
 
@@ -281,7 +282,7 @@ def _check_numbers(value: Any, place: Place) -> None:
     if isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
             _check_numbers(one, place)
-    elif isinstance(value, int) and abs(value) > _MOST_EXACT:
+    elif isinstance(value, int) and abs(value) > _MAX_EXACT:
         raise SchemaRefused(place.pointer, f"{value} is beyond 2^53")
 
 

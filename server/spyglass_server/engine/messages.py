@@ -107,7 +107,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequest:
-    """Drop a request with all its choices; without effect on one that has ended."""
+    """Drop a request with all its choices; without effect when it has ended."""
 
     id: int
 

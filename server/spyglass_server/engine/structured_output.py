@@ -40,7 +40,7 @@ class Matcher(Protocol):
         """
 
     def fork(self) -> "Matcher":
-        """Another one that stands at the same place."""
+        """A copy at the same place of the grammar."""
         ...
 
 

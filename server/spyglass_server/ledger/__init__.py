@@ -1,4 +1,4 @@
-"""What has been used, and by whom."""
+"""The usage ledger: what each key has used."""
 
 from spyglass_server.ledger.data_dir import lock_data_dir, read_server_id
 from spyglass_server.ledger.ledger import Ledger, Record, Total

@@ -16,7 +16,7 @@ _PRIVATE = range(0xE000, 0xF8FF)
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Private characters for one conversation: those that replace others in people's text, and two for marks."""
+    """Private characters for one conversation: replacements in people's text, and two marks."""
 
     replaced: dict[str, str]
     end: str

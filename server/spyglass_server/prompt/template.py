@@ -93,7 +93,7 @@ class ChatTemplate:
         self._first_characters = {token[0] for token in control_tokens}
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[str, Callable[[str], str]]:
-        """Renders a conversation, ready for the assistant's turn, or to go on with it when the last is hers.
+        """Renders a conversation, ready for the assistant's turn, or to continue a trailing assistant message.
 
         Returns the text with people's characters still replaced, and the function that puts them back:
         cut the text at control tokens first.

@@ -76,7 +76,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A whole checkpoint. `dtype` is the one that it was saved in."""
+    """The configuration of a checkpoint. `dtype` is what its weights are saved in."""
 
     text: TextConfig
     vision: VisionConfig

@@ -13,10 +13,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from spyglass_server.engine.structured_output import GRAMMAR_LIMITS, GrammarFailed, Matcher
 
-_MOST_KNOWN = 64
-_MOST_CHARACTERS = 2 << 20
-"""So many compiled grammars, of so many characters in all, are kept for the next who asks for them. Most take some
-100 kB; those of the largest schemas take 9 MB for 120,000 characters."""
+_MAX_KNOWN = 64
+_MAX_CHARACTERS = 2 << 20
+"""Maximum number of compiled grammars that are kept, and of their characters in all. Most take some 100 kB; those of
+the largest schemas take 9 MB for 120,000 characters."""
 
 
 class ThreadedGrammarCompiler:
@@ -33,7 +33,7 @@ class ThreadedGrammarCompiler:
             self._known[grammar] = self._thread.submit(self._compile, grammar)
         self._known.move_to_end(grammar)
         future = self._known[grammar]
-        while len(self._known) > _MOST_KNOWN or sum(map(len, self._known)) > _MOST_CHARACTERS:
+        while len(self._known) > _MAX_KNOWN or sum(map(len, self._known)) > _MAX_CHARACTERS:
             self._known.popitem(last=False)
         return _Matcher(future.done, lambda: future.result().deep_copy())
 

@@ -16,17 +16,17 @@ from spyglass_server.runtime.plan import BatchPlan, GraphShape, Planner
 
 log = logging.getLogger(__name__)
 
-_LEAST_CONTEXT = 256
+_MIN_CONTEXT = 256
 _ALIGNMENT = 64
 """Of image slots: fused kernels want masks whose rows begin at round addresses."""
-_MOST_PADDING = 4
-"""Of the slots that a shape reads, one in so many is read by a row, or the step is none for a recording."""
-_MOST_RECORDINGS = 64
+_MAX_PADDING = 4
+"""A graph is not used where it would read more than this many times the slots that the rows need."""
+_MAX_RECORDINGS = 64
 """Each keeps memory of its own; steps of further shapes are computed as they come."""
 
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
-"""Makes of a computation one that does the same with what then stands in the tensors that it reads.
+"""Records a computation; the returned one replays it on the current contents of its input tensors.
 
 Raises RecordingFailed when the computation works but cannot be recorded, and whatever the computation raises.
 """
@@ -99,7 +99,7 @@ class DecodeGraphs:
 
     def _suits(self, shape: GraphShape) -> bool:
         """Whether steps of this shape are recorded, or may still be."""
-        return self._steps[shape] is not None if shape in self._steps else len(self._steps) < _MOST_RECORDINGS
+        return self._steps[shape] is not None if shape in self._steps else len(self._steps) < _MAX_RECORDINGS
 
     def _try_recording(self, shape: GraphShape, plan: BatchPlan) -> tuple[BatchPlan, Compute] | None:
         """A recording, or None when the device cannot make it: the same attempt would fail again."""
@@ -110,15 +110,15 @@ class DecodeGraphs:
             return None
 
     def _shape(self, contexts: Sequence[int], seen: Sequence[int]) -> GraphShape | None:
-        """A shape for rows that see so many slots of text and of images, one of few: its sizes are powers of two.
+        """The shape for rows with these context lengths in text and images, padded to powers of two.
 
-        None where it would read much more than the rows need.
+        None where that would be much more than the rows need.
         """
         rows, size = _power_of_two(len(contexts)), self._planner.tile_size
-        context = _power_of_two(max(_LEAST_CONTEXT, *contexts))
+        context = _power_of_two(max(_MIN_CONTEXT, *contexts))
         image = _power_of_two(max(seen) // size) * size if any(seen) else 0
-        needed = max(sum(contexts), _LEAST_CONTEXT * rows), sum(seen)
-        if rows * context > _MOST_PADDING * needed[0] or rows * image > _MOST_PADDING * needed[1]:
+        needed = max(sum(contexts), _MIN_CONTEXT * rows), sum(seen)
+        if rows * context > _MAX_PADDING * needed[0] or rows * image > _MAX_PADDING * needed[1]:
             return None
         return GraphShape(rows, context, -(-image // _ALIGNMENT) * _ALIGNMENT)
 

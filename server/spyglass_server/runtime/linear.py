@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 _ROWS = 16
 """For how many rows at once the layout is chosen. Measured at 1 to 512: no other is faster anywhere."""
-_FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
+_MIN_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 """Rows computed at least. With AVX-512 four take a fifth less time than one: weights stream faster there."""
 _PART = 128
 """What the upper of two parts of 8 bits counts."""
@@ -31,8 +31,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of x [rows, in]: [rows, out]."""
         rows = len(x)
-        if rows < _FEWEST_ROWS:
-            x = F.pad(x, (0, 0, 0, _FEWEST_ROWS - rows))
+        if rows < _MIN_ROWS:
+            x = F.pad(x, (0, 0, 0, _MIN_ROWS - rows))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out[:rows]
 

@@ -5,9 +5,8 @@ A slot is the number of the place where a token's keys and values are stored.
     flat tokens   [ decode rows, longest context first: t | t | t ][ each alone: t t t | t t t t | t ]
     slots         block * block_size + offset; blocks are pages of text and tiles of images
 
-Single tokens attend together, as many as see about equally much; those that see less read their own first
-slot in the places that they do not have, with a mask that hides them. Prompts attend each alone, and so do
-tokens that see much where nothing must be copied for it.
+Decoding tokens with about equally long contexts attend together; shorter ones are padded with their own first slot,
+which is masked. Each prompt attends alone, and so do tokens with long contexts in contiguous slots.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,10 +20,10 @@ from torch import Tensor
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 
-_MOST_PADDING = 256
-"""Slots that a token may lack to attend with the one that sees most: to read more takes longer than a call."""
+_MAX_PADDING = 256
+"""Maximum padding of a token within an attention group, in slots: reading more takes longer than a call of its own."""
 _LONG = 1024
-"""Slots side by side from which on a token attends alone, where nothing is copied to do so."""
+"""From this many contiguous slots on, a token attends alone, since that copies nothing."""
 
 Slots = NDArray[np.int64] | range
 """Those that a token sees, in order; a range when they lie side by side."""
@@ -105,7 +104,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Makes plans for a model of type `dtype`: pages of text and tiles of images have so many slots."""
+    """Makes plans for a model of type `dtype`. `page_size` and `tile_size` are in slots."""
 
     page_size: int
     tile_size: int
@@ -202,7 +201,7 @@ class Planner:
         return tuple(groups), order
 
     def _group(self, begin: int, end: int, members: Sequence[_Reader]) -> Group:
-        """A group of readers, the one that sees most first."""
+        """A group of readers, longest context first."""
         first, longest = members[0], len(members[0].slots)
         if len(members) > 1:
             slots, seen = _padded([reader.slots for reader in members], longest)
@@ -247,13 +246,13 @@ def _slots(blocks: Sequence[int], size: int, count: int) -> Slots:
 
 
 def _together(readers: Sequence[_Reader]) -> list[list[_Reader]]:
-    """Single tokens by how much they see, each longer run of tokens alone."""
+    """Single tokens grouped by context length, each longer run of tokens alone."""
     groups: list[list[_Reader]] = []
     alone: list[list[_Reader]] = []
     for reader in sorted(readers, key=lambda r: -len(r.slots)):
         if reader.count > 1 or (isinstance(reader.slots, range) and len(reader.slots) >= _LONG):
             alone.append([reader])
-        elif groups and len(groups[-1][0].slots) - len(reader.slots) <= _MOST_PADDING:
+        elif groups and len(groups[-1][0].slots) - len(reader.slots) <= _MAX_PADDING:
             groups[-1].append(reader)
         else:
             groups.append([reader])

@@ -87,7 +87,7 @@ def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def _best(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Which tokens [draws, vocabulary] are among the `top_k` best, and there among those that reach `top_p` first."""
+    """Which tokens [draws, vocabulary] remain after `top_k` and then `top_p`."""
     ordered, order = scaled.sort(descending=True, stable=True)
     rank = torch.arange(scaled.shape[1], device=scaled.device)[None]
     probs = torch.where(rank < top_k, ordered.softmax(dim=-1), 0.0)

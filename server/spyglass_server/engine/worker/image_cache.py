@@ -23,7 +23,7 @@ class ImageCache:
     def __init__(self, num_tiles: int) -> None:
         self.num_tiles = num_tiles
         self._free = list(range(num_tiles))  # ascending
-        self._entries: dict[ImageKey, _Entry] = {}  # those that nobody holds in the order of their last use
+        self._entries: dict[ImageKey, _Entry] = {}  # without holders: least recently used first
 
     def hold(self, images: Sequence[tuple[ImageKey, int]]) -> bool:
         """Holds the images of a sequence, each (key, tiles), making room where that is possible.

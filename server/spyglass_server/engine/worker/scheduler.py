@@ -168,7 +168,7 @@ class Scheduler:
     # --- admission and preemption -------------------------------------------------------------
 
     def _start_waiting(self) -> list[RequestScheduled]:
-        """Lets those run for whom there is room, by turns. Returns those that run for the first time."""
+        """Starts waiting sequences in fair order, while there is room. Returns those that start for the first time."""
         scheduled = []
         while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
