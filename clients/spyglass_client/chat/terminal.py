@@ -1,4 +1,4 @@
-"""The terminal of a conversation: the line editor, messages beside the answers, and pictures. Needs the `chat` extra."""
+"""The terminal of a conversation: the line editor, messages and pictures. Needs the `chat` extra."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""Calls llguidance to check grammars, without a model's vocabulary: the JSON form of answers, the limits, the messages."""
+"""Calls llguidance to check grammars, without a model's vocabulary."""
 
 import re
 from functools import cache

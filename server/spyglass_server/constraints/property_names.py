@@ -1,4 +1,4 @@
-"""Expresses `propertyNames` in keywords that llguidance enforces, where that is possible exactly; refuses it elsewhere."""
+"""Expresses `propertyNames` in keywords that llguidance enforces, where these say exactly the same."""
 
 from typing import Any
 
