@@ -7,8 +7,8 @@ from typing import Any
 from spyglass.v1 import chat_pb2
 from spyglass_common.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CHARACTERS, MAX_TOOLS
 from spyglass_server.codec.checks import at_most
-from spyglass_server.constraints.grammar import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.errors import InvalidImage, InvalidRequest
+from spyglass_server.json_object import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.prompt.conversation import Message, RawJson, Tool, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
 

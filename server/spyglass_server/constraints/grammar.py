@@ -17,9 +17,9 @@ from spyglass_server.constraints.library import JSON_FORM, fault, one_line, sche
 from spyglass_server.constraints.patterns import ascii_classes
 from spyglass_server.constraints.schemas import SchemaRefused, quoted
 from spyglass_server.errors import InvalidRequest
+from spyglass_server.json_object import MAX_JSON_DEPTH, read_json_object
 from spyglass_server.prompt.conversation import Tool
 
-MAX_JSON_DEPTH = 64
 _MAX_CHARACTERS = 256 << 10
 _MAX_REASON_CHARACTERS = 300
 _FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
@@ -105,25 +105,6 @@ def _arguments(tool: Tool, number: int, narrow: bool) -> str:
             if tool.is_strict:
                 raise _refuse(str(refused), f"chat.tools[{number}].parameters_json") from refused
     return "%json " + json.dumps({"type": "object", "x-guidance": JSON_FORM})
-
-
-def read_json_object(text: str) -> dict[str, Any] | None:
-    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
-    try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and not _is_deeper(found, MAX_JSON_DEPTH) else None
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether objects and lists stand in each other more than `depth` times."""
-    if not isinstance(value, dict | list):
-        return False
-    return depth == 0 or any(
-        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
-    )
 
 
 def _read_schema(source: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One step of the engine: schedule, execute, commit. When a batch fails, its rows are computed one by one."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 from spyglass_server.engine.messages import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
@@ -10,9 +9,6 @@ from spyglass_server.engine.worker.batch import Row, RowOutput, Runner
 from spyglass_server.engine.worker.scheduler import Scheduler, Step
 
 log = logging.getLogger(__name__)
-
-_PAUSE_S = 0.001
-"""How long the engine waits when all that it has to do waits for a grammar."""
 
 
 class EngineCore:
@@ -24,6 +20,8 @@ class EngineCore:
         self._grammars = grammars
         self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's pixels
         self._requests: dict[int, EngineRequest] = {}
+        self.is_blocked = False
+        """Whether the last step had nothing to compute: all requests wait for their grammars."""
 
     @property
     def has_work(self) -> bool:
@@ -53,8 +51,7 @@ class EngineCore:
     def step(self) -> list[Event]:
         """Schedules, executes and commits one step."""
         step = self._scheduler.schedule()
-        if not step.rows and step.encode is None:
-            time.sleep(_PAUSE_S)
+        self.is_blocked = not step.rows and step.encode is None
         events: list[Event] = [*step.scheduled, *self._encode(step)]
         outputs = self._execute(step)
         events += self._scheduler.commit(step, outputs)

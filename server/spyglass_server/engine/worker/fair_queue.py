@@ -21,9 +21,8 @@ class FairQueue(Generic[T]):
         self._tenant_of, self._priority_of = tenant_of, priority_of
         self._returned: deque[T] = deque()
         self._queues: dict[str, list[T]] = {}
-        self._served: dict[
-            str, int
-        ] = {}  # tokens of each tenant that has something waiting or running, or had too many
+        self._served: dict[str, int] = {}
+        """Tokens of each tenant that has something waiting or running, or was served more than those."""
 
     def __iter__(self) -> Iterator[T]:
         yield from self._returned

@@ -14,6 +14,8 @@ from spyglass_server.engine.worker.core import EngineCore
 
 log = logging.getLogger(__name__)
 
+_BLOCKED_S = 0.001
+"""How long the engine waits for commands while all its requests wait for grammars."""
 _IDLE_S = 1.0
 """After so long without work the engine checks its accounts."""
 
@@ -65,3 +67,5 @@ def _serve(core: EngineCore, pipe: Connection) -> None:
             events += core.step()
         if events:
             pipe.send(messages.StepEvents(events))
+        elif core.is_blocked:
+            pipe.poll(_BLOCKED_S)

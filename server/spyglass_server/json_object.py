@@ -1,0 +1,25 @@
+"""Reads JSON objects that callers send as text: schemas, parameters and arguments of tools."""
+
+import json
+from typing import Any
+
+MAX_JSON_DEPTH = 64
+
+
+def read_json_object(text: str) -> dict[str, Any] | None:
+    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and not _is_deeper(found, MAX_JSON_DEPTH) else None
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists stand in each other more than `depth` times."""
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
