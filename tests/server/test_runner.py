@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
-from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageKey, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.prompt.files import read_prompt_files
@@ -84,6 +84,19 @@ def test_a_prompt_in_pieces_is_as_in_one(runner: ModelRunner) -> None:
     whole = runner.logits(row(0, 0, tokens))
     pieces = [runner.logits(row(20, start, tokens[start:end])) for start, end in ((0, 1), (1, 18), (18, 19), (19, 37))]
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=0, atol=1e-5)
+
+
+def test_prompt_logprobs_in_pieces_are_as_in_one(runner: ModelRunner) -> None:
+    tokens = tuple(range(3, 25))
+    asked = replace(ASKED, tokens=tokens, prompt_logprobs=True, top_logprobs=2)
+    [whole] = runner.execute([replace(row(0, 0, tokens), request=asked)])
+    pieces: list[Logprobs] = []
+    for start, end in ((0, 1), (1, 18), (18, 19), (19, 22)):
+        piece = replace(row(20, start, tokens[start:end]), request=asked, choices=())
+        pieces += runner.execute([row(40, 0, (9,)), piece])[1].prompt_logprobs
+    assert [one.top_tokens for one in pieces] == [one.top_tokens for one in whole.prompt_logprobs]
+    assert [one.chosen for one in pieces] == pytest.approx([one.chosen for one in whole.prompt_logprobs], abs=1e-5)
+    assert len(pieces) == len(tokens) - 1
 
 
 def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, tiny_checkpoint: Path) -> None:

@@ -128,15 +128,7 @@ class Planner:
             groups=groups,
             cross=self._cross([rows[i] for i in order]),
             sampled=self._numbers(end - 1 for end, row in zip(ends.tolist(), rows, strict=True) if row.choices),
-            prompts=tuple(
-                PromptTargets(
-                    end - len(row.tokens) + row.prompt_logprobs_start,
-                    self._numbers(row.prompt_targets),
-                    row.request.top_logprobs or 0,
-                )
-                for end, row in zip(ends.tolist(), rows, strict=True)
-                if row.prompt_targets
-            ),
+            prompts=self._prompts(rows, ends.tolist()),
         )
 
     def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: GraphShape, spare_slot: int) -> BatchPlan:
@@ -161,7 +153,20 @@ class Planner:
             groups=(self._fixed_group(own, shape.context),),
             cross=cross,
             sampled=self._numbers(i for i, row in enumerate(rows) if row.choices),
+            prompts=self._prompts(rows, range(1, len(rows) + 1)),
             shape=shape,
+        )
+
+    def _prompts(self, rows: Sequence[Row], ends: Iterable[int]) -> tuple[PromptTargets, ...]:
+        """Of the rows that want prompt logprobs. `ends` are where their tokens end in the batch."""
+        return tuple(
+            PromptTargets(
+                end - len(row.tokens) + row.prompt_logprobs_start,
+                self._numbers(row.prompt_targets),
+                row.request.top_logprobs or 0,
+            )
+            for end, row in zip(ends, rows, strict=True)
+            if row.prompt_targets
         )
 
     def image_slots(self, row: Row) -> Slots:
