@@ -76,11 +76,23 @@ def find_gguf() -> Path:
     )
 
 
+class _Reader(GGUFReader):
+    """Reads fields from a plain array: there are millions of slices, and numpy's memmap makes each of them slow."""
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        return self._plain
+
+    @data.setter
+    def data(self, mapped: npt.NDArray[np.uint8]) -> None:
+        self._plain = np.asarray(mapped)
+
+
 class SmolLM2:
     """An open GGUF file. The weights are memory-mapped and dequantized one at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = GGUFReader(path)
+        self._reader = _Reader(path)
         assert self._field("general.architecture") == "llama"
         self.sizes = Sizes(
             vocab_size=self._field("llama.vocab_size"),

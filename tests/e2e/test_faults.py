@@ -178,7 +178,7 @@ async def test_a_stop_signal_ends_everything_and_leaves_no_process(
         assert len(processes) >= 4  # serve, server, engine, bridge
         headers = {"Authorization": f"Bearer {stack.key}"}
         async with aiohttp.ClientSession(base_url=stack.http, headers=headers) as http, AsyncExitStack() as held:
-            stream = await begin(http, held, max_tokens=2000)
+            stream = await begin(http, held, max_tokens=600)
             stopping = asyncio.create_task(asyncio.to_thread(stack.stop))
             rest = await stream.text()
             assert await stopping == 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spyglass_training.learning.encoder import train_encoder
+from spyglass_training.learning import encoder
 from spyglass_training.learning.model import adapter_tensors, trainable_model
 from spyglass_training.learning.run import Run, read_log
 
@@ -29,15 +29,17 @@ class ImpatientRun(Run):
 
 def trained(folder: Path) -> dict[str, Any]:
     model = trainable_model()
-    train_encoder(model.vision, model.config, Run(folder, "encoder", STEPS))
+    encoder.train_encoder(model.vision, model.config, Run(folder, "encoder", STEPS))
     return adapter_tensors(model)
 
 
-def test_a_stopped_training_ends_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_a_stopped_training_ends_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "BATCH", 4)
+    monkeypatch.setattr(encoder, "_EXAM_BATCHES", 1)
     expected = trained(tmp_path / "whole")
     model = trainable_model()
     with pytest.raises(KeyboardInterrupt):
-        train_encoder(model.vision, model.config, ImpatientRun(tmp_path / "stopped", "encoder", STEPS))
+        encoder.train_encoder(model.vision, model.config, ImpatientRun(tmp_path / "stopped", "encoder", STEPS))
     found = trained(tmp_path / "stopped")
     start = adapter_tensors(trainable_model())
     changed = [name for name in expected if not np.array_equal(start[name], expected[name])]

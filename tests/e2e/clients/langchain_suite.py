@@ -35,7 +35,7 @@ class TestSpyglass(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # The penalty keeps a small model from saying the same for ever.
-        limits = {"temperature": 0, "frequency_penalty": 0.6, "max_tokens": 300, "max_retries": 0}
+        limits = {"temperature": 0, "frequency_penalty": 0.6, "max_tokens": 100, "max_retries": 0}
         return {"model": MODEL, "base_url": URL, "api_key": KEY, **limits}
 
     @property

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def trainable_model(weights: Tensors | None = None, dtype: torch.dtype = torch.f
     return model
 
 
+@cache
 def text_sizes() -> Sizes:
     """The sizes of the frozen text model."""
     return SmolLM2(find_gguf()).sizes
