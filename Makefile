@@ -11,7 +11,7 @@ INSTALL := install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
 
-.PHONY: help run test lint format protos train exam bench profile clean
+.PHONY: help run test lint format protos train exam bench profile gpu clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
@@ -47,6 +47,9 @@ bench: $(VENV)/dev  ## compares the speed with others' and with what the machine
 
 profile: $(VENV)/dev  ## shows where the time of a decode step goes
 	$(BIN)/python benchmarks/step.py --rows 8 --profile $(ARGS)
+
+gpu: $(VENV)/dev  ## checks the engine on a GPU: exactness, speed, serving (ARGS="--cpu-smoke": tiny, on a CPU)
+	$(BIN)/python benchmarks/gpu/check.py $(ARGS)
 
 clean:  ## removes what the commands installed here
 	rm -rf $(VENV) .cache

@@ -12,12 +12,14 @@ from typing import Protocol
 import aiohttp
 import torch
 
-from load import Chat, GrpcAsker, HttpAsker, Sample, Summary, closed_loop, summarize
+from askers import Chat, GrpcAsker, HttpAsker
+from engine_load import run_requests
+from load import Sample, Summary, closed_loop, summarize
 from plain_model import plain_model
 from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -80,33 +82,17 @@ class InProcess:
         self._ids = iter(range(1, 10**9))
 
     async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
-        waiting = [prompt_ids(self._maker, chat) for chat in reversed(chats)]
-        samples: dict[int, Sample] = {}
-        done, running = 0, 0
-        started = time.perf_counter()
-        while done < len(chats):
-            while waiting and running < concurrency:
-                ids, number = waiting.pop(), next(self._ids)
-                self._core.submit(
-                    EngineRequest(
-                        id=number,
-                        tokens=tuple(ids),
-                        max_tokens=max_tokens,
-                        stop_token_ids=self._maker.stop_token_ids,
-                        sampling=SamplingParams(temperature=0.0),
-                    )
-                )
-                samples[number] = Sample(started=time.perf_counter(), prompt_tokens=len(ids))
-                running += 1
-            for event in self._core.step():
-                if isinstance(event, RequestFailed):
-                    raise RuntimeError(event.detail)
-                if isinstance(event, TokenOutput):
-                    samples[event.id].pieces.append(time.perf_counter())
-                    samples[event.id].tokens += 1
-                    if event.finish is not None:
-                        running, done = running - 1, done + 1
-        return summarize(list(samples.values()), time.perf_counter() - started)
+        requests = [
+            EngineRequest(
+                id=next(self._ids),
+                tokens=tuple(prompt_ids(self._maker, chat)),
+                max_tokens=max_tokens,
+                stop_token_ids=self._maker.stop_token_ids,
+                sampling=SamplingParams(temperature=0.0),
+            )
+            for chat in chats
+        ]
+        return run_requests(self._core, requests, concurrency)
 
 
 class Transformers:

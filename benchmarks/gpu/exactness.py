@@ -1,0 +1,293 @@
+"""A part of the check: whether the engine computes on this device what it computes in float32 on the CPU.
+
+A small random checkpoint, loaded by the product's loader, with the head sizes of the published models, so that the same
+kernels run: prompts as a whole and in pieces in scattered pages, images, decode steps with and without CUDA graphs,
+sampling; in float32, bfloat16 and with weights in 8 bits.
+"""
+
+import itertools
+import platform
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from checkpoints import random_checkpoint
+from engine import (
+    TOP_P,
+    ScatteredPages,
+    SeenImages,
+    encode_noise,
+    make_row,
+    make_runner,
+    num_recordings,
+    recording_on_cpus,
+)
+from part import Part
+from random_weights import Sizes, VisionSizes
+from spyglass_server.engine.worker.batch import Row
+from spyglass_server.runtime.checkpoint import load_model
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.linear import Int8Linear
+from spyglass_server.runtime.runner import ModelRunner
+from timing import DeviceLimits
+
+Outputs = dict[str, Tensor]
+"""All that is compared, on the CPU in float32."""
+
+NUM_PAGES, NUM_TILES = 600, 16
+FOUR, ONE = (9, 4, 14, 6), (2,)
+"""Where the states of the two images stand, which have so many tiles."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """How far results may be from the reference: the relative error of logits, the largest difference of a logprob,
+    and the share of tokens that may differ."""
+
+    logits: float
+    logprobs: float
+    tokens: float
+
+    def of(self, what: str) -> float:
+        return self.tokens if "tokens" in what else self.logprobs if "logprobs" in what else self.logits
+
+
+BARS = {
+    "float32": Bars(logits=2e-4, logprobs=2e-3, tokens=0.0),
+    "bfloat16": Bars(logits=2.5e-2, logprobs=0.25, tokens=0.2),
+    "int8": Bars(logits=6e-2, logprobs=0.6, tokens=0.5),
+}
+
+
+SAME = {
+    "logits of a prompt in pieces": "logits of a prompt",
+    "logits of a decode step in copied pages": "logits of a decode step",
+}
+"""What is the same computed in two ways: the reference must agree with itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is computed by a model of these sizes: a prompt as a whole and in pieces between `borders`; a prompt of
+    `seeing` tokens with two images; then decode steps of rows with prompts of these lengths, of which the last
+    `num_seeing` see images."""
+
+    sizes: Sizes
+    borders: tuple[int, ...]
+    seeing: int
+    lengths: tuple[int, ...]
+    num_seeing: int
+    steps: int
+
+
+FULL = Workload(
+    sizes=Sizes(
+        hidden_size=512,
+        num_heads=4,
+        intermediate_size=768,
+        vision=VisionSizes(tile_size=56, hidden_size=160, intermediate_size=320),
+    ),
+    borders=(0, 1, 50, 51, 200),
+    seeing=120,
+    lengths=(1, 17, 64, 700, 300, 40),
+    num_seeing=2,
+    steps=12,
+)
+SMOKE = Workload(sizes=Sizes(), borders=(0, 1, 20, 21, 50), seeing=50, lengths=(1, 17, 150, 20), num_seeing=2, steps=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A way to compute; `kind` names its bars."""
+
+    name: str
+    kind: str
+    device: torch.device
+    has_graphs: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.kind == "float32" else torch.bfloat16
+
+
+class Workbench:
+    """A runner with its own pages that computes a workload."""
+
+    def __init__(self, runner: ModelRunner, workload: Workload) -> None:
+        self._runner, self._workload = runner, workload
+        self._pages = ScatteredPages(NUM_PAGES)
+        generator = torch.Generator().manual_seed(3)
+        self._tokens = torch.randint(3, 250, (8000,), generator=generator).tolist()
+
+    def outputs(self) -> Outputs:
+        found = self._prompts() | self._decode_steps()
+        return {what: tensor.float().cpu() for what, tensor in found.items()}
+
+    def _prompts(self) -> Outputs:
+        borders, count = self._workload.borders, self._workload.seeing
+        pages = self._pages.take(borders[-1])
+        whole = self._runner.logits(make_row(self._tokens[: borders[-1]], 0, pages))
+        pages = self._pages.take(borders[-1])
+        pieces = [make_row(self._tokens[begin:end], begin, pages) for begin, end in itertools.pairwise(borders)]
+        in_pieces = torch.cat([self._runner.logits(piece) for piece in pieces])
+        tile_size = self._workload.sizes.vision.tile_size
+        encode_noise(self._runner, tile_size, b"four", 2, 2, FOUR)
+        encode_noise(self._runner, tile_size, b"one", 1, 1, ONE)
+        seen = SeenImages((FOUR, ONE), (3, 40))
+        seeing = self._runner.logits(make_row(self._tokens[:count], 0, self._pages.take(count), images=seen))
+        return {
+            "logits of a prompt": whole,
+            "logits of a prompt in pieces": in_pieces,
+            "logits of a prompt with images": seeing,
+        }
+
+    def _decode_steps(self) -> Outputs:
+        """Tokens that are given, not chosen, so that one difference does not become many."""
+        work, sequences = self._workload, self._prefilled()
+        extra = self._pages.take(30)
+        logprobs, chosen = [], []
+        for step in range(work.steps):
+            rows = [
+                make_row([self._tokens[6000 + 10 * step + i]], length + step, pages, images=images, top_logprobs=8)
+                for i, (length, pages, images) in enumerate(sequences)
+            ]
+            batches = [rows[: -work.num_seeing], rows[-work.num_seeing :]]
+            if step >= work.steps - 4:  # all together, of very different lengths: too much padding for a graph
+                batches = [rows]
+            if step >= work.steps - 3:  # beside a prompt: never in a graph
+                batches = [[*rows, make_row(self._tokens[7000:7030], 0, extra, top_logprobs=8)]]
+            for output in itertools.chain.from_iterable(map(self._runner.execute, batches)):
+                assert output.error is None, output.error
+                logprobs.append(output.logprobs[0].top)
+                chosen.append(output.tokens[0])
+        again = [
+            make_row([self._tokens[6500 + i]], length + work.steps - 1, pages, images=images, sampling=TOP_P)
+            for i, (length, pages, images) in enumerate(sequences)
+        ]
+        sampled = [output.tokens[0] for output in self._runner.execute(again)]
+        return {
+            "logprobs of decode steps": torch.tensor(logprobs),
+            "greedy tokens": torch.tensor(chosen),
+            "sampled tokens": torch.tensor(sampled),
+            "logits of a decode step": self._runner.logits(again[-1]),
+            "logits of a decode step in copied pages": self._copied(again[-1]),
+        }
+
+    def _prefilled(self) -> list[tuple[int, tuple[int, ...], SeenImages]]:
+        """Length, pages and images of each sequence whose prompt is computed."""
+        work, begin = self._workload, 1000
+        sequences = []
+        for i, length in enumerate(work.lengths):
+            images = SeenImages()
+            if i >= len(work.lengths) - work.num_seeing:
+                images = SeenImages((FOUR, ONE), (3, 40)) if length > 40 else SeenImages((ONE,), (2,))
+            pages = self._pages.take(length + work.steps)
+            self._runner.execute([make_row(self._tokens[begin : begin + length], 0, pages, images=images)])
+            begin += length
+            sequences.append((length, pages, images))
+        return sequences
+
+    def _copied(self, row: Row) -> Tensor:
+        """Logits of a row whose sequence was copied to other pages."""
+        pages = self._pages.take(row.end)
+        self._runner.copy_pages(list(zip(row.pages, pages, strict=True)))
+        images = SeenImages(row.image_tiles, row.request.image_positions)
+        return self._runner.logits(make_row(row.tokens, row.start, pages, images=images))
+
+
+class Exactness:
+    """The stages of this part."""
+
+    def __init__(self, part: Part, folder: Path) -> None:
+        self._part = part
+        self._workload = SMOKE if part.is_smoke else FULL
+        self._folder = random_checkpoint(folder, sizes=self._workload.sizes)
+
+    def facts(self) -> None:
+        is_gpu = self._part.device.type == "cuda"
+        gpu = torch.cuda.get_device_properties(0) if is_gpu else None
+        self._part.record(
+            "facts",
+            python=platform.python_version(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            gpu=gpu.name if gpu else "none",
+            memory_gb=round(gpu.total_memory / 1e9, 1) if gpu else 0,
+        )
+        limits = DeviceLimits.kept_in(self._part.out, self._part.device)
+        self._part.record(
+            "limits",
+            copy_tb_s=round(limits.copy_bytes_per_s / 1e12, 3),
+            matvec_tb_s=round(limits.matvec_bytes_per_s / 1e12, 3),
+            matmul16_tb_s=round(limits.matmul16_bytes_per_s / 1e12, 3),
+            bf16_tflops=round(limits.bf16_operations_per_s / 1e12, 3),
+            graphed_kernel_us=round(limits.graphed_kernel_us, 2),
+            launched_kernel_us=round(limits.launched_kernel_us, 2),
+        )
+
+    def run(self) -> None:
+        """Computes the reference, and every case beside it."""
+        device = self._part.device
+        reference = self._outputs(Case(name="reference", kind="float32", device=CPU, has_graphs=False))
+        for what, same in SAME.items():
+            self._compare("float32 on the CPU", "float32", {what: reference[what]}, {what: reference[same]})
+        cases = [Case(name="bfloat16 on the CPU", kind="bfloat16", device=CPU, has_graphs=False)]
+        for kind, has_graphs in itertools.product(BARS, (False, True)):
+            name = f"{kind}, graphs {'on' if has_graphs else 'off'}"
+            cases.append(Case(name=name, kind=kind, device=device, has_graphs=has_graphs))
+        if self._part.is_smoke:  # recordings take long on CPUs, and without one float32 is the reference itself
+            cases = [case for case in cases[1:] if case.has_graphs is (case.kind == "float32")]
+        for case in cases:
+            self._part.stage(f"exactness of {case.name}", 10.0, partial(self._check, case, reference))
+
+    def _check(self, case: Case, reference: Outputs) -> None:
+        self._compare(case.name, case.kind, self._outputs(case), reference)
+
+    def _outputs(self, case: Case) -> Outputs:
+        config = load_config(self._folder)
+        convert = Int8Linear if case.kind == "int8" else None
+        model = load_model(self._folder, config, case.dtype, case.device, convert)
+
+        def compute() -> Outputs:
+            runner = make_runner(model, NUM_PAGES, NUM_TILES, case.dtype, case.device, case.has_graphs)
+            found = Workbench(runner, self._workload).outputs()
+            if case.has_graphs:
+                count = num_recordings(runner)
+                self._part.record("graphs", case=case.name, count=count)
+                self._part.compare(case.name, "decode steps without a graph that should have one", float(count < 3), 0)
+            return found
+
+        if case.has_graphs and case.device == CPU:
+            with recording_on_cpus():
+                return compute()
+        return compute()
+
+    def _compare(self, case: str, kind: str, ours: Outputs, reference: Outputs) -> None:
+        for what, value in ours.items():
+            expected, bar = reference[what], BARS[kind].of(what)
+            if "tokens" in what:
+                error = float((value != expected).float().mean())
+            elif "logprobs" in what:
+                error = float((value - expected).abs().max())
+            else:
+                error = float((value - expected).norm() / expected.norm())
+            self._part.compare(case, what, error, bar)
+
+
+def main() -> None:
+    """Runs the part."""
+    part = Part.from_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        exactness = Exactness(part, Path(folder))
+        part.stage("facts", 5.0, exactness.facts)
+        part.stage("exactness", 20.0, exactness.run)
+
+
+if __name__ == "__main__":
+    main()
