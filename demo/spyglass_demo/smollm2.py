@@ -76,7 +76,7 @@ def find_gguf() -> Path:
     )
 
 
-class _Reader(GGUFReader):
+class _Reader(GGUFReader):  # type: ignore[misc]  # the package has no types
     """Reads fields from a plain array: there are millions of slices, and numpy's memmap makes each of them slow."""
 
     @property
