@@ -10,6 +10,8 @@ TORCH := torch==2.13.0
 INSTALL := install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
+# Clients are installed beside what the tests need.
+MAKEFLAGS += --jobs=2
 
 .PHONY: help run test lint format protos train exam bench profile gpu clean
 

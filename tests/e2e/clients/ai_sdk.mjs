@@ -1,4 +1,4 @@
-// Vercel's AI SDK: a required tool in a stream, objects by a schema, a loop of tools, a cut-off call.
+// Vercel's AI SDK, with the providers that the arguments name: a required tool in a stream, objects by a schema, a loop of tools, a cut-off call.
 import assert from "node:assert";
 import { createRequire } from "node:module";
 
@@ -11,10 +11,10 @@ const { z } = require("zod");
 globalThis.AI_SDK_LOG_WARNINGS = false;
 const options = { baseURL: process.env.SPYGLASS_URL, apiKey: process.env.SPYGLASS_KEY };
 const compatible = createOpenAICompatible({ name: "here", ...options, supportsStructuredOutputs: true });
-const models = [
-  compatible.chatModel(process.env.SPYGLASS_MODEL),
-  createOpenAI(options).chat(process.env.SPYGLASS_MODEL),
-];
+const models = {
+  compatible: compatible.chatModel(process.env.SPYGLASS_MODEL),
+  openai: createOpenAI(options).chat(process.env.SPYGLASS_MODEL),
+};
 const weather = tool({
   description: "The weather of a city.",
   inputSchema: z.object({ city: z.string().max(20) }),
@@ -22,7 +22,8 @@ const weather = tool({
 });
 const prompt = "How is the weather in Paris?";
 
-for (const model of models) {
+for (const name of process.argv.slice(2)) {
+  const model = models[name];
   const ask = { model, temperature: 0, maxOutputTokens: 60, maxRetries: 0 };
   const forced = { ...ask, tools: { weather }, toolChoice: "required" };
 

@@ -1,6 +1,10 @@
-"""The openai package: messages as it returns them, appended unmodified, over turns with tools and a picture."""
+"""The openai package: messages as it returns them, appended unmodified, over turns with tools and a picture.
+
+The arguments name the ways of asking.
+"""
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +57,7 @@ def with_results(message: Any) -> list[Any]:
     return [message, *results]
 
 
-for way in (created, parsed, streamed):
+for way in [one for one in (created, parsed, streamed) if one.__name__ in sys.argv[1:]]:
     messages: list[Any] = [{"role": "user", "content": which_colour()}]
     messages.append(ask(way, messages, max_tokens=8).message)
     assert messages[-1].content
