@@ -94,10 +94,11 @@ class EngineRun:
 
     def _on_event(self, event: Event | EngineDied) -> None:
         match event:
-            case TokenOutput() | PromptLogprobs() if self._state is _State.SUBMITTED:
-                self._held.append(event)
             case TokenOutput() | PromptLogprobs():
-                self._on_output(event)
+                if self._state is _State.STREAMING:
+                    self._on_output(event)
+                else:
+                    self._held.append(event)
             case ImagesTaken():
                 self._on_images_taken()
             case RequestScheduled(cached_tokens=cached_tokens):

@@ -190,10 +190,10 @@ class Generation:
 
         def on_output(output: Output) -> None:
             match output:
-                case PromptLogprobs(logprobs=logprobs):
-                    self._emit_all(echo.logprobs(logprobs))
                 case TokenOutput():
                     self._on_token(output, spec, choices, run)
+                case PromptLogprobs(logprobs=logprobs):
+                    self._emit_all(echo.logprobs(logprobs))
 
         run = EngineRun(
             self._resources.engine,
@@ -213,8 +213,10 @@ class Generation:
     def _on_token(self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun) -> None:
         if (delta := choices.push(output)) is None:
             return
-        bytes_of = self._resources.prompts.tokenizer.token_bytes
-        logprobs = output.logprobs and events.token_logprobs(output.token, output.logprobs, bytes_of)
+        logprobs = None
+        if output.logprobs is not None:
+            bytes_of = self._resources.prompts.tokenizer.token_bytes
+            logprobs = events.token_logprobs(output.token, output.logprobs, bytes_of)
         usage = self._usage() if spec.running_usage else None
         self._emit(events.delta(self._id, output.choice, *delta, logprobs=logprobs, usage=usage))
         if choices.is_done:

@@ -70,7 +70,7 @@ class CheckpointLoader:
         device = _choose_device(self.settings.device)
         dtype = _choose_dtype(self.settings.dtype, config)
         if device.type == "cpu":
-            os.nice(_CPU_NICENESS)  # the event loops of server and bridge go first
+            os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
         # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
         num_pages = self.settings.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)

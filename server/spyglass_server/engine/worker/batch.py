@@ -8,7 +8,7 @@ from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey,
 from spyglass_server.engine.structured_output import Matcher
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would triple the time to make one
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 

@@ -47,8 +47,11 @@ class KVCacheManager:
         """
         first, size = sequence.num_computed // self._pool.page_size, len(sequence.pages)
         shared = [i for i in range(first, size) if self._pool.is_shared(sequence.pages[i])]
-        fresh = self._pool.allocate(max(self._pool.num_needed(end) - size, 0) + len(shared))
-        copies = {}
+        copies: dict[int, int] = {}
+        count = max(self._pool.num_needed(end) - size, 0) + len(shared)
+        if not count:
+            return copies
+        fresh = self._pool.allocate(count)
         for i in shared:
             source, sequence.pages[i] = sequence.pages[i], fresh.pop()
             copies[sequence.pages[i]] = source
@@ -107,7 +110,8 @@ class StepReservations:
         """Gives the sequence pages for positions num_computed … end - 1; False when it had to be preempted itself."""
         while True:
             try:
-                self._copies |= self._cache.reserve(sequence, end)
+                if copies := self._cache.reserve(sequence, end):
+                    self._copies |= copies
                 return True
             except OutOfPages:
                 victim = self._running[-1]

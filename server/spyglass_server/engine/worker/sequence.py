@@ -35,6 +35,10 @@ class Sequence:
     matcher: Matcher | None = None
     num_prompt_logprobs: int = 0
     """Prompt positions whose logprob of the next token has been returned."""
+    image_keys: tuple[ImageKey, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.image_keys = tuple(image.key for image in self.request.images)
 
     @property
     def tenant(self) -> str:
@@ -55,10 +59,6 @@ class Sequence:
         return len(self.tokens) - len(self.request.tokens)
 
     @property
-    def image_keys(self) -> tuple[ImageKey, ...]:
-        return tuple(image.key for image in self.request.images)
-
-    @property
     def image_sizes(self) -> list[tuple[ImageKey, int]]:
         """Its images, each (key, tiles)."""
         return [(image.key, image.num_tiles) for image in self.request.images]
@@ -66,9 +66,10 @@ class Sequence:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why its last token ends it, or None."""
-        if self.tokens[-1] in self.request.stop_token_ids:
+        request = self.request
+        if self.tokens[-1] in request.stop_token_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_answered >= self.request.max_tokens else None
+        return FinishReason.LENGTH if len(self.tokens) - len(request.tokens) >= request.max_tokens else None
 
     def fork(self) -> "Sequence":
         """One with the same tokens and pages and no choices yet."""
