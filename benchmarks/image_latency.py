@@ -2,8 +2,8 @@
 
     python benchmarks/image_latency.py
 
-The model has the embedded one's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels
-(large_eyes.py), in float32. Spyglass is asked over HTTP, one request after another, about new pictures, then again
+The model has the demo model's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels
+(large_encoder.py), in float32. Spyglass is asked over HTTP, one request after another, about new pictures, then again
 about the same ones, and about none with as many tokens; transformers computes the same prompts in this process while
 Spyglass idles.
 """
@@ -25,8 +25,8 @@ from transformers import MllamaForConditionalGeneration, MllamaImageProcessorPil
 from transformers.models.mllama import processing_mllama
 
 from first_token import ask, picture
-from large_eyes import TILE, make_large_eyes
-from processes import MODEL, Spyglass, checkpoint_or_embedded, run_as_engine
+from large_encoder import TILE, make_large_encoder
+from processes import MODEL, Spyglass, checkpoint_or_demo, run_as_engine
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.images import decode_image
@@ -91,7 +91,7 @@ def measure(client: openai.OpenAI, peer: Transformers, side: int, count: int) ->
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="the checkpoint that has the text layers (default: the embedded model)")
+    add("--model", type=Path, help="the checkpoint that has the text layers (default: the demo model)")
     add("--tile", type=int, default=TILE, help="side of a tile in pixels, a multiple of 14 (default: %(default)s)")
     add("--count", type=int, default=3, help="pictures of each size (default: %(default)s)")
     return result
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     run_as_engine()
     with tempfile.TemporaryDirectory() as name:
-        folder = make_large_eyes(Path(name), checkpoint_or_embedded(given.model), given.tile)
+        folder = make_large_encoder(Path(name), checkpoint_or_demo(given.model), given.tile)
         peer = Transformers(folder)
         with Spyglass.started(folder) as spyglass:
             url = f"http://{spyglass.http}/v1"

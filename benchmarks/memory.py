@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Starts `spyglass serve`, with the embedded model unless another is given, and adds up each process's proportional share
+Starts `spyglass serve`, with the demo model unless another is given, and adds up each process's proportional share
 (Pss of /proc/PID/smaps_rollup, so Linux only): memory that several processes share counts once.
 """
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from processes import Spyglass, checkpoint_or_embedded, command_of, family
+from processes import Spyglass, checkpoint_or_demo, command_of, family
 
 _OVERHEAD_MB = 800
 """What Python, torch and the rest may take beside the weights."""
@@ -36,7 +36,7 @@ def name_of(command: str) -> str:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--model", type=Path, help="a checkpoint (default: the demo model)")
     add("--settle", type=float, default=3.0, help="seconds before the measurement (default: %(default)s)")
     return result
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
-    folder = checkpoint_or_embedded(given.model)
+    folder = checkpoint_or_demo(given.model)
     weights_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     with Spyglass.started(folder) as spyglass:
         time.sleep(given.settle)

@@ -28,7 +28,7 @@ import numpy as np
 import uvloop
 
 from load import percentile
-from processes import MODEL, checkpoint_or_embedded, command_of, family, free_ports, until_ready
+from processes import MODEL, checkpoint_or_demo, command_of, family, free_ports, until_ready
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey
@@ -134,7 +134,7 @@ def words(folder: Path) -> dict[str, int]:
 
 async def serve(given: argparse.Namespace) -> None:
     """The server's process."""
-    folder = checkpoint_or_embedded(given.model)
+    folder = checkpoint_or_demo(given.model)
     loader = Loader(
         tokens=tuple(words(folder).values()), step_s=given.step_ms / 1000, clock=given.clock, streams=given.streams
     )
@@ -269,7 +269,7 @@ async def measure(
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="the checkpoint whose words are given (default: the embedded model)")
+    add("--model", type=Path, help="the checkpoint whose words are given (default: the demo model)")
     add("--streams", type=int, default=256, help="answers at once (default: %(default)s)")
     add("--step-ms", type=float, default=25.6, help="how long a step takes (default: %(default)s)")
     add("--settle", type=float, default=8.0, help="seconds before the measurement (default: %(default)s)")
@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.serve:
         uvloop.run(serve(given))
         return 0
-    model = checkpoint_or_embedded(given.model)
+    model = checkpoint_or_demo(given.model)
     with tempfile.TemporaryDirectory() as folder, stack(given, model, Path(folder)) as (url, key, clock, processes):
         lines = asyncio.run(measure(given, model, url, key, clock, processes))
     print("\n".join(lines))

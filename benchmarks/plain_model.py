@@ -5,7 +5,7 @@
     make bench ARGS="--peer 'transformers serve=http://127.0.0.1:8081/v1' --peer-model $PWD/.cache/plain-smollm2"
 
 Cross-attention layers are left out: text passes through them unchanged. The weights are the same, in float32. Of the
-embedded model this makes SmolLM2-135M-Instruct.
+demo model this makes SmolLM2-135M-Instruct.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MllamaConfig
 
-from processes import checkpoint_or_embedded
+from processes import checkpoint_or_demo
 from spyglass_server.runtime.model.mllama import canonical_name
 
 
@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to write it")
-    parser.add_argument("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    parser.add_argument("--model", type=Path, help="a checkpoint (default: the demo model)")
     given = parser.parse_args(arguments)
-    source = checkpoint_or_embedded(given.model)
+    source = checkpoint_or_demo(given.model)
     model = plain_model(source)
     model.save_pretrained(given.folder)
     for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):

@@ -31,7 +31,7 @@ class Spyglass:
     @classmethod
     @contextlib.contextmanager
     def started(cls, model: Path) -> Iterator["Spyglass"]:
-        """Runs it on free ports, under the embedded model's name."""
+        """Runs it on free ports, under the demo model's name."""
         http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
         key = secrets.token_hex(8)
         with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +47,8 @@ class Spyglass:
                 process.wait()
 
 
-def checkpoint_or_embedded(model: Path | None) -> Path:
-    """The folder of a checkpoint: of the embedded model where none is given."""
+def checkpoint_or_demo(model: Path | None) -> Path:
+    """The folder of a checkpoint: of the demo model where none is given."""
     return model or prepare(default_folder(), print)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/step.py --rows 8 --profile
     python benchmarks/step.py --size 11B --device cuda --dtype bfloat16 --rows 1 8 32 64
 
-Steps are run by the engine's own runner on the embedded model, on --model, or on random weights in the sizes of a
+Steps are run by the engine's own runner on the demo model, on --model, or on random weights in the sizes of a
 published one. A decode step computes one token of each row; a prefill step computes the prompts of all rows at
 once. The table has the median of many steps.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from processes import checkpoint_or_embedded, run_as_engine
+from processes import checkpoint_or_demo, run_as_engine
 from random_model import SIZES, random_model
 from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     weights = result.add_mutually_exclusive_group()
-    weights.add_argument("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    weights.add_argument("--model", type=Path, help="a checkpoint (default: the demo model)")
     weights.add_argument("--size", choices=tuple(SIZES), help="random weights in the sizes of this published model")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.size:
         model = random_model(SIZES[given.size], dtype, device)
     else:
-        folder = checkpoint_or_embedded(given.model)
+        folder = checkpoint_or_demo(given.model)
         model = load_model(folder, load_config(folder), dtype, device)
     pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
     runner = ModelRunner(model, pages, PAGE_SIZE, 0, dtype, device)

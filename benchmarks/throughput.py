@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --concurrency 8 --repeats 1
     python benchmarks/throughput.py --peer "llama.cpp=http://127.0.0.1:8081/v1"
 
-Everything runs in one go on the text layers of the embedded model, or of another, in float32: prompts of 64 tokens,
+Everything runs in one go on the text layers of the demo model, or of another, in float32: prompts of 64 tokens,
 answers of up to 64. The table has the median of --repeats; contestants take turns, so that a noisy moment hurts all
 alike. A peer is any OpenAI-compatible server that runs already, with the same weights in float32 (plain_model.py); each
 is asked while the others idle. Prints a Markdown table and writes it with the raw figures and a plot into --out.
@@ -27,7 +27,7 @@ import torch
 import roofline
 from contestants import Contestant, InProcess, OverGrpc, OverHttp, Transformers, make_chats
 from load import Summary
-from processes import Spyglass, checkpoint_or_embedded, run_as_engine
+from processes import Spyglass, checkpoint_or_demo, run_as_engine
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.runtime.config import load_config
 
@@ -135,7 +135,7 @@ def peer(text: str) -> tuple[str, str]:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--model", type=Path, help="a checkpoint (default: the demo model)")
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="requests at once (default: 1 8 32)")
     add("--prompt", type=int, default=64, help="tokens of a prompt (default: %(default)s)")
     add("--answer", type=int, default=64, help="tokens of an answer at most (default: %(default)s)")
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
     run_as_engine()
-    folder = checkpoint_or_embedded(given.model)
+    folder = checkpoint_or_demo(given.model)
     maker = PromptMaker(folder, max_image_pixels=1)
     limits = roofline.measure()
     weight_bytes, head_operations = weight_figures(folder)

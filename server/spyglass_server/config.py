@@ -55,7 +55,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """The configuration of the server process. `folder` None means the embedded model."""
+    """The configuration of the server process. `folder` None means the demo model."""
 
     folder: Path | None
     served_names: tuple[str, ...]

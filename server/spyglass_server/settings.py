@@ -34,7 +34,7 @@ _ENGINE = (
 """Each is a field of `EngineConfig`."""
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("model", "a checkpoint folder, or demo for the embedded model", "demo", metavar="PATH|demo"),
+    Setting("model", "a checkpoint folder, or demo for that of the package spyglass-demo", "demo", metavar="PATH|demo"),
     Setting(
         "served-model-name",
         "a name that clients use for the model; several may be given; requests that name no model get the first "

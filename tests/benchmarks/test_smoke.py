@@ -99,9 +99,9 @@ def test_image_latency(tiny_checkpoint: Path) -> None:
         assert ratio == pytest.approx(new / theirs, rel=0.15, abs=0.01)
 
 
-def test_rhythm(tiny_checkpoint: Path) -> None:
+def test_inter_token_latency(tiny_checkpoint: Path) -> None:
     sizes = ("--streams", 2, "--images", 2, "--prompt", 100, "--settle", 0.1, "--quiet", 0.4)
-    output = run("rhythm", "--model", tiny_checkpoint, *EYES, *sizes)
+    output = run("inter_token_latency", "--model", tiny_checkpoint, *EYES, *sizes)
     for median, p99, longest, tokens in rows(output, "quiet", "images and a long prompt arrive"):
         assert 0 <= median <= p99 <= longest < 60_000
         assert tokens > 0

@@ -21,7 +21,7 @@ def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Serves the embedded model under the name of a model that people know."""
+    """Serves the demo model under the name of a model that people know."""
     options = ("--model", str(demo_checkpoint()), "--served-model-name", LLAMA, "--max-model-len", "512")
     with Stack(tmp_path_factory.mktemp("demo"), *options) as stack:
         yield stack

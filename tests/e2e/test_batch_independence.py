@@ -156,7 +156,7 @@ async def test_sampled_requests_are_answered_as_alone(tiny: Stack) -> None:
     assert [answer.token_ids for answer in await together(tiny, requests)] == [answer.token_ids for answer in lone]
 
 
-async def test_the_embedded_model_answers_as_alone(demo: Stack) -> None:
+async def test_the_demo_model_answers_as_alone(demo: Stack) -> None:
     options = (("temperature", 0), ("ignore_eos", True), ("max_tokens", 12))
     questions = (
         "Hello!",

@@ -1,4 +1,4 @@
-"""Every file of clients/examples, run as it is against the embedded model."""
+"""Every file of clients/examples, run as it is against the demo model."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Clients that people use, unmodified, against the whole stack with the embedded model.
+"""Clients that people use, unmodified, against the whole stack with the demo model.
 
 Only URL, key and model are set. They live in environments of their own, which `make test` makes.
 """

@@ -1,4 +1,4 @@
-"""The embedded model: run as Meta's reference would, and answering text as plain SmolLM2 does."""
+"""The demo model: run as Meta's reference would, and answering text as plain SmolLM2 does."""
 
 from pathlib import Path
 

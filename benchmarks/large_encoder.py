@@ -1,7 +1,7 @@
-"""A checkpoint with larger eyes: random weights, for measuring what images cost.
+"""A checkpoint with a larger vision encoder of random weights, for measuring what images cost.
 
-Owns the making of that checkpoint: an encoder of width 384 with patches of 14 pixels and, by default, tiles of 560,
-as the published models have them. Of the embedded model it takes 6 local and 2 global layers.
+The encoder has width 384 with patches of 14 pixels and, by default, tiles of 560,
+as the published models have them. Of the demo model it takes 6 local and 2 global layers.
 """
 
 import json
@@ -17,7 +17,7 @@ from spyglass_server.runtime.model.mllama import Mllama, checkpoint_names
 TILE, PATCH, WIDTH = 560, 14, 384
 
 
-def make_large_eyes(folder: Path, source: Path, tile: int = TILE) -> Path:
+def make_large_encoder(folder: Path, source: Path, tile: int = TILE) -> Path:
     """Writes the checkpoint into a folder, and returns it. The text model stays that of `source`.
 
     `tile` is the side of a tile in pixels, a multiple of 14.
@@ -42,8 +42,8 @@ def make_large_eyes(folder: Path, source: Path, tile: int = TILE) -> Path:
         model = Mllama(config)
     rng = np.random.default_rng(0)
     small = load_file(source / "model.safetensors")
-    eyes = ("vision_model", "multi_modal_projector")
-    tensors = {name: tensor for name, tensor in small.items() if not name.startswith(eyes)}
+    encoder = ("vision_model", "multi_modal_projector")
+    tensors = {name: tensor for name, tensor in small.items() if not name.startswith(encoder)}
     for name, parameter in model.named_parameters():
         if name.startswith("vision."):
             parts = checkpoint_names(name, config)

@@ -1,4 +1,4 @@
-"""The embedded model over HTTP: it answers text as plain SmolLM2 does, and sees simple pictures."""
+"""The demo model over HTTP: it answers text as plain SmolLM2 does, and sees simple pictures."""
 
 import base64
 import re

@@ -1,11 +1,11 @@
-"""Measures whether running answers keep their rhythm while new images and a long prompt arrive.
+"""Measures inter-token latency of running answers while new images and a long prompt arrive.
 
-    python benchmarks/rhythm.py
+    python benchmarks/inter_token_latency.py
 
 Eight streams decode. First nothing else happens; then four new images of four tiles and a prompt of 4,000 tokens
-arrive at once. Prints how long the streams wait from one token to the next, in both times. The model has the embedded
-one's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels (large_eyes.py). Over gRPC, so that
-each token is seen.
+arrive at once. Prints how long the streams wait from one token to the next, in both times. The model has the demo
+model's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels (large_encoder.py). Over gRPC,
+so that each token is seen.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from large_eyes import TILE, make_large_eyes
+from large_encoder import TILE, make_large_encoder
 from load import percentile
-from processes import MODEL, Spyglass, checkpoint_or_embedded
+from processes import MODEL, Spyglass, checkpoint_or_demo
 from spyglass_client import AsyncClient
 
 
@@ -103,7 +103,7 @@ async def measure(spyglass: Spyglass, given: argparse.Namespace) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--model", type=Path, help="the checkpoint that has the text layers (default: the embedded model)")
+    add("--model", type=Path, help="the checkpoint that has the text layers (default: the demo model)")
     add("--tile", type=int, default=TILE, help="side of a tile in pixels, a multiple of 14 (default: %(default)s)")
     add("--streams", type=int, default=8, help="answers that run (default: %(default)s)")
     add("--images", type=int, default=4, help="new images of four tiles (default: %(default)s)")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        folder = make_large_eyes(Path(name), checkpoint_or_embedded(given.model), given.tile)
+        folder = make_large_encoder(Path(name), checkpoint_or_demo(given.model), given.tile)
         with Spyglass.started(folder) as spyglass:
             lines = asyncio.run(measure(spyglass, given))
     print("\n".join(lines))
