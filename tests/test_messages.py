@@ -19,6 +19,7 @@ SHORT_FORMS = {
     "Route": "rows of a table, beside the class",
     "_Answer": "rows of a table, beside the class",
     "_Command": "rows of a table, beside the class",
+    "Bar": "rows of a table, beside the class",
 }
 """Dataclasses whose first fields may stand by position, up to a `KW_ONLY`, and why."""
 

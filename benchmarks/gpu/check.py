@@ -25,7 +25,7 @@ ROOT = HERE.parent.parent
 FOLDERS = ("protos", "common", "server", "clients", "demo", "tests", "benchmarks")
 """Where the parts find their modules: the product's of this tree, whatever is installed."""
 PARTS = ("exactness", "speed", "serving", "candidates")
-LEAST_S = 10.0
+MIN_S = 10.0
 """A part is not started with less time than this."""
 NUM_LOG_LINES = 8
 """Of a part that failed, so many are shown."""
@@ -54,7 +54,7 @@ def install_wheels(site: Path) -> None:
 def run_part(name: str, options: Sequence[str], deadline: float, out: Path, environ: dict[str, str]) -> str | None:
     """Runs a part; returns what went wrong with it as a whole, if anything did."""
     left_s = deadline - time.time()
-    if left_s < LEAST_S:
+    if left_s < MIN_S:
         return f"not started: {max(0.0, left_s):.0f} s are left"
     command = [sys.executable, str(HERE / f"{name}.py"), *options]
     log = out / f"{name}.log"

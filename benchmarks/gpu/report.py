@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Bar:
     what: str
     figure: float | None
     limit: float
+    _: KW_ONLY
     at_least: bool = True
 
     @property
@@ -142,13 +143,20 @@ def _bars(lines: Lines) -> Iterator[Bar]:
     if lines.of("sampling", rows=64):  # those of the full size
         yield Bar("ratio of an image", lines.value("ratio", "image"), 0.4)
     greedy, top_p = (lines.value("ms", "sampling", rows=64, how=how) for how in ("greedy", "temperature and top_p"))
-    yield Bar("ms of top_p over greedy, 64 rows", None if None in (greedy, top_p) else top_p - greedy, 1.0, False)
+    yield Bar(
+        "ms of top_p over greedy, 64 rows", None if None in (greedy, top_p) else top_p - greedy, 1.0, at_least=False
+    )
     new = lines.value("ms", "prefill of new lengths") or []
     if len(new) > 2:
-        yield Bar("longest prefill of a new length over the second", max(new[1:]) / new[1], 1.5, False)
+        yield Bar("longest prefill of a new length over the second", max(new[1:]) / new[1], 1.5, at_least=False)
     engine, serving = (lines.of(stage, together=32) for stage in ("engine", "serving"))
     if engine:
-        yield Bar("p99 over median between tokens, 32 at once", engine[0]["gap_p99_ms"] / engine[0]["gap_ms"], 2, False)
+        yield Bar(
+            "p99 over median between tokens, 32 at once",
+            engine[0]["gap_p99_ms"] / engine[0]["gap_ms"],
+            2,
+            at_least=False,
+        )
     if engine and serving:
         share = serving[0]["tokens_per_s"] / engine[0]["tokens_per_s"]
         yield Bar("tokens/s of the server over the engine's, 32 at once", share, 0.9)
