@@ -37,7 +37,7 @@ class ChoiceDelta:
     usage: pb.Usage | None = None
 
     def merge(self, later: pb.Delta) -> None:
-        self.text += later.text
+        """Takes in all but the text, which `PendingDeltas` joins at the end: to append piece by piece is quadratic."""
         self.finish_reason = later.finish_reason
         self.token_ids += later.token_ids[:]  # a slice is made in C, in a tenth of the time of an iteration
         if later.logprobs:
@@ -54,6 +54,7 @@ class PendingDeltas:
 
     def __init__(self) -> None:
         self._by_choice: dict[int, ChoiceDelta] = {}
+        self._later_texts: dict[int, list[str]] = {}
         self._usage: pb.Usage | None = None
 
     def __bool__(self) -> bool:
@@ -62,21 +63,25 @@ class PendingDeltas:
     def add(self, delta: pb.Delta) -> None:
         pending = self._by_choice.get(delta.index)
         if pending is None:
-            pending = self._by_choice[delta.index] = ChoiceDelta(index=delta.index)
+            pending = self._by_choice[delta.index] = ChoiceDelta(index=delta.index, text=delta.text)
+        elif delta.text:
+            self._later_texts.setdefault(delta.index, []).append(delta.text)
         pending.merge(delta)
         if delta.HasField("usage"):
             self._usage = delta.usage
 
     def take(self) -> ChoiceDelta:
         """Removes and returns the delta of the choice that has waited longest."""
-        delta = self._by_choice.pop(next(iter(self._by_choice)))
-        delta.usage = self._usage
-        return delta
+        return self._complete(self._by_choice.pop(next(iter(self._by_choice))))
 
     def take_all(self) -> list[ChoiceDelta]:
         """Removes and returns all deltas."""
         deltas = list(self._by_choice.values())
         self._by_choice.clear()
-        for delta in deltas:
-            delta.usage = self._usage
-        return deltas
+        return [self._complete(delta) for delta in deltas]
+
+    def _complete(self, delta: ChoiceDelta) -> ChoiceDelta:
+        if later := self._later_texts.pop(delta.index, None):
+            delta.text = "".join([delta.text, *later])
+        delta.usage = self._usage
+        return delta
