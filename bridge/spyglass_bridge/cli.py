@@ -17,8 +17,7 @@ from spyglass_common.settings import add_settings
 def main() -> None:
     """Runs a bridge until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(
-        prog="spyglass-bridge",
-        description="Serves an OpenAI-compatible HTTP API in front of a Spyglass server.",
+        prog="spyglass-bridge", description="Serves an OpenAI-compatible HTTP API in front of a Spyglass server."
     )
     add_settings(parser, SETTINGS)
     try:
@@ -26,9 +25,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(
-        level=config.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     sys.exit(_run(config))
 

@@ -91,10 +91,7 @@ async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResp
 def error_response(request: web.BaseRequest, error: ApiError) -> web.Response:
     """OpenAI's error body; closes the connection when the request's body was not read to its end."""
     response = web.Response(
-        status=error.http_status,
-        text=compact_json(error.body),
-        content_type="application/json",
-        headers=error.headers,
+        status=error.http_status, text=compact_json(error.body), content_type="application/json", headers=error.headers
     )
     if not request.content.at_eof():
         response.force_close()

@@ -78,10 +78,7 @@ def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
             "description": "OpenAI-compatible HTTP API of a server for Llama 3.2 Vision models.",
         },
         "paths": paths,
-        "components": {
-            "schemas": schemas["$defs"],
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}],
     }
 
@@ -115,10 +112,7 @@ def _add_neutral(schema: dict[str, Any], labels: Iterable[str], neutral: Mapping
     for name in sorted(labels):
         schema["properties"][name] = {"description": "A label, without an effect."}
     for name, values in neutral.items():
-        schema["properties"][name] = {
-            "description": "Must change nothing.",
-            "enum": list(values),
-        }
+        schema["properties"][name] = {"description": "Must change nothing.", "enum": list(values)}
 
 
 def _described(route: Route, path: str) -> dict[str, Any]:

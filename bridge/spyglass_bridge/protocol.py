@@ -37,11 +37,7 @@ class _Protocol(RequestHandler):
     __slots__ = ()
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answers what the parser refused, and closes the connection. Nothing was sent on it before."""
         _log.info("bad HTTP from %s: %r", request.remote, exc)

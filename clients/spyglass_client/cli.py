@@ -169,11 +169,7 @@ def _add_option(
 ) -> None:
     """Adds an option with its variable; argparse checks a default that is a string like an argument."""
     parser.add_argument(
-        flag,
-        type=parse,
-        default=environ.get(variable) or default,
-        metavar=metavar,
-        help=f"{text} [{variable}]",
+        flag, type=parse, default=environ.get(variable) or default, metavar=metavar, help=f"{text} [{variable}]"
     )
 
 

@@ -68,12 +68,7 @@ class Tool:
             properties[name] = _schema_of(hints[name])
             if parameter.default is parameter.empty:
                 required.append(name)
-        parameters = {
-            "type": "object",
-            "properties": properties,
-            "required": required,
-            "additionalProperties": False,
-        }
+        parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
         return cls(function.__name__, inspect.getdoc(function) or "", parameters, strict=strict, run=function)
 
 

@@ -14,9 +14,7 @@ async def grpc_is_serving(address: str) -> bool:
     """Whether the standard health service at `address` says SERVING for the server as a whole."""
     async with grpc.aio.insecure_channel(dialable(address)) as channel:
         check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=bytes,
-            response_deserializer=bytes,
+            "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
         )
         try:
             return bool(await check(b"", timeout=PROBE_TIMEOUT_S) == _SERVING)

@@ -51,12 +51,7 @@ class Generation:
     """One generation. `run` is its whole life, and a task of its owner's."""
 
     def __init__(
-        self,
-        event_id: int,
-        start: pb.Start,
-        identity: Identity,
-        resources: Resources,
-        emit: Callable[[pb.Event], None],
+        self, event_id: int, start: pb.Start, identity: Identity, resources: Resources, emit: Callable[[pb.Event], None]
     ) -> None:
         self._id = event_id
         self._start = start

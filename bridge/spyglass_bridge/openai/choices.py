@@ -76,12 +76,7 @@ class ChatChoices:
             "logprobs": _chat_logprobs(kept.logprobs),
         }
 
-    def _choice(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        finish_reason: str | None = None,
-    ) -> dict[str, Any]:
+    def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
 
 

@@ -6,16 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from spyglass_bridge.errors import invalid
-from spyglass_bridge.openai.parts import (
-    Format,
-    Message,
-    Object,
-    Stop,
-    StopString,
-    StreamOptions,
-    Tool,
-    ToolChoice,
-)
+from spyglass_bridge.openai.parts import Format, Message, Object, Stop, StopString, StreamOptions, Tool, ToolChoice
 from spyglass_common import limits
 
 _MAX_PROMPTS = 32

@@ -49,9 +49,7 @@ NEUTRAL_MESSAGE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "reasoning_content": (None, ""),
     "refusal": (None, ""),
 }
-NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {
-    "include_obfuscation": (None, False),
-}
+NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
 
 _MAX_FIELDS = 100
 _MAX_MESSAGES = 4096

@@ -163,8 +163,7 @@ def _decode_shape(start: pb.Start, tool_use: ToolUse | None) -> OutputConstraint
     for name in ("ignore_eos", "min_tokens"):
         if getattr(start.stopping, name) and (shape is not None or (tool_use and tool_use.needs_grammar)):
             raise InvalidRequest(
-                f"stopping.{name} goes with free text only: a format says when an answer ends",
-                field=f"stopping.{name}",
+                f"stopping.{name} goes with free text only: a format says when an answer ends", field=f"stopping.{name}"
             )
     return shape
 

@@ -71,13 +71,7 @@ class ModelRunner:
     """The runner of a Mllama model on one device. The model is its own from then on: weights may be packed."""
 
     def __init__(
-        self,
-        model: Mllama,
-        num_pages: int,
-        page_size: int,
-        num_tiles: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, model: Mllama, num_pages: int, page_size: int, num_tiles: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         pack_linears(model.text)
         self._model = model
