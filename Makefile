@@ -10,8 +10,6 @@ TORCH := torch==2.13.0
 INSTALL := install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
-# Clients are installed beside what the tests need.
-MAKEFLAGS += --jobs=2
 
 .PHONY: help run test lint format protos train exam bench profile gpu clean
 
@@ -21,7 +19,8 @@ help:  ## lists the commands
 run: $(VENV)/run  ## installs what is missing and serves the demo model (settings: SPYGLASS_… variables)
 	@exec $(BIN)/python scripts/run.py
 
-test: $(VENV)/dev $(VENV)/clients  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
+test:  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
+	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/dev $(VENV)/clients
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
