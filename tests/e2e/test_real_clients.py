@@ -22,7 +22,6 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 BIN = CACHE / "clients" / "bin"
 LLAMA_INDEX = CACHE / "clients-llama-index" / "bin"
 MODEL = "spyglass-demo"
-MOST_SKIPPED = 10
 AT_ONCE = 6
 
 
@@ -45,7 +44,8 @@ def run(stack: Stack, *command: str | Path, **variables: str) -> str:
 
 PYTHON, NODE = BIN / "python", BIN / "node"
 SUITE = (PYTHON, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "langchain_suite.py", "-k")
-SUITE_PARTS = ("structured and not async", "async", "not structured and not async")
+SUITE_PARTS = {"structured and not async": (6, 0), "async": (11, 0), "not structured and not async": (22, 10)}
+"""Of each part of LangChain's suite, how many tests pass at least, and how many are skipped at most."""
 CLIENTS: dict[str, tuple[str | Path, ...]] = {
     **{part: (*SUITE, part) for part in SUITE_PARTS},
     **{f"openai_history {way}": (PYTHON, "openai_history.py", way) for way in ("created", "parsed", "streamed")},
@@ -82,14 +82,15 @@ def test_clients(running: dict[str, Future[str]], client: str) -> None:
     running[client].result()
 
 
-@pytest.mark.parametrize(("client", "least"), [*zip(SUITE_PARTS, (6, 11, 22), strict=True)])
-def test_langchains_suite(running: dict[str, Future[str]], client: str, least: int) -> None:
+@pytest.mark.parametrize("client", SUITE_PARTS)
+def test_langchains_suite(running: dict[str, Future[str]], client: str) -> None:
+    min_passed, max_skipped = SUITE_PARTS[client]
     said = running[client].result()
     passed, skipped = (
         int(found[1]) if (found := re.search(rf"(\d+) {word}", said)) else 0 for word in ("passed", "skipped")
     )
-    assert passed >= least
-    assert skipped <= MOST_SKIPPED, said
+    assert passed >= min_passed
+    assert skipped <= max_skipped, said
 
 
 def test_the_llm_command(talker: Stack, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_the_llm_command(talker: Stack, tmp_path: Path) -> None:
 
 def test_no_request_that_can_be_made_up_from_the_description_breaks_anything(tiny: Stack) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    options = ("--checks", checks, "--phases", "coverage,fuzzing", "--max-examples", "20", "--seed", "1")
+    options = ("--checks", checks, "--phases", "coverage,fuzzing", "--max-examples", "40", "--seed", "1")
     patience = ("--request-timeout", "60")
     key = ("--header", f"Authorization: Bearer {tiny.key}")
     description = f"{tiny.http}/openapi.json"

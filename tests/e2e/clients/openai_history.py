@@ -1,6 +1,6 @@
 """The openai package: messages as it returns them, appended unmodified, over turns with tools and a picture.
 
-The arguments name the ways of asking.
+The argument names the way of asking.
 """
 
 import json
@@ -57,30 +57,30 @@ def with_results(message: Any) -> list[Any]:
     return [message, *results]
 
 
-for way in [one for one in (created, parsed, streamed) if one.__name__ in sys.argv[1:]]:
-    messages: list[Any] = [{"role": "user", "content": which_colour()}]
-    messages.append(ask(way, messages, max_tokens=8).message)
+way = {"created": created, "parsed": parsed, "streamed": streamed}[sys.argv[1]]
+messages: list[Any] = [{"role": "user", "content": which_colour()}]
+messages.append(ask(way, messages, max_tokens=8).message)
+assert messages[-1].content
+
+messages.append({"role": "user", "content": BOB})
+shape = {} if way is created else {"response_format": Person}
+messages.append(ask(way, messages, **shape, max_tokens=40).message)
+assert way is created or isinstance(messages[-1].parsed, Person)
+
+for _ in range(2):
+    messages.append({"role": "user", "content": QUESTION})
+    called = ask(way, messages, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=40)
+    assert called.finish_reason == "tool_calls"
+    [call] = called.message.tool_calls
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    assert way is created or isinstance(call.function.parsed_arguments, Weather)
+    messages += with_results(called.message)
+    messages.append(ask(way, messages, tools=tools, tool_choice="none", max_tokens=8).message)
     assert messages[-1].content
 
-    messages.append({"role": "user", "content": BOB})
-    shape = {} if way is created else {"response_format": Person}
-    messages.append(ask(way, messages, **shape, max_tokens=40).message)
-    assert way is created or isinstance(messages[-1].parsed, Person)
-
-    for _ in range(2):
-        messages.append({"role": "user", "content": QUESTION})
-        called = ask(way, messages, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=40)
-        assert called.finish_reason == "tool_calls"
-        [call] = called.message.tool_calls
-        assert set(json.loads(call.function.arguments)) == {"city"}
-        assert way is created or isinstance(call.function.parsed_arguments, Weather)
-        messages += with_results(called.message)
-        messages.append(ask(way, messages, tools=tools, tool_choice="none", max_tokens=8).message)
-        assert messages[-1].content
-
-    messages = [{"role": "user", "content": QUESTION}]
-    for max_tokens in (3, 5, 8, 12):
-        cut = ask(way, messages, tools=tools, tool_choice="required", max_tokens=max_tokens)
-        assert cut.finish_reason == "length"
-        assert not cut.message.content, cut
-        ask(created, [*messages, *with_results(cut.message), *messages], tools=tools, max_tokens=1)
+messages = [{"role": "user", "content": QUESTION}]
+for max_tokens in (3, 5, 8, 12):
+    cut = ask(way, messages, tools=tools, tool_choice="required", max_tokens=max_tokens)
+    assert cut.finish_reason == "length"
+    assert not cut.message.content, cut
+    ask(created, [*messages, *with_results(cut.message), *messages], tools=tools, max_tokens=1)
