@@ -85,8 +85,10 @@ class DecodeGraphs:
             return None
         return self._planner.decode(rows, images, shape, self._spare_slot)
 
-    def hidden(self, plan: BatchPlan, shape: GraphShape) -> Tensor:
-        """Hidden states [rows of the shape, hidden] of a plan that `plan` made; they hold until the next call."""
+    def hidden(self, plan: BatchPlan) -> Tensor:
+        """Hidden states [rows of its shape, hidden] of a plan that has one; they hold until the next call."""
+        shape = plan.shape
+        assert shape is not None
         if shape not in self._steps:
             self._steps[shape] = self._try_recording(shape, plan)
         step = self._steps[shape]

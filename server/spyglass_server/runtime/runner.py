@@ -114,8 +114,8 @@ class ModelRunner:
             return None
         graphs = DecodeGraphs(self._hidden, _RECORDERS[self._device.type](), self._planner, spare_slot)
         rows = [Row(request=EngineRequest(id=0, tokens=(0,), max_tokens=1), tokens=(0,), start=0, pages=(0,))]
-        if (plan := graphs.plan(rows)) and plan.shape:
-            graphs.hidden(plan, plan.shape)
+        if plan := graphs.plan(rows):
+            graphs.hidden(plan)
         if graphs.plan(rows) is None:
             log.warning("no decode steps are recorded, so each launches its operations one by one, which is slower")
             return None
@@ -189,7 +189,7 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, plan: BatchPlan) -> ForwardOutput:
         """Computes a plan. Another runner of the same model that computes the same plans holds the same caches."""
-        hidden = self._graphs.hidden(plan, plan.shape) if self._graphs and plan.shape else self._hidden(plan)
+        hidden = self._graphs.hidden(plan) if self._graphs and plan.shape else self._hidden(plan)
         return ForwardOutput(
             logits=self._model.text.logits(hidden[plan.sampled]) if len(plan.sampled) else None,
             prompts=tuple(self._prompt_logprobs(targets, hidden) for targets in plan.prompts),

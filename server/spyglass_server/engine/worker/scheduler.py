@@ -96,7 +96,7 @@ class Scheduler:
         for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed)
-            if not count or not self._is_seeing(sequence) or not sequence.is_running:
+            if not count or not self._is_seeing(sequence) or not sequence.is_running:  # one before it preempted it
                 continue
             if reservations.reserve(sequence, computed + count):
                 planned[sequence] = self._row(sequence, count)
