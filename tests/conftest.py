@@ -1,5 +1,6 @@
 """What all tests share: checkpoints, Ctrl-C, and that no property test fails for being slow."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from hypothesis import settings
 
 from checkpoints import random_checkpoint
 
+# Triton's kernels run on the CPU. It reads this when the first kernel is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 # A shell lets what it starts in the background ignore Ctrl-C, and so would all processes that tests start.

@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 import jsonschema
+import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, to_grammar
@@ -53,3 +54,22 @@ def valid_answers(schema: Any, count: int = 20) -> list[Any]:
     for value in found:
         validator(schema, format_checker=validator.FORMAT_CHECKER).validate(value)
     return found
+
+
+class Allows:
+    """A grammar that always allows the same tokens."""
+
+    is_ready = True
+
+    def __init__(self, *tokens: int) -> None:
+        bits = np.isin(np.arange(40), tokens)  # more than there are logits
+        self._bits = np.packbits(bits, bitorder="little").tobytes()
+
+    def allowed(self) -> bytes:
+        return self._bits
+
+    def advance(self, token: int) -> None:
+        raise AssertionError
+
+    def fork(self) -> "Allows":
+        return self

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FOLDERS = ("protos", "common", "server", "clients", "demo", "tests", "benchmarks")
 """Where the parts find their modules: the product's of this tree, whatever is installed."""
-PARTS = ("exactness", "speed", "serving", "candidates")
+PARTS = ("exactness", "speed", "serving", "kernels")
 MIN_S = 10.0
 """A part is not started with less time than this."""
 NUM_LOG_LINES = 8

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from random_model import SIZES
 from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
@@ -20,9 +19,9 @@ from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
-from spyglass_server.runtime import runner as runner_module
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.graphs import Compute
+from spyglass_server.runtime.cuda.backend import CudaBackend
+from spyglass_server.runtime.cuda.plan import GraphShape
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
@@ -30,7 +29,7 @@ from spyglass_server.runtime.runner import ModelRunner
 GREEDY = SamplingParams(temperature=0.0)
 TEMPERATURE = SamplingParams(temperature=0.6, seed=7)
 TOP_P = SamplingParams(temperature=0.6, top_p=0.9, seed=7)
-LIMITS = Limits(max_batch=64, max_step_tokens=512, max_chunk_tokens=512)
+LIMITS = Limits(max_batch=64, max_step_tokens=4096, max_chunk_tokens=512)
 """As the product has them by default on GPUs."""
 
 
@@ -60,34 +59,23 @@ def make_runner(
     """A runner whose decode steps are recorded as CUDA graphs, or computed one operation at a time."""
     runner = ModelRunner(model, num_pages, PAGE_SIZE, num_tiles, dtype, device)
     if not has_graphs:
-        runner._graphs = None
+        _shapes(runner).clear()
     return runner
 
 
 def num_recordings(runner: ModelRunner) -> int:
     """How many shapes of decode steps it has recorded."""
-    steps = runner._graphs._steps if runner._graphs else {}
-    return sum(step is not None for step in steps.values())
+    return len(_shapes(runner))
 
 
-@contextmanager
-def recording_on_cpus() -> Iterator[None]:
-    """Has runners record decode steps on CPUs too: torch's operations without Python, as a CUDA graph keeps kernels."""
-
-    def record(compute: Compute) -> Compute:
-        recorded: Compute = make_fx(compute)()
-        return recorded
-
-    runner_module._RECORDERS["cpu"] = lambda: record
-    try:
-        yield
-    finally:
-        del runner_module._RECORDERS["cpu"]
+def _shapes(runner: ModelRunner) -> set[GraphShape]:
+    """Those that are recorded; a backend for CPUs records none."""
+    return runner._backend._planner.shapes if isinstance(runner._backend, CudaBackend) else set()
 
 
 def fill_caches(runner: ModelRunner) -> None:
     """Writes numbers of ordinary size to all slots: memory that was never written may hold anything."""
-    for cache in (runner._kv_cache, runner._cross_cache):
+    for cache in (runner._memory.text, runner._memory.images):
         cache._slots.normal_()
 
 

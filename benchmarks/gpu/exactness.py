@@ -5,6 +5,7 @@ kernels run: prompts as a whole and in pieces in scattered pages, images, decode
 sampling; in float32, bfloat16 and with weights in 8 bits.
 """
 
+import contextlib
 import itertools
 import platform
 import tempfile
@@ -25,10 +26,10 @@ from engine import (
     make_row,
     make_runner,
     num_recordings,
-    recording_on_cpus,
 )
 from part import Part
 from random_weights import Sizes, VisionSizes
+from simulated_gpu import simulated_gpu
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
@@ -99,7 +100,7 @@ FULL = Workload(
     num_seeing=2,
     steps=12,
 )
-SMOKE = Workload(sizes=Sizes(), borders=(0, 1, 20, 21, 50), seeing=50, lengths=(1, 17, 150, 20), num_seeing=2, steps=5)
+SMOKE = Workload(sizes=Sizes(), borders=(0, 1, 20, 21, 40), seeing=45, lengths=(1, 30, 20), num_seeing=2, steps=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,7 @@ class Workbench:
                 for i, (length, pages, images) in enumerate(sequences)
             ]
             batches = [rows[: -work.num_seeing], rows[-work.num_seeing :]]
-            if step >= work.steps - 4:  # all together, of very different lengths: too much padding for a graph
+            if step >= work.steps - 4:  # all together, of very different lengths
                 batches = [rows]
             if step >= work.steps - 3:  # beside a prompt: never in a graph
                 batches = [[*rows, make_row(self._tokens[7000:7030], 0, extra, top_logprobs=8)]]
@@ -241,8 +242,8 @@ class Exactness:
         for kind, has_graphs in itertools.product(BARS, (False, True)):
             name = f"{kind}, graphs {'on' if has_graphs else 'off'}"
             cases.append(Case(name=name, kind=kind, device=device, has_graphs=has_graphs))
-        if self._part.is_smoke:  # recordings take long on CPUs, and without one float32 is the reference itself
-            cases = [case for case in cases[1:] if case.has_graphs is (case.kind == "float32")]
+        if self._part.is_smoke:  # float32 as on a GPU, the others, which the kernels' interpreter has not, as on a CPU
+            cases = [case for case in cases[1:] if case.kind == "float32" or not case.has_graphs]
         for case in cases:
             self._part.stage(f"exactness of {case.name}", 10.0, partial(self._check, case, reference))
 
@@ -260,13 +261,12 @@ class Exactness:
             if case.has_graphs:
                 count = num_recordings(runner)
                 self._part.record("graphs", case=case.name, count=count)
-                self._part.compare(case.name, "decode steps without a graph that should have one", float(count < 3), 0)
+                self._part.compare(case.name, "shapes of decode steps that are not recorded", float(count < 20), 0)
             return found
 
-        if case.has_graphs and case.device == CPU:
-            with recording_on_cpus():
-                return compute()
-        return compute()
+        is_simulated = self._part.is_smoke and case.name.startswith("float32")
+        with simulated_gpu() if is_simulated else contextlib.nullcontext():
+            return compute()
 
     def _compare(self, case: str, kind: str, ours: Outputs, reference: Outputs) -> None:
         for what, value in ours.items():

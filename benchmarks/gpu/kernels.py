@@ -1,140 +1,207 @@
-"""Triton kernels that the engine could have on GPUs. They are correct by the candidates' part of the check, which also
-says how near they come to the limit; the product does not use them yet.
+"""A part of the check: the product's kernels, each alone: whether it is right on this device, how near to the limit.
 
-On a CPU they run in Triton's interpreter, with TRITON_INTERPRET=1.
+Beside them what PyTorch has: attention with copies and masks, attention of variable lengths, products in 8 bits.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 
 import torch
-import triton
-import triton.language as tl
+import torch.nn.functional as F
 from torch import Tensor
 
-_GROUP = 16
-"""Query heads computed together: the least that a tensor core multiplies. Those beyond a key head's own are masked."""
-_BLOCK = 64
-"""Slots of the context that are read at once."""
-_LOG2_E = tl.constexpr(1.4426950408889634)
+from part import Part
+from spyglass_server.runtime.launch import PAGE_SIZE
+from spyglass_server.runtime.model.layers import grouped_attention
+from timing import DeviceLimits, device_ms
+
+CASE = "kernels"
+BAR = 1e-2
+"""Of relative errors in bfloat16."""
+FP8_MAX = 448.0
+FP8_BAR = 6e-2
+CONTEXTS = ((1, 1024), (1, 32_768), (8, 1024), (64, 1024), (32, 8192))
+"""Rows and their context."""
+SMOKE_CONTEXTS = ((3, 300),)
+MATRICES = ((28_672, 4096), (57_344, 8192), (8192, 28_672))
+"""Outputs and inputs of linear layers of the 11B and the 90B model."""
 
 
-@triton.jit
-def _decode_split(
-    q, k, v, block_tables, context_lens, out_parts, lse_parts, scale, table_stride, num_splits,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Attention of one row's query heads that share a key head, to one split of the context: a program for each
-    (row, key head, split). `lse` is the base-2 logarithm of the sum of the softmax's weights."""
-    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    context = tl.load(context_lens + row)
-    split_size = tl.cdiv(tl.cdiv(context, num_splits), BLOCK) * BLOCK
-    begin = split * split_size
-    end = tl.minimum(begin + split_size, context)
-    shared: tl.constexpr = HEADS // KV_HEADS
-    group, dim = tl.arange(0, GROUP), tl.arange(0, HEAD_DIM)
-    heads = kv_head * shared + group
-    is_head = group < shared
-    query = tl.load(q + (row * HEADS + heads)[:, None] * HEAD_DIM + dim[None], mask=is_head[:, None], other=0.0)
-    best = tl.full([GROUP], -float("inf"), tl.float32)
-    total = tl.zeros([GROUP], tl.float32)
-    out = tl.zeros([GROUP, HEAD_DIM], tl.float32)
-    for first in range(begin, end, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        seen = at < end
-        page = tl.load(block_tables + row * table_stride + at // PAGE, mask=seen, other=0).to(tl.int64)
-        slot = (page * PAGE + at % PAGE) * (KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
-        keys = tl.load(k + slot[None] + dim[:, None], mask=seen[None], other=0.0)
-        scores = tl.where(seen[None], tl.dot(query, keys) * (scale * _LOG2_E), -float("inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_best[:, None])
-        kept = tl.exp2(best - new_best)
-        values = tl.load(v + slot[:, None] + dim[None], mask=seen[:, None], other=0.0)
-        out = out * kept[:, None] + tl.dot(weights.to(values.dtype), values)
-        total = total * kept + tl.sum(weights, 1)
-        best = new_best
-    total = tl.where(begin < end, total, 1.0)  # a split beyond the context counts nothing
-    part = (row * HEADS + heads) * num_splits + split
-    tl.store(lse_parts + part, best + tl.log2(total), mask=is_head)
-    tl.store(out_parts + part[:, None] * HEAD_DIM + dim[None], out / total[:, None], mask=is_head[:, None])
+class Kernels:
+    """The stages of this part."""
+
+    def __init__(self, part: Part) -> None:
+        self._part, self._device = part, part.device
+        self._dtype = torch.float32 if part.is_smoke else torch.bfloat16  # the interpreter has no bfloat16
+        self._limits = DeviceLimits.kept_in(part.out, part.device)
+
+    @torch.inference_mode()
+    def paged_attention(self) -> None:
+        if self._lacks_triton("paged attention"):
+            return
+        for rows, context in SMOKE_CONTEXTS if self._part.is_smoke else CONTEXTS:
+            self._attend(rows, context)
+
+    def _attend(self, rows: int, context: int) -> None:
+        from spyglass_server.runtime.kernels.attention import decode_attention
+
+        heads, kv_heads, head_dim = (8, 2, 32) if self._part.is_smoke else (32, 8, 128)
+        pages = -(-context // PAGE_SIZE)
+        block_tables = torch.randperm(rows * pages, device=self._device).to(torch.int32).view(rows, pages)
+        k, v = (self._random(rows * pages * PAGE_SIZE, kv_heads, head_dim) for _ in range(2))
+        q = self._random(rows, heads, head_dim)
+        lens = torch.full((rows,), context, dtype=torch.int32, device=self._device)
+        if rows > 1:
+            lens[0] = context // 3  # what lies behind it must not be read
+        offsets = torch.arange(PAGE_SIZE, device=self._device)
+        slots = (block_tables.long()[:, :, None] * PAGE_SIZE + offsets).flatten(1)[:, :context]
+        unseen = (torch.arange(context, device=self._device) >= lens[:, None])[:, None, None]
+
+        def copying(dtype: torch.dtype) -> Tensor:
+            """What the product does: copies of the keys and values, then attention with a mask."""
+            near = (F.embedding(slots, x.flatten(1)).view(rows, context, kv_heads, head_dim) for x in (k, v))
+            keys, values = (x.to(dtype).transpose(1, 2) for x in near)
+            mask = torch.zeros(unseen.shape, dtype=dtype, device=self._device).masked_fill_(unseen, -torch.inf)
+            return grouped_attention(q.to(dtype)[:, None], keys, values, mask).view(q.shape)
+
+        reads = torch.stack((torch.arange(rows, device=self._device), torch.zeros_like(lens), lens)).int()
+        flat_k, flat_v = k.flatten(1), v.flatten(1)
+
+        def paged() -> Tensor:
+            return decode_attention(q, flat_k, flat_v, block_tables, reads, PAGE_SIZE).view(q.shape)
+
+        self._compare(f"paged attention, {rows} rows, context {context}", paged(), copying(torch.float32))
+        limit_ms = self._limits.ms(2 * int(lens.sum()) * kv_heads * head_dim * k.element_size())
+        ms, copying_ms = device_ms(self._device, paged), device_ms(self._device, lambda: copying(self._dtype))
+        self._part.record(
+            "paged attention",
+            rows=rows,
+            context=context,
+            ms=round(ms, 4),
+            limit_ms=round(limit_ms, 4),
+            ratio=round(limit_ms / ms, 3),
+            copying_ms=round(copying_ms, 4),
+            copying_ratio=round(limit_ms / copying_ms, 3),
+        )
+
+    @torch.inference_mode()
+    def small_kernels(self) -> None:
+        if self._lacks_triton("small kernels"):
+            return
+        from spyglass_server.runtime.kernels.layers import add_rms_norm, silu_mul
+
+        rows, hidden, size = (4, 96, 80) if self._part.is_smoke else (32, 4096, 14_336)
+        x, delta, weight = (
+            torch.randn(rows, hidden, device=self._device),
+            self._random(rows, hidden),
+            self._random(hidden),
+        )
+        total = x + delta.float()
+        expected = total * (total.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.float()
+        self._compare("add and norm", add_rms_norm(x, delta, None, weight, 1e-5), expected)
+        self._compare("the residual stream after add and norm", x, total)
+        gate_up = self._random(rows, 2 * size)
+        expected = F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float()
+        self._compare("SiLU times up", silu_mul(gate_up), expected)
+
+        def norm() -> Tensor:
+            return add_rms_norm(x, delta, None, weight, 1e-5)
+
+        self._part.record(
+            "small kernels",
+            add_rms_norm_us=round(1000 * device_ms(self._device, norm), 2),
+            silu_mul_us=round(1000 * device_ms(self._device, lambda: silu_mul(gate_up)), 2),
+        )
+
+    @torch.inference_mode()
+    def flash_attention(self) -> None:
+        """Torch's own, for a chunk of a prompt with what is before it: causal to the bottom right, without a mask."""
+        schemas = str(torch._C._jit_get_schemas_for_operator("aten::_flash_attention_forward"))
+        has = {word: word in schemas for word in ("block_table", "seqused_k", "num_splits")}
+        self._part.record("flash attention's options", **has)
+        if self._device.type != "cuda":
+            return
+        heads, kv_heads, head_dim, tokens, start = 32, 8, 128, 512, 7680
+        context = start + tokens
+        q, k, v = (self._random(n, h, head_dim) for n, h in ((tokens, heads), (context, kv_heads), (context, kv_heads)))
+        ends_q, ends_k = (torch.tensor([0, n], dtype=torch.int32, device=self._device) for n in (tokens, context))
+
+        def flash() -> Tensor:
+            found: Tensor = torch.ops.aten._flash_attention_forward(
+                q, k, v, ends_q, ends_k, tokens, context, 0.0, True, False
+            )[0]
+            return found
+
+        seen = torch.ones(tokens, context, dtype=torch.bool, device=self._device).tril(start)
+        exact_q, exact_k, exact_v = (x.float().transpose(0, 1)[None] for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(exact_q, exact_k, exact_v, seen, enable_gqa=True)
+        self._compare("flash attention of a chunk", flash(), expected[0].transpose(0, 1))
+        ms = device_ms(self._device, flash)
+        operations = 4 * heads * head_dim * tokens * (start + tokens / 2)
+        self._part.record("flash attention of a chunk", ms=round(ms, 3), tflops=round(operations / ms / 1e9))
+
+    @torch.inference_mode()
+    def fp8_products(self) -> None:
+        """Weights with a scale for each output and inputs with one for each token, by torch's product."""
+        if self._device.type != "cuda":
+            self._part.record("fp8 products", skipped="CPUs have none")
+            return
+        for outputs, inputs in MATRICES:
+            weight = self._random(outputs, inputs)
+            scale = weight.abs().amax(1, keepdim=True).float() / FP8_MAX
+            small = (weight.float() / scale).to(torch.float8_e4m3fn)
+            for rows in (1, 32):
+                x = self._random(rows, inputs)
+                product = _fp8_product(x, small, scale.t().contiguous())
+                expected = x.float() @ weight.float().t()
+                self._compare(f"fp8 product, {rows} x {inputs} by {inputs} x {outputs}", product(), expected, FP8_BAR)
+                self._part.record(
+                    "fp8 products",
+                    rows=rows,
+                    inputs=inputs,
+                    outputs=outputs,
+                    bf16_ms=round(device_ms(self._device, partial(torch.matmul, x, weight.t())), 4),
+                    bf16_limit_ms=round(self._limits.ms(2 * inputs * outputs), 4),
+                    fp8_ms=round(device_ms(self._device, product), 4),
+                    fp8_limit_ms=round(self._limits.ms(inputs * outputs), 4),
+                )
+
+    def _lacks_triton(self, stage: str) -> bool:
+        if find_spec("triton"):
+            return False
+        self._part.record(stage, skipped="no triton", failed=self._device.type == "cuda")
+        return True
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self._device, dtype=self._dtype)
+
+    def _compare(self, what: str, value: Tensor, expected: Tensor, bar: float = BAR) -> None:
+        error = float((value.float() - expected).norm() / expected.norm())
+        self._part.compare(CASE, what, error if math.isfinite(error) else math.inf, bar)
 
 
-@triton.jit
-def _decode_combine(out_parts, lse_parts, out, num_splits, HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Puts the splits of one query head together: a program for each (row, head)."""
-    head = tl.program_id(0)
-    split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, HEAD_DIM)
-    exists = split < num_splits
-    lse = tl.load(lse_parts + head * num_splits + split, mask=exists, other=-float("inf"))
-    weights = tl.exp2(lse - tl.max(lse, 0))
-    at = (head * num_splits + split)[:, None] * HEAD_DIM + dim[None]
-    parts = tl.load(out_parts + at, mask=exists[:, None], other=0.0)
-    tl.store(out + head * HEAD_DIM + dim, tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0))
+def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Callable[[], Tensor]:
+    """Of x [rows, in] in bfloat16 and weight [out, in] in float8 with its scale [1, out]; rounds x itself."""
+
+    def product() -> Tensor:
+        x_scale = x.abs().amax(1, keepdim=True).float() / FP8_MAX
+        small = (x.float() / x_scale).to(torch.float8_e4m3fn)
+        return torch._scaled_mm(small, weight.t(), x_scale, scale, out_dtype=torch.bfloat16)
+
+    return product
 
 
-def paged_decode_attention(
-    q: Tensor, k: Tensor, v: Tensor, block_tables: Tensor, context_lens: Tensor, num_splits: int, page_size: int
-) -> Tensor:
-    """Attention of one token a row to its context, which lies in pages and is not copied.
-
-    q [rows, heads, head_dim]; k and v [slots, kv_heads, head_dim], contiguous; block_tables int32 [rows, pages];
-    context_lens int32 [rows], each at least 1. The context is read in `num_splits` splits at once. Returns [rows,
-    heads, head_dim].
-    """
-    rows, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    assert heads // kv_heads <= _GROUP
-    out_parts = torch.empty(rows, heads, num_splits, head_dim, dtype=torch.float32, device=q.device)
-    lse_parts = torch.empty(rows, heads, num_splits, dtype=torch.float32, device=q.device)
-    out = torch.empty_like(q)
-    _decode_split[(rows, kv_heads, num_splits)](
-        q, k, v, block_tables, context_lens, out_parts, lse_parts, 1 / math.sqrt(head_dim), block_tables.stride(0),
-        num_splits, HEADS=heads, KV_HEADS=kv_heads, GROUP=_GROUP, HEAD_DIM=head_dim, PAGE=page_size, BLOCK=_BLOCK,
-        num_warps=4, num_stages=3,
-    )  # fmt: skip
-    _decode_combine[(rows * heads,)](
-        out_parts, lse_parts, out, num_splits, HEAD_DIM=head_dim, MAX_SPLITS=triton.next_power_of_2(num_splits)
-    )
-    return out
+def main() -> None:
+    """Runs the part."""
+    part = Part.from_arguments()
+    kernels = Kernels(part)
+    part.stage("paged attention", 20.0, kernels.paged_attention)
+    part.stage("small kernels", 5.0, kernels.small_kernels)
+    part.stage("flash attention", 5.0, kernels.flash_attention)
+    part.stage("fp8 products", 10.0, kernels.fp8_products)
 
 
-@triton.jit
-def _add_rms_norm(x, delta, weight, out, size, eps, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    at = tl.arange(0, BLOCK)
-    exists = at < size
-    added = tl.load(delta + row * size + at, mask=exists, other=0.0).to(tl.float32)
-    total = tl.load(x + row * size + at, mask=exists, other=0.0) + added
-    tl.store(x + row * size + at, total, mask=exists)
-    scale = tl.rsqrt(tl.sum(total * total, 0) / size + eps)
-    factor = tl.load(weight + at, mask=exists, other=0.0).to(tl.float32)
-    tl.store(out + row * size + at, total * scale * factor, mask=exists)
-
-
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Adds delta to the residual stream x in place and returns the norm of the sum.
-
-    x float32 [rows, hidden]; delta [rows, hidden] and weight [hidden] in the weights' format, as is what it returns.
-    """
-    rows, size = x.shape
-    out = torch.empty_like(delta)
-    _add_rms_norm[(rows,)](x, delta, weight, out, size, eps, BLOCK=triton.next_power_of_2(size), num_warps=8)
-    return out
-
-
-@triton.jit
-def _silu_mul(gate_up, out, size, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    exists = at < size
-    gate = tl.load(gate_up + row * 2 * size + at, mask=exists, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * size + size + at, mask=exists, other=0.0).to(tl.float32)
-    tl.store(out + row * size + at, gate * tl.sigmoid(gate) * up, mask=exists)
-
-
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of gate_up [rows, 2 * size], gates first: [rows, size]."""
-    rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-    out = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
-    _silu_mul[(rows, triton.cdiv(size, 1024))](gate_up, out, size, BLOCK=1024)
-    return out
+if __name__ == "__main__":
+    main()

@@ -91,7 +91,7 @@ _CASES: Mapping[str, Callable[[Line], tuple[str, str]]] = {
     "image": lambda line: (f"four tiles, {line['slices']} slices", f"first {line['first_ms']} ms"),
     "sampling": lambda line: (f"{line['rows']} rows, {line['how']}", ""),
     "paged attention": lambda line: (
-        f"{line['rows']} rows, context {line['context']}, {line['splits']} splits",
+        f"{line['rows']} rows, context {line['context']}",
         f"with copies {line['copying_ms']} ms ({line['copying_ratio']})",
     ),
 }

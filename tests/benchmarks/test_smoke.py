@@ -194,15 +194,15 @@ def test_gpu_check(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "failure"), [(0, "not started: 0 s are left"), (100, "ended with 3")])
 def test_gpu_check_fails_with_a_part_of_it(tmp_path: Path, seconds: float, failure: str) -> None:
     """One that has no time left, and one whose process dies."""
-    dying = "import os, sys\nif sys.orig_argv[1].endswith('candidates.py'):\n    os._exit(3)\n"
+    dying = "import os, sys\nif sys.orig_argv[1].endswith('kernels.py'):\n    os._exit(3)\n"
     (tmp_path / "sitecustomize.py").write_text(dying)
     environ = clean_environ()
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), environ.get("PYTHONPATH")]))
-    options = ("--cpu-smoke", "--only", "candidates", "--seconds", str(seconds), "--out", str(tmp_path))
+    options = ("--cpu-smoke", "--only", "kernels", "--seconds", str(seconds), "--out", str(tmp_path))
     command = [sys.executable, str(FOLDER / "gpu" / "check.py"), *options]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == 1, ended.stderr
-    assert f"- FAILED candidates {failure}" in ended.stdout
+    assert f"- FAILED kernels {failure}" in ended.stdout
 
 
 def test_gpu_check_fails_when_something_is_not_exact() -> None:

@@ -13,8 +13,8 @@ import torch
 from fidelity import ours
 from fidelity.meta_model import MetaModel
 from fidelity.prompts import PROMPTS
-from spyglass_server.runtime import plan, runner
 from spyglass_server.runtime.config import RopeConfig
+from spyglass_server.runtime.cpu import backend, plan
 from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 from spyglass_server.runtime.model import vision
 from spyglass_server.runtime.model.layers import rotary_frequencies
@@ -66,7 +66,7 @@ def rope_unscaled(patch: pytest.MonkeyPatch) -> None:
     def frequencies(config: RopeConfig, head_dim: int, device: torch.device) -> torch.Tensor:
         return rotary_frequencies(dataclasses.replace(config, factor=1.0), head_dim, device)
 
-    patch.setattr(runner, "rotary_frequencies", frequencies)
+    patch.setattr(backend, "rotary_frequencies", frequencies)
 
 
 @pytest.mark.parametrize(

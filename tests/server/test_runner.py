@@ -1,26 +1,29 @@
 """The runner: rows computed together come out as each alone, whatever lies in the memory around them."""
 
+import contextlib
 import math
 import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pictures import noise
+from simulated_gpu import simulated_gpu
 from spyglass_server.engine.messages import EngineRequest, ImageKey, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
-from spyglass_server.runtime import plan as plan_module
-from spyglass_server.runtime import runner as runner_module
+from spyglass_server.runtime import slot_cache
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
-from spyglass_server.runtime.graphs import Compute
+from spyglass_server.runtime.cpu import plan as plan_module
+from spyglass_server.runtime.cpu.backend import CpuBackend
 from spyglass_server.runtime.linear import Int8Linear
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
@@ -36,24 +39,35 @@ def model(checkpoint: Path) -> Mllama:
 
 
 def made(of: Mllama) -> ModelRunner:
-    return ModelRunner(of, 400, PAGE, 16, torch.float32, torch.device("cpu"))
+    return ModelRunner(of, 400, PAGE, 16, torch.float32, torch.device("cpu"), max_batch=8)
 
 
-def traced(compute: Compute) -> Compute:
-    """Records a step as a device does: operations and the tensors that they read, and no Python."""
-    recorded: Compute = make_fx(compute)()
-    return recorded
+WAYS = ["on a CPU", "on a CPU, long contexts apart", "as on a GPU"]
 
 
-@pytest.fixture(params=["as they come", "in fixed shapes"])
-def runner(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModelRunner:
-    """A runner whose cache holds no number that one could compute with; decode steps as on CPUs, and as on others."""
-    if request.param == "in fixed shapes":
-        monkeypatch.setattr(runner_module, "_RECORDERS", {"cpu": lambda: traced})
+@pytest.fixture(params=WAYS)
+def runner(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ModelRunner]:
+    """A runner whose cache holds no number that one could compute with."""
+    if request.param == "on a CPU, long contexts apart":
+        monkeypatch.setattr(plan_module, "_LONG", 8)
     loaded = model(tiny_checkpoint)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", lambda shape, **options: torch.full(shape, math.nan, **options))
-        return made(loaded)
+    with simulated_gpu() if request.param == "as on a GPU" else contextlib.nullcontext():
+        with monkeypatch.context() as patch:
+            patch.setattr(slot_cache, "torch", EmptyIsNan())
+            made_so = made(loaded)
+        yield made_so
+
+
+class EmptyIsNan:
+    """torch, whose new memory holds no numbers."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def empty(self, shape: Sequence[int], **options: Any) -> torch.Tensor:
+        return torch.full(shape, math.nan, **options)
 
 
 def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
@@ -62,12 +76,8 @@ def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
     return Row(request=ASKED, tokens=tokens, start=start, pages=pages, choices=(0,))
 
 
-@pytest.mark.parametrize("long", [8, 1024])
-def test_rows_of_all_lengths_decode_together_as_alone(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, long: int
-) -> None:
-    monkeypatch.setattr(plan_module, "_LONG", long)
-    lengths = (1, 3, 4, 5, 30, 31, 300, 700)  # more than one group of lengths
+def test_rows_of_all_lengths_decode_together_as_alone(runner: ModelRunner) -> None:
+    lengths = (1, 4, 5, 30, 31, 300)  # more than one group of lengths
     first_pages = [0, *accumulate(length // PAGE + 1 for length in lengths)]
     for page, length in zip(first_pages, lengths, strict=False):
         runner.execute([row(page, 0, tuple(3 + (page + i) % 40 for i in range(length)))])
@@ -155,8 +165,8 @@ def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, mon
     take(runner, tiny_checkpoint, keys[0])
     assert runner.encode_image(keys[0], FOUR)
     whole = logits_seeing(runner, FOUR)
-    monkeypatch.setattr(runner_module, "_SLICE_TOKENS", 7)
-    monkeypatch.setattr(runner_module, "_SLICE_OPERATIONS", {"cpu": 1.0})
+    monkeypatch.setattr(CpuBackend, "slice_tokens", 7)
+    monkeypatch.setattr(CpuBackend, "slice_operations", 1.0)
     slow = made(model(tiny_checkpoint))
     take(slow, tiny_checkpoint, *keys)
     places = {keys[0]: FOUR, keys[1]: SCATTERED}
@@ -169,12 +179,8 @@ def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, mon
         torch.testing.assert_close(logits_seeing(slow, tiles), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("long", [8, 1024])
-def test_images_of_all_sizes_are_seen_together_as_alone(
-    runner: ModelRunner, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, long: int
-) -> None:
+def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, tiny_checkpoint: Path) -> None:
     """Two of four tiles, one of them in places far apart, one of a single tile, and a text that sees none."""
-    monkeypatch.setattr(plan_module, "_LONG", long)
     take(runner, tiny_checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
     take(runner, tiny_checkpoint, ImageKey("t", b"small"), size=(20, 20))
     for name, tiles in ((b"one", FOUR), (b"two", SCATTERED), (b"small", (12,))):

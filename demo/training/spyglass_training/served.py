@@ -6,7 +6,7 @@ Every other module here imports them from this one.
 from spyglass_server.prompt.images import ImageSpec, choose_canvas, tile_image
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import ModelConfig, TextConfig, VisionConfig, load_config
-from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies
+from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies, rotate
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_server.runtime.model.vision import VisionEncoder, whole
@@ -26,6 +26,7 @@ __all__ = [
     "load_model",
     "rotary_angles",
     "rotary_frequencies",
+    "rotate",
     "tile_image",
     "whole",
 ]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spyglass_server.engine.messages import Logprobs, SamplingParams
@@ -100,16 +101,16 @@ def _best(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 def _gumbel(draws: Sequence[Draw], logits: Tensor) -> Tensor:
     """Standard Gumbel noise [draws, vocabulary] in float64."""
-    first = torch.tensor([_start(draw) for draw in draws], dtype=torch.int64, device=logits.device)
+    first = torch.from_numpy(random_starts(draws)).to(logits.device)
     token = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 12)  # the half takes the last of 53
     return bits.double().add_(0.5).mul_(2.0**-52).log_().neg_().log_().neg_()
 
 
-def _start(draw: Draw) -> int:
-    """Where a draw's random numbers begin: 64 bits from a counter-based generator (Philox), with a sign."""
-    bits = np.random.Philox(key=draw.params.seed, counter=[0, 0, draw.choice, draw.position])
-    return int(bits.random_raw()) - 2**63
+def random_starts(draws: Sequence[Draw]) -> NDArray[np.int64]:
+    """Where the random numbers of each draw begin [draws]: 64 bits from a counter-based generator (Philox)."""
+    generators = (np.random.Philox(key=draw.params.seed, counter=[0, 0, draw.choice, draw.position]) for draw in draws)
+    return np.array([int(generator.random_raw()) - 2**63 for generator in generators], np.int64)
 
 
 def _split_mix(state: Tensor) -> Tensor:

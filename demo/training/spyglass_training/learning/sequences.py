@@ -16,7 +16,7 @@ from spyglass_training.drawing.scenes import Scene
 from spyglass_training.learning.labels import WHOLE
 from spyglass_training.learning.precision import suited_attention
 from spyglass_training.learning.views import NO_IMAGE, PictureViews, attention
-from spyglass_training.served import TextConfig, TextModel, rotary_angles, rotary_frequencies
+from spyglass_training.served import TextConfig, TextModel, rotary_angles, rotary_frequencies, rotate
 from spyglass_training.talk.referents import Referent, referents
 
 IMAGE = "<|image|>"
@@ -168,6 +168,8 @@ class Sequences:
         self._images = torch.tensor([i for tokens in batch for i in tokens.images])
         self._looks = torch.tensor([things for tokens in batch for things in tokens.looks])
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
+        frequencies = rotary_frequencies(config.rope, config.head_dim, torch.device("cpu"))
+        self._angles = rotary_angles(self.positions, frequencies)
 
     def hidden(self, model: TextModel, layers: Iterable[nn.Module] | None = None) -> Tensor:
         """Hidden states of all tokens [tokens, hidden], without pictures, after all or the given layers."""
@@ -178,7 +180,7 @@ class Sequences:
     def through(self, model: TextModel, layers: Iterable[nn.Module], x: Tensor, views: PictureViews | None) -> Tensor:
         """Takes hidden states of all tokens [tokens, hidden] through some of the text model's layers."""
         with suited_attention(model.head.weight.dtype):
-            return model.through(layers, x, self, views, *self._angles())
+            return model.through(layers, x, self, views)
 
     def views(self, states: Tensor, owners: Tensor | None = None) -> PictureViews:
         """The tokens' views of pictures, whose keys and values [cross layers, 2, kv_heads, images, tokens, head_dim]
@@ -192,17 +194,13 @@ class Sequences:
             views.watch(self._looks, owners)
         return views
 
-    def _angles(self) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the positions, each [tokens, 1, head_dim]."""
-        frequencies = rotary_frequencies(self._config.rope, self._config.head_dim, torch.device("cpu"))
-        return rotary_angles(self.positions, frequencies)
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Keeps keys and values [tokens, kv_heads, head_dim] of a layer."""
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Rotates and keeps keys and values of qkv [tokens, (heads + 2 * kv_heads) * head_dim], and lets each token
+        attend to its own conversation so far."""
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        qk, v = qkv.view(len(qkv), -1, self._config.head_dim).tensor_split((heads + kv_heads,), dim=1)
+        q, k = rotate(qk, *self._angles).tensor_split((heads,), dim=1)
         self._keys[layer] = self._padded(k), self._padded(v)
-
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [tokens, heads, head_dim], each to its own conversation so far."""
         k, v = (x.transpose(1, 2) for x in self._keys[layer])  # [rows, kv_heads, longest, head_dim]
         if self._prefixes is not None:
             k, v = (torch.cat((self._prefixes[layer, i], x), dim=2) for i, x in enumerate((k, v)))

@@ -55,6 +55,14 @@ class PictureViews:
         logs = scores.log_softmax(-1).masked_fill(~there[:, :, None], -torch.inf)
         return torch.logsumexp(logs, -1).mean().neg()
 
+    def select(self, x: Tensor) -> Tensor:
+        """Of the states of all tokens, those of the seeing ones."""
+        return x.index_select(0, self.index)
+
+    def merge(self, x: Tensor, seeing: Tensor) -> Tensor:
+        """The states of all tokens, with those of the seeing ones in their places."""
+        return x.index_copy(0, self.index, seeing)
+
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attention of q [seeing tokens, heads, head_dim] to the states of each one's picture."""
         k, v = self._states[layer].transpose(1, 2)  # each [images, kv_heads, tokens, head_dim]

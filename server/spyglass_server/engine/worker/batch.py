@@ -12,13 +12,13 @@ from spyglass_server.engine.structured_output import Matcher
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 
-    `tokens` are at positions start, start + 1, … of the sequence; their keys and values go to `pages`, the sequence's
-    block table, which covers everything up to the last of them. `image_tiles` are the tiles that hold the cross-
-    attention states of the request's images, in order. If `choices` is not empty, the logits of the last token are
-    sampled once for each of these choices. `history` is the sequence up to the row's end where the request has
-    penalties, and empty otherwise. Stop tokens are not sampled unless it `may_stop`, nor tokens that `matcher` does not
-    allow. Where the request wants prompt logprobs, this row's begin with those after token `prompt_logprobs_start` of
-    `tokens`.
+    `sequence` is the number of its sequence, which no other one has. `tokens` are at positions start, start + 1, … of
+    it; their keys and values go to `pages`, its block table, which covers everything up to the last of them.
+    `image_tiles` are the tiles that hold the cross-attention states of the request's images, in order. If `choices` is
+    not empty, the logits of the last token are sampled once for each of these choices. `history` is the sequence up to
+    the row's end where the request has penalties, and empty otherwise. Stop tokens are not sampled unless it
+    `may_stop`, nor tokens that `matcher` does not allow. Where the request wants prompt logprobs, this row's begin with
+    those after token `prompt_logprobs_start` of `tokens`.
     """
 
     request: EngineRequest
@@ -31,6 +31,7 @@ class Row:
     may_stop: bool = True
     matcher: Matcher | None = None
     prompt_logprobs_start: int = 0
+    sequence: int = 0
 
     @property
     def end(self) -> int:

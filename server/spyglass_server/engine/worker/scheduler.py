@@ -163,6 +163,7 @@ class Scheduler:
             may_stop=sequence.num_answered >= sequence.request.min_tokens,
             matcher=sequence.matcher,
             prompt_logprobs_start=max(start, sequence.num_prompt_logprobs) - start,
+            sequence=sequence.number,
         )
 
     # --- admission and preemption -------------------------------------------------------------

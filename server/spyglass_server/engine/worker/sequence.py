@@ -1,5 +1,6 @@
 """A sequence of tokens that the scheduler takes from its prompt to the end of its answer."""
 
+import itertools
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -36,6 +37,8 @@ class Sequence:
     num_prompt_logprobs: int = 0
     """Prompt positions whose logprob of the next token has been returned."""
     image_keys: tuple[ImageKey, ...] = field(init=False)
+    number: int = field(init=False, default_factory=itertools.count().__next__)
+    """No other sequence has the same."""
 
     def __post_init__(self) -> None:
         self.image_keys = tuple(image.key for image in self.request.images)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import RopeConfig
+from spyglass_server.runtime.ops import ops_of
 
 
 class RMSNorm(nn.Module):
@@ -22,12 +23,15 @@ class RMSNorm(nn.Module):
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = x.float()  # by hand, in few operations: faster on CPUs than torch's own
-        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        eps = length.new_full((), self._eps)  # addcmul takes no number here, and CUDA no tensor of the CPU
-        mean_square = torch.addcmul(eps, length, length, value=1 / x.shape[-1])
-        normed: Tensor = exact * mean_square.rsqrt_() * self.weight
-        return normed.to(self.weight.dtype)
+        """Of x [..., size]."""
+        return self.add(x.reshape(-1, x.shape[-1]))[1].view(x.shape)
+
+    def add(self, x: Tensor, added: Tensor | None = None, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Adds `added`, times `gate` if there is one, to the residual stream x [rows, size].
+
+        Returns the sum, which may take the place of x, and its norm.
+        """
+        return ops_of(x.device.type).add_rms_norm(x, added, gate, self.weight, self._eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -47,8 +51,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        hidden: Tensor = self.down(F.silu(gate.float()).mul_(up).to(gate.dtype))
+        hidden: Tensor = self.down(ops_of(x.device.type).silu_mul(self.gate_up(x)))
         return hidden
 
 

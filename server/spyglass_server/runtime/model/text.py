@@ -15,28 +15,34 @@ import torch
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import TextConfig
-from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU, rotate
+from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU
+from spyglass_server.runtime.ops import ops_of
 
 
 class KVCache(Protocol):
     """Keys and values of the sequences in a batch, by layer."""
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Stores keys and values [tokens, kv_heads, head_dim] of the batch's tokens."""
-
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [tokens, heads, head_dim], each to its own sequence so far: [tokens, heads * head_dim]."""
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Applies the rotary embedding to queries and keys of qkv [tokens, (heads + 2 * kv_heads) * head_dim], stores
+        keys and values, and lets each token attend to its own sequence so far: [tokens, heads * head_dim]."""
+        ...
 
 
 class CrossCache(Protocol):
     """Cross-attention states of the images in a batch, and which tokens see them."""
 
-    @property
-    def index(self) -> Tensor:
-        """The flat tokens that see an image."""
+    def select(self, x: Tensor) -> Tensor:
+        """What cross-attention layers compute of all tokens' states [tokens, hidden]: of those that see an image, at
+        least, in a tensor that may be written."""
+        ...
+
+    def merge(self, x: Tensor, seeing: Tensor) -> Tensor:
+        """The states of all tokens, those that see an image as they are among the selected ones now."""
+        ...
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
-        """Attention of q [seeing tokens, heads, head_dim], each to the images that it sees."""
+        """Attention of the selected tokens' q [tokens, heads, head_dim], each to the images that it sees."""
+        ...
 
 
 class SelfAttentionLayer(nn.Module):
@@ -53,15 +59,14 @@ class SelfAttentionLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
-        config = self.config
-        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, config.head_dim)
-        qk, v = qkv.tensor_split((config.num_heads + config.num_kv_heads,), dim=1)
-        q, k = rotate(qk, cos, sin).tensor_split((config.num_heads,), dim=1)
-        cache.write(self.cache_layer, k, v)
-        x = x + self.o(cache.attend(self.cache_layer, q))
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+    def forward(self, x: Tensor, added: Tensor | None, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Takes the residual stream x float32 [tokens, hidden] and what the layer before adds to it.
+
+        Returns the stream, and what is to be added to it.
+        """
+        x, normed = self.attention_norm.add(x, added)
+        x, normed = self.mlp_norm.add(x, self.o(cache.attend(self.cache_layer, self.qkv(normed))))
+        return x, self.mlp(normed)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -89,12 +94,12 @@ class CrossAttentionLayer(nn.Module):
         return torch.stack((self.k_norm(k), v))
 
     def forward(self, x: Tensor, images: CrossCache) -> Tensor:
-        seeing = x.index_select(0, images.index)
-        q = self.q(self.attention_norm(seeing)).view(seeing.shape[0], -1, self.config.head_dim)
-        attended = images.attend(self.cache_layer, self.q_norm(q))
-        seeing = seeing + self.attention_gate.float().tanh() * self.o(attended)
-        seeing = seeing + self.mlp_gate.float().tanh() * self.mlp(self.mlp_norm(seeing))
-        return x.index_copy(0, images.index, seeing)
+        """Takes the residual stream x float32 [tokens, hidden], and returns it."""
+        seeing, normed = self.attention_norm.add(images.select(x))
+        q = self.q_norm(self.q(normed).view(seeing.shape[0], -1, self.config.head_dim))
+        attended = self.o(images.attend(self.cache_layer, q))
+        seeing, normed = self.mlp_norm.add(seeing, attended, self.attention_gate.float().tanh())
+        return images.merge(x, seeing + self.mlp_gate.float().tanh() * self.mlp(normed))
 
 
 class TextModel(nn.Module):
@@ -119,31 +124,20 @@ class TextModel(nn.Module):
     def cross_layers(self) -> list[CrossAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
-    def forward(self, tokens: Tensor, cache: KVCache, images: CrossCache | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """Hidden states of flat tokens [tokens], float32 [tokens, hidden].
+    def forward(self, tokens: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
+        """Hidden states of flat tokens [tokens], float32 [tokens, hidden]. `images` is None where none sees one."""
+        return self.through(self.layers, self.embedding(tokens).float(), cache, images)
 
-        cos and sin [tokens, 1, head_dim] are their `rotary_angles`. `images` is None where no token sees an image.
-        """
-        return self.through(self.layers, self.embedding(tokens).float(), cache, images, cos, sin)
-
-    def through(
-        self,
-        layers: Iterable[nn.Module],
-        x: Tensor,
-        cache: KVCache,
-        images: CrossCache | None,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:
-        """Takes hidden states [tokens, hidden] through some of the layers."""
+    def through(self, layers: Iterable[nn.Module], x: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
+        """Takes hidden states float32 [tokens, hidden] through some of the layers."""
+        added: Tensor | None = None
         for layer in layers:
             if isinstance(layer, SelfAttentionLayer):
-                x = layer(x, cache, cos, sin)
+                x, added = layer(x, added, cache)
             elif images is not None:
-                x = layer(x, images)
-        return x
+                x, added = layer(x if added is None else x + added, images), None
+        return x if added is None else x + added
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of hidden states [rows, hidden], float32 [rows, vocabulary]."""
-        out: Tensor = self.head(self.norm(x))
-        return out.float()
+        return ops_of(x.device.type).logits(self.head, self.norm(x))

@@ -1,5 +1,6 @@
 """What is done to logits before a token is chosen: penalties, biases, banned tokens, grammars."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,31 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grammars import Allows
 from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
-from spyglass_server.runtime.logits_processors import process_logits
+from spyglass_server.runtime.cpu.backend import edited_logits
+from spyglass_server.runtime.logit_edits import LogitEdits
 from spyglass_server.runtime.sampler import top_logprobs
 
 LOGITS = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-
-
-class Allows:
-    """A grammar that always allows the same tokens."""
-
-    is_ready = True
-
-    def __init__(self, *tokens: int) -> None:
-        bits = np.isin(np.arange(40), tokens)  # more than there are logits
-        self._bits = np.packbits(bits, bitorder="little").tobytes()
-
-    def allowed(self) -> bytes:
-        return self._bits
-
-    def advance(self, token: int) -> None:
-        raise AssertionError
-
-    def fork(self) -> "Allows":
-        return self
 
 
 def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Row:
@@ -50,6 +34,11 @@ def row(history: tuple[int, ...] = (), num_prompt: int = 0, **fields: Any) -> Ro
         may_stop=not banned,
         matcher=matcher,
     )
+
+
+def process_logits(logits: torch.Tensor, rows: Sequence[Row]) -> tuple[torch.Tensor, dict[int, str]]:
+    edits = LogitEdits.of(rows, logits.shape[1])
+    return edited_logits(logits, edits), edits.failed
 
 
 def steered(*rows: Row) -> list[list[float]]:

@@ -62,15 +62,6 @@ class PromptTargets:
     top: int
 
 
-@dataclass(frozen=True, slots=True)
-class GraphShape:
-    """Of a decode step: how many rows, and how many slots of text and of images each may see; 0: no row sees any."""
-
-    rows: int
-    context: int
-    image: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
     """What is computed for a batch, in tensors: all that the model's forward pass needs to know of it.
@@ -88,8 +79,6 @@ class BatchPlan:
     """The flat index of each token whose logits are sampled, in the order in which the rows were given."""
     prompts: tuple[PromptTargets, ...] = ()
     """Of the rows that want prompt logprobs, in the order in which these were given."""
-    shape: GraphShape | None = None
-    """Of the recording that computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,32 +120,6 @@ class Planner:
             prompts=self._prompts(rows, ends.tolist()),
         )
 
-    def decode(self, rows: Sequence[Row], images: Sequence[Slots], shape: GraphShape, spare_slot: int) -> BatchPlan:
-        """Lays out rows that decode in a fixed shape, in the order in which they are given, with their `image_slots`.
-
-        What the shape has room for beyond them computes nothing that anyone reads: more rows write to `spare_slot`,
-        and tokens that see images are computed again.
-        """
-        spare = shape.rows - len(rows)
-        own = [_slots(row.pages, self.page_size, row.end) for row in rows]
-        own += [range(spare_slot, spare_slot + 1)] * spare
-        cross = None
-        if shape.image:
-            seeing = [(i, seen) for i, seen in enumerate(images) if len(seen)]
-            seeing += seeing[-1:] * (shape.rows - len(seeing))
-            group = self._fixed_group([seen for _, seen in seeing], shape.image)
-            cross = CrossPlan(self._numbers(i for i, _ in seeing), (group,))
-        return BatchPlan(
-            tokens=self._numbers([*(row.tokens[0] for row in rows), *[0] * spare]),
-            positions=self._numbers([*(row.start for row in rows), *[0] * spare]),
-            slot_mapping=self._numbers(slots[-1] for slots in own),
-            groups=(self._fixed_group(own, shape.context),),
-            cross=cross,
-            sampled=self._numbers(i for i, row in enumerate(rows) if row.choices),
-            prompts=self._prompts(rows, range(1, len(rows) + 1)),
-            shape=shape,
-        )
-
     def _prompts(self, rows: Sequence[Row], ends: Iterable[int]) -> tuple[PromptTargets, ...]:
         """Of the rows that want prompt logprobs. `ends` are where their tokens end in the batch."""
         return tuple(
@@ -168,11 +131,6 @@ class Planner:
             for end, row in zip(ends, rows, strict=True)
             if row.prompt_targets
         )
-
-    def image_slots(self, row: Row) -> Slots:
-        """What the last token of a row sees of images."""
-        spans = image_spans(row.request.image_positions, row.end - 1, row.end)
-        return self._slots_of(row, spans[0]) if spans else range(0)
 
     def _cross(self, rows: Sequence[Row]) -> CrossPlan | None:
         readers: list[_Reader] = []  # named by their first token
@@ -222,11 +180,6 @@ class Planner:
             return Group(begin=begin, end=end, slots=where, is_causal=first.is_causal and first.count > 1)
         seen = torch.ones(first.count, longest, dtype=torch.bool).tril(longest - first.count)
         return Group(begin=begin, end=end, slots=where, mask=self._mask(seen))
-
-    def _fixed_group(self, slots: Sequence[Slots], longest: int) -> Group:
-        """Single tokens, as many as there are slots, in one group with a mask."""
-        filled, seen = _padded(slots, longest)
-        return Group(begin=0, end=len(slots), slots=filled.to(self.device), mask=self._mask(seen))
 
     def _mask(self, seen: Tensor) -> Tensor:
         """Zero where something is seen, else minus infinity."""

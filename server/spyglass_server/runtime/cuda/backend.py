@@ -1,0 +1,183 @@
+"""The backend for GPUs."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spyglass_server.engine.messages import Logprobs
+from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.runtime.backend import ForwardOutput, Memory, Pending
+from spyglass_server.runtime.cuda.caches import PagedCrossCache, PagedKVCache, RecordedCrossCache
+from spyglass_server.runtime.cuda.device import Compute, Device
+from spyglass_server.runtime.cuda.graphs import DecodeGraphs
+from spyglass_server.runtime.cuda.plan import GraphShape, PagedPlan, PagedPlanner, PromptSpan, recorded_shapes
+from spyglass_server.runtime.cuda.seats import Seats
+from spyglass_server.runtime.kernels.attention import QUERY_BLOCK
+from spyglass_server.runtime.kernels.layers import resolve_tokens
+from spyglass_server.runtime.kernels.sampling import sample_tokens
+from spyglass_server.runtime.logit_edits import apply_changes, apply_masks
+from spyglass_server.runtime.model.layers import rotary_frequencies
+from spyglass_server.runtime.model.text import TextModel
+from spyglass_server.runtime.outputs import row_outputs
+from spyglass_server.runtime.sampler import TopLogprobs, top_logprobs
+
+_PROMPT_LOGITS_ROWS = 256
+"""Prompt positions per logits batch, to bound memory."""
+_RECORDED_NUMBERS = 1 << 20
+"""A plan for a recorded step may have so many numbers; steps with more are computed operation by operation."""
+_MAX_DRAWS = 1 << 12
+
+
+class CudaBackend:
+    """Implements `Backend`."""
+
+    slice_tokens = 1 << 20  # a layer at once
+    slice_operations = 1e12
+
+    def __init__(self, model: TextModel, memory: Memory, device: Device) -> None:
+        self._model, self._memory, self._device = model, memory, device
+        place = device.device
+        max_pages = -(-memory.max_tokens // memory.page_size)
+        self._seats = Seats(memory.max_batch, max_pages, memory.num_tiles, memory.num_pages, place)
+        self._planner = PagedPlanner(memory, self._seats, model.config.vocab_size, QUERY_BLOCK)
+        self._frequencies = rotary_frequencies(model.config.rope, model.config.head_dim, place)
+        self._recorded = torch.zeros(_RECORDED_NUMBERS, dtype=torch.int32, device=place)
+        self._computed = torch.zeros(_RECORDED_NUMBERS, dtype=torch.int32, device=place)
+        self._tokens = torch.zeros(_MAX_DRAWS, dtype=torch.int32, device=place)
+        """What the last step has drawn."""
+        self._graphs = DecodeGraphs(device.record)
+        self._graphs.record(recorded_shapes(memory.max_batch), self._prepared)
+        self._planner.shapes = self._graphs.shapes
+
+    def plan(self, rows: Sequence[Row]) -> PagedPlan:
+        plan = self._planner.plan(rows)
+        if plan.shape and len(plan.numbers) > _RECORDED_NUMBERS:
+            return self._planner.in_shape(rows, None)
+        return plan
+
+    def forward(self, plan: PagedPlan) -> ForwardOutput:
+        numbers = self._upload(plan)
+        if plan.shape is not None:
+            return ForwardOutput(logits=self._graphs.replay(plan.shape))
+        hidden = self._hidden(plan, numbers)
+        sampled = plan.section("sampled", numbers)
+        return ForwardOutput(
+            logits=self._model.logits(hidden.index_select(0, sampled)) if len(sampled) else None,
+            prompts=tuple(self._prompt_logprobs(plan, span, hidden, numbers) for span in plan.prompts),
+        )
+
+    def sample(self, rows: Sequence[Row], plan: PagedPlan, output: ForwardOutput) -> Pending:
+        numbers = self._recorded if plan.shape else self._computed
+        results = []
+        if output.logits is not None and plan.count("draw_rows"):
+            results = self._sample(plan, output.logits, numbers)
+        results += [part for found in output.prompts for part in found]
+        if not results:
+            return lambda: row_outputs(rows, (), plan.failed, iter(()), iter(()))
+        parts = [part.reshape(-1) for part in results]
+        flat = [part.view(torch.int32) if part.dtype is torch.float32 else part.int() for part in parts]
+        download = self._device.download(torch.cat(flat) if len(flat) > 1 else flat[0])
+        return lambda: _outputs(rows, plan, download())
+
+    def logits(self, row: Row) -> Tensor:
+        plan = self._planner.in_shape([row], None)
+        return self._model.logits(self._hidden(plan, self._upload(plan)))
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return self._device.to_device(tensor)
+
+    def check(self) -> None:
+        self._device.check()
+
+    def _prepared(self, shape: GraphShape) -> Compute:
+        """The computation of a shape, with nothing but spare rows on the device."""
+        plan = self._planner.in_shape((), shape)
+        return partial(self._logits_of_all, plan, self._upload(plan))
+
+    def _upload(self, plan: PagedPlan) -> Tensor:
+        """Copies the numbers of a plan to the device, and what is new in the block tables to their places."""
+        if plan.shape is None and len(plan.numbers) > len(self._computed):
+            self._computed = torch.zeros(2 * len(plan.numbers), dtype=torch.int32, device=self._computed.device)
+        numbers = self._computed if plan.shape is None else self._recorded
+        self._device.upload(plan.numbers, numbers)
+        if plan.count("table_places"):
+            places = plan.section("table_places", numbers).long()
+            self._seats.all.index_copy_(0, places, plan.section("table_values", numbers))
+        return numbers
+
+    def _logits_of_all(self, plan: PagedPlan, numbers: Tensor) -> Tensor:
+        return self._model.logits(self._hidden(plan, numbers))
+
+    def _hidden(self, plan: PagedPlan, numbers: Tensor) -> Tensor:
+        text = PagedKVCache(self._memory, self._seats, plan, numbers, self._frequencies, self._model.config.num_heads)
+        images: PagedCrossCache | RecordedCrossCache | None = None
+        if plan.shape is not None:
+            if plan.shape.sees_images:
+                images = RecordedCrossCache(self._memory, self._seats, plan, numbers)
+        elif plan.count("image_index"):
+            images = PagedCrossCache(self._memory, self._seats, plan, numbers)
+        tokens = resolve_tokens(plan.section("tokens", numbers), self._tokens)
+        hidden: Tensor = self._model(tokens, text, images)
+        return hidden
+
+    def _prompt_logprobs(self, plan: PagedPlan, span: PromptSpan, hidden: Tensor, numbers: Tensor) -> TopLogprobs:
+        """Logprobs of prompt tokens, a few at once: logits are large."""
+        tokens = plan.section(span.name, numbers).long()
+        found = []
+        for first in range(0, span.count, _PROMPT_LOGITS_ROWS):
+            last = min(first + _PROMPT_LOGITS_ROWS, span.count)
+            logits = self._model.logits(hidden[span.begin + first : span.begin + last])
+            found.append(top_logprobs(logits, tokens[first:last], span.top))
+        return TopLogprobs(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
+
+    def _sample(self, plan: PagedPlan, logits: Tensor, numbers: Tensor) -> list[Tensor]:
+        """The tokens of all draws, and the logprobs of those that are told."""
+        edited = logits
+        if plan.count("edit_rows") or plan.count("mask_rows"):
+            edited = logits.clone()
+            rows, changed, factors, shifts = (
+                plan.section(f"edit_{name}", numbers) for name in ("rows", "tokens", "factors", "shifts")
+            )
+            apply_changes(edited, rows, changed, factors, shifts)
+        if plan.count("mask_rows"):
+            apply_masks(edited, plan.section("mask_rows", numbers), plan.section("mask_words", numbers))
+        tokens = self._tokens[: plan.count("draw_rows")]
+        rows, params, top_ks, starts = (
+            plan.section(f"draw_{name}", numbers) for name in ("rows", "params", "top_ks", "starts")
+        )
+        sample_tokens(edited, rows, params, top_ks, starts, tokens)
+        if not plan.count("told"):
+            return [tokens]
+        chosen = tokens.index_select(0, plan.section("told", numbers)).clamp(min=0).long()
+        told = logits.index_select(0, plan.section("told_rows", numbers))
+        return [tokens, *top_logprobs(told, chosen, plan.max_told)]
+
+
+def _outputs(rows: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) -> list[RowOutput]:
+    """The rows' outputs from what has come from the device."""
+    num_draws = plan.count("draw_rows")
+    tokens, rest = numbers[:num_draws].tolist(), numbers[num_draws:]
+    told, rest = _logprobs(rest, plan.count("told"), plan.max_told)
+    prompts = []
+    for span in plan.prompts:
+        found, rest = _logprobs(rest, span.count, span.top)
+        prompts.append(found)
+    tops = (row.request.top_logprobs for row in rows if row.request.top_logprobs is not None for _ in row.choices)
+    cut = (Logprobs(one.chosen, one.top_tokens[:top], one.top[:top]) for one, top in zip(told, tops, strict=True))
+    return row_outputs(rows, tokens, plan.failed, cut, iter(prompts))
+
+
+def _logprobs(numbers: NDArray[np.int32], count: int, top: int) -> tuple[list[Logprobs], NDArray[np.int32]]:
+    """Reads `TopLogprobs` of so many tokens; also returns what is behind them."""
+    chosen, top_tokens, tops, rest = np.split(numbers, np.cumsum([count, count * top, count * top]))
+    found: Iterator[tuple[float, list[int], list[float]]] = zip(
+        chosen.view(np.float32).tolist(),
+        top_tokens.reshape(count, top).tolist(),
+        tops.view(np.float32).reshape(count, top).tolist(),
+        strict=True,
+    )
+    return [Logprobs(one, tuple(ids), tuple(best)) for one, ids, best in found], rest

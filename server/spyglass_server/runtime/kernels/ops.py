@@ -1,0 +1,24 @@
+"""The layers' operations by kernels."""
+
+import torch
+from torch import Tensor, nn
+
+from spyglass_server.runtime.kernels import layers
+
+
+class TritonOps:
+    """Implements `Ops`."""
+
+    def add_rms_norm(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return x, layers.add_rms_norm(x, added, gate, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return layers.silu_mul(gate_up)
+
+    def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
+        if x.is_cuda and x.dtype is not torch.float32:  # logits rounded to bfloat16 would often be equal
+            return torch.mm(x, head.weight.t(), out_dtype=torch.float32)
+        out: Tensor = head(x)
+        return out.float()

@@ -1,0 +1,71 @@
+"""What a layer computes beside its matrix products, by device: PyTorch's operations on CPUs, our own kernels on GPUs.
+
+Both compute the same: float32 inside, the weights' format outside.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Ops(Protocol):
+    """The operations of one kind of device."""
+
+    def add_rms_norm(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the residual stream x float32 [rows, size] and `added`, times `gate` [1] if there is one, and its
+        root-mean-square norm in the format of weight [size]. The sum may take the place of x. Without `added`, x may
+        be of any format."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of gate_up [rows, 2 * size], gates first: [rows, size]."""
+        ...
+
+    def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
+        """Of normed states x [rows, hidden]: float32 [rows, vocabulary]."""
+        ...
+
+
+class TorchOps:
+    """PyTorch's operations: as few of them as possible, which is what counts on CPUs."""
+
+    def add_rms_norm(
+        self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if added is not None:
+            x = x + added if gate is None else x + gate * added
+        exact = x.float()
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        # addcmul takes no number in the place of a tensor
+        mean_square = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1])
+        normed = exact * mean_square.rsqrt_() * weight
+        return x, normed.to(weight.dtype)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate.float()).mul_(up).to(gate.dtype)
+
+    def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
+        out: Tensor = head(x)
+        return out.float()
+
+
+def _triton_ops() -> Ops:
+    from spyglass_server.runtime.kernels.ops import TritonOps
+
+    return TritonOps()
+
+
+_MAKERS: dict[str, Callable[[], Ops]] = {"cuda": _triton_ops}
+
+
+@cache
+def ops_of(device_type: str) -> Ops:
+    """The operations for tensors of a kind of device."""
+    return _MAKERS.get(device_type, TorchOps)()

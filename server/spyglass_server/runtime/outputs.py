@@ -1,0 +1,47 @@
+"""From what was sampled to the rows' outputs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from spyglass_server.engine.messages import Logprobs
+from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.runtime.sampler import Draw
+
+NOT_FINITE = -1
+"""In the place of a token: the logits of the row are not finite."""
+
+
+def draws_of(rows: Sequence[Row]) -> list[Draw]:
+    """What is drawn for rows whose logits are sampled, row by row."""
+    return [
+        Draw(row=i, params=row.request.sampling, choice=choice, position=row.end)
+        for i, row in enumerate(rows)
+        for choice in row.choices
+    ]
+
+
+def row_outputs(
+    rows: Sequence[Row],
+    tokens: Iterable[int],
+    failed: Mapping[int, str],
+    logprobs: Iterator[Logprobs],
+    prompts: Iterator[Sequence[Logprobs]],
+) -> list[RowOutput]:
+    """Puts together what rows get.
+
+    `tokens` are those of all draws; `failed` rows, counted among those that are sampled, cannot go on by their
+    grammars; `logprobs` are of the draws of rows that ask for them, `prompts` of the rows that want those.
+    """
+    outputs = []
+    drawn, sampled = iter(tokens), -1
+    for row in rows:
+        sampled += bool(row.choices)
+        chosen = tuple(next(drawn) for _ in row.choices)
+        told = tuple(next(logprobs) for _ in row.choices) if row.request.top_logprobs is not None else ()
+        own_prompt = tuple(next(prompts)) if row.prompt_targets else ()
+        if row.choices and (error := failed.get(sampled)) is not None:
+            outputs.append(RowOutput(error=error, by_grammar=True))
+        elif NOT_FINITE in chosen:
+            outputs.append(RowOutput(error="the logits are not finite"))
+        else:
+            outputs.append(RowOutput(tokens=chosen, logprobs=told, prompt_logprobs=own_prompt))
+    return outputs
