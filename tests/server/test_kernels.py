@@ -4,8 +4,13 @@ They run in Triton's interpreter, which has no bfloat16 of its own: numbers of t
 and rounded once.
 """
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spyglass_server.engine.messages import SamplingParams
+from spyglass_server.runtime.kernels import launch
 from spyglass_server.runtime.kernels.attention import QUERY_BLOCK, decode_attention, prefill_attention
 from spyglass_server.runtime.kernels.layers import add_rms_norm, resolve_tokens, rotate_and_store, silu_mul
 from spyglass_server.runtime.kernels.sampling import sample_tokens
@@ -236,3 +242,18 @@ def test_rows_that_are_not_finite_are_told(bad: float) -> None:
     assert [token == -1 for token in found] == [False, False, True, True, False, False]
     logits[1] = -torch.inf
     assert sampled(logits, draws)[2:4] == [-1, -1]
+
+
+def test_all_kernels_compile_for_a_gpu() -> None:
+    """For which the interpreter must be off, so this is another process."""
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+    script = Path(__file__).parents[1] / "compile_kernels.py"
+    ended = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = [line.split() for line in ended.stdout.splitlines()]
+    folder = Path(launch.__file__).parent
+    kernels = set(re.findall(r"launch\(\s*(_\w+),", "".join(file.read_text() for file in folder.glob("*.py"))))
+    assert len(kernels) >= 6
+    assert {name for name, _, _ in found} >= kernels
+    assert max(int(shared) for _, _, shared in found) < 99 * 1024  # what small GPUs have for a program

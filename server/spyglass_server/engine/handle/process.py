@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "TRITON_DEFAULT_FP_FUSION": "1",
 }
 """Variables that the child's libraries read when they load, where the operator has not set them.
 
