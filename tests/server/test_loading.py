@@ -85,8 +85,8 @@ def test_only_a_few_tensors_are_read_ahead(staged: list[int]) -> None:
 
         return values
 
-    jobs = [Job(str(i), torch.Size([2, 7]), [part(i), part(i)]) for i in range(50)]
-    tensors = transfer(jobs, torch.bfloat16, CPU, Progress(1))
+    jobs = [Job(str(i), torch.Size([2, 7]), torch.bfloat16, [part(i), part(i)]) for i in range(50)]
+    tensors = transfer(jobs, CPU, Progress(1))
     for i, (name, tensor) in enumerate(tensors):
         assert name == str(i)
         assert torch.equal(tensor, torch.full((2, 7), float(i), dtype=torch.bfloat16))
@@ -115,9 +115,9 @@ def test_what_reading_raises_is_raised(staged: list[int]) -> None:
     def fail() -> Tensor:
         raise OSError("the disk is gone")
 
-    jobs = [Job(str(i), torch.Size([1]), [fail]) for i in range(9)]
+    jobs = [Job(str(i), torch.Size([1]), torch.float32, [fail]) for i in range(9)]
     with pytest.raises(OSError, match="the disk is gone"):
-        list(transfer(jobs, torch.float32, CPU, Progress(1)))
+        list(transfer(jobs, CPU, Progress(1)))
 
 
 def test_progress_is_a_line_every_few_seconds_and_one_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,18 +43,21 @@ def load_model(
     """
     model = empty_model(config)
     try:
-        jobs = _jobs(folder, model, config)
-        progress = Progress(sum(job.shape.numel() for job in jobs) * dtype.itemsize)
-        install(model, transfer(_taken(jobs), dtype, device, progress), convert)
+        jobs = _jobs(folder, model, dtype)
+        progress = Progress(sum(job.nbytes for job in jobs))
+        install(model, transfer(_taken(jobs), device, progress), convert)
     except SafetensorError as error:
         raise ValueError(f"a weight file in {folder} is damaged: {error}") from error
     progress.finish()
     return model
 
 
-def _jobs(folder: Path, model: Mllama, config: ModelConfig) -> deque[Job]:
+def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
     tensors = _Tensors(folder)
-    jobs = deque(_job(tensors, name, config, parameter.shape) for name, parameter in model.named_parameters())
+    jobs = deque(
+        Job(name, parameter.shape, dtype, _readers(tensors, name, model.config, parameter.shape))
+        for name, parameter in model.named_parameters()
+    )
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
     return jobs
@@ -66,15 +69,16 @@ def _taken(jobs: deque[Job]) -> Iterator[Job]:
         yield jobs.popleft()
 
 
-def _job(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Job:
+def _readers(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence[Callable[[], Tensor]]:
+    """What reads the parts of a parameter."""
     if name == "text.head.weight" and config.text.tied_embeddings:
-        return Job(name, shape, [partial(tensors.find("language_model.embed_tokens.weight").read, shape[0])])
+        return [partial(tensors.find("language_model.embed_tokens.weight").read, shape[0])]
     parts = [tensors.find(source) for source in checkpoint_names(name, config)]
     fits = len({part.shape[1:] for part in parts}) == 1 and sum(part.shape[0] for part in parts) == shape[0]
     if not fits or sum(math.prod(part.shape) for part in parts) != shape.numel():
         found = ", ".join(str(list(part.shape)) for part in parts)
         raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {found}")
-    return Job(name, shape, [part.read for part in parts])
+    return [part.read for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

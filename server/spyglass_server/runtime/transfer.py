@@ -91,16 +91,20 @@ _COPIES: dict[str, Callable[[torch.device], Copy]] = {"cuda": _pinned}
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A tensor to be made: its name and shape, and what reads its parts, which lie one after the other in it."""
+    """A tensor to be made, and what reads its parts, which lie one after the other in it."""
 
     name: str
     shape: torch.Size
+    dtype: torch.dtype
     parts: Sequence[Callable[[], Tensor]]
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor."""
+        return self.shape.numel() * self.dtype.itemsize
 
-def transfer(
-    jobs: Iterable[Job], dtype: torch.dtype, device: torch.device, progress: Progress
-) -> Iterator[tuple[str, Tensor]]:
+
+def transfer(jobs: Iterable[Job], device: torch.device, progress: Progress) -> Iterator[tuple[str, Tensor]]:
     """Makes the tensors of jobs on a device, in order, and a few ahead of the one that is returned next.
 
     Raises what reading raises.
@@ -120,7 +124,7 @@ def transfer(
     waiting: deque[tuple[str, Tensor, Future[None]]] = deque()
     with ThreadPoolExecutor(threads, "weights") as pool:
         for job in jobs:
-            target = torch.empty(job.shape, dtype=dtype, device=device)
+            target = torch.empty(job.shape, dtype=job.dtype, device=device)
             waiting.append((job.name, target, pool.submit(fill, target, job.parts)))
             del job, target
             if len(waiting) > threads:

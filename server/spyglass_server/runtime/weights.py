@@ -27,7 +27,7 @@ def install(model: Mllama, values: Iterable[tuple[str, Tensor]], convert: Conver
     """Replaces the parameters of an empty model by values, and makes it ready to compute.
 
     `convert` is applied to each linear module of the text model's layers as soon as it has its weight, so that the
-    model is never there in full without it.
+    model is never there in full without it. Values may be made one by one while the model is filled.
     """
     for name, value in values:
         _install(model, name, value, convert)
