@@ -55,7 +55,12 @@ def load_model(
 def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
     tensors = _Tensors(folder)
     jobs = deque(
-        Job(name, parameter.shape, dtype, _readers(tensors, name, model.config, parameter.shape))
+        Job(
+            name=name,
+            shape=parameter.shape,
+            dtype=dtype,
+            parts=_readers(tensors, name, model.config, parameter.shape),
+        )
         for name, parameter in model.named_parameters()
     )
     if unused := tensors.unused():
