@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from random_model import SIZES
+from published import SIZES
 from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import Row
