@@ -32,6 +32,7 @@ class Memory:
     max_batch: int
     max_tokens: int
     """Of one sequence."""
+    records_steps: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

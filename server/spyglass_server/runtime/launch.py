@@ -77,14 +77,24 @@ class CheckpointLoader:
         sizing = Sizing(self.settings, config, dtype, device, PAGE_SIZE)
         model = self._model(config, dtype, device)
         sizes, memory = sizing.caches(model, limits)
-        runner = ModelRunner(model, sizes.num_pages, PAGE_SIZE, sizes.num_tiles, dtype, device)
+        max_tokens = sizing.max_tokens(sizes)
+        runner = ModelRunner(
+            model,
+            sizes.num_pages,
+            PAGE_SIZE,
+            sizes.num_tiles,
+            dtype,
+            device,
+            max_batch=self.settings.max_batch,
+            max_tokens=max_tokens,
+        )
         scheduler = Scheduler(limits, PagePool(sizes.num_pages, PAGE_SIZE), ImageCache(sizes.num_tiles))
         grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=str(dtype).removeprefix("torch."),
             quantization=self.settings.quantization,
             device=device.type,
-            max_tokens=sizing.max_tokens(sizes),
+            max_tokens=max_tokens,
             max_image_tiles=sizes.num_tiles,
             max_choices=self.settings.max_batch,
             memory=memory,

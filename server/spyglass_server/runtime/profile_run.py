@@ -38,7 +38,15 @@ class ProfileRun:
         sizes = CacheSizes(num_pages=self._num_pages, num_tiles=self.units.image_tiles)
         before = probe.allocated()
         runner = ModelRunner(
-            self.model, sizes.num_pages, self.units.page_size, sizes.num_tiles, self.dtype, self.device
+            self.model,
+            sizes.num_pages,
+            self.units.page_size,
+            sizes.num_tiles,
+            self.dtype,
+            self.device,
+            max_batch=self.limits.max_batch,
+            max_tokens=self.context,
+            records_steps=False,
         )
         kept = probe.allocated() - before - sizes.nbytes(self.units)
         image = probe.peak_of(partial(self._encode, runner))

@@ -52,8 +52,12 @@ class ModelRunner:
         *,
         max_batch: int = 64,
         max_tokens: int | None = None,
+        records_steps: bool = True,
     ) -> None:
-        """`max_batch` sequences may be in a batch, each of at most `max_tokens`: None for all that fits the pages."""
+        """`max_batch` sequences may be in a batch, each of at most `max_tokens`: None for all that fits the pages.
+
+        Where the device can record decode steps, it does so now, unless `records_steps` is false.
+        """
         pack_linears(model.text)
         self._model = model
         self._dtype = dtype
@@ -68,6 +72,7 @@ class ModelRunner:
             tile_size=tile_size,
             max_batch=max_batch,
             max_tokens=max_tokens or num_pages * page_size,
+            records_steps=records_steps,
         )
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (config.image_mean, config.image_std)

@@ -50,7 +50,8 @@ class CudaBackend:
         self._tokens = torch.zeros(_MAX_DRAWS, dtype=torch.int32, device=place)
         """What the last step has drawn."""
         self._graphs = DecodeGraphs(device.record)
-        self._graphs.record(recorded_shapes(memory.max_batch), self._prepared)
+        if memory.records_steps:
+            self._graphs.record(recorded_shapes(memory.max_batch), self._prepared)
         self._planner.shapes = self._graphs.shapes
 
     def plan(self, rows: Sequence[Row]) -> PagedPlan:
