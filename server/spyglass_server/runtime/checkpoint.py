@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.linear import Fp8Linear
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
+from spyglass_server.runtime.quantized_checkpoint import fp8_parts, full_tensor
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def load_model(
     """Builds the model with a checkpoint's weights.
 
     `convert` makes other modules of the linear ones in the text model's layers, each as soon as it is loaded, so that
-    there is never more than one of them in full.
+    there is never more than one of them in full. Those that the checkpoint stores in fp8 are `Fp8Linear`.
 
     Raises:
         ValueError: tensors are missing or of the wrong shape, or a file is damaged.
@@ -43,6 +45,8 @@ def load_model(
     try:
         tensors = _Tensors(folder)
         for name, parameter in list(model.named_parameters()):
+            if name.startswith("text.layers.") and _load_fp8(model, tensors, name, device):
+                continue
             value = _read(tensors, name, config, parameter.shape)
             set_module_tensor_to_device(model, name, device, value=value, dtype=dtype)
             if convert and name.startswith("text.layers."):
@@ -52,6 +56,18 @@ def load_model(
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
     return model.requires_grad_(False).eval()
+
+
+def _load_fp8(model: Mllama, tensors: "_Tensors", name: str, device: torch.device) -> bool:
+    """Loads the weight of a linear layer as it is stored, if that is in fp8."""
+    parts = fp8_parts(tensors, checkpoint_names(name, model.config))
+    if parts is None:
+        return False
+    weight, scales = parts
+    if weight.shape != (shape := model.get_parameter(name).shape):
+        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {list(weight.shape)}")
+    model.set_submodule(name.rpartition(".")[0], Fp8Linear(weight.to(device), scales.to(device)))
+    return True
 
 
 def _convert(model: Mllama, name: str, convert: Callable[[nn.Linear], nn.Module]) -> None:
@@ -64,7 +80,7 @@ def _convert(model: Mllama, name: str, convert: Callable[[nn.Linear], nn.Module]
 def _read(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Tensor:
     if name == "text.head.weight" and config.text.tied_embeddings:
         return tensors.get("language_model.embed_tokens.weight")[: shape[0]]
-    parts = [tensors.get(source) for source in checkpoint_names(name, config)]
+    parts = [full_tensor(tensors, source) for source in checkpoint_names(name, config)]
     fits = len({part.shape[1:] for part in parts}) == 1 and sum(len(part) for part in parts) == shape[0]
     if not fits or sum(part.numel() for part in parts) != shape.numel():
         found = ", ".join(str(list(part.shape)) for part in parts)
@@ -80,6 +96,9 @@ class _Tensors:
         self._files: list[Any] = [safe_open(path, framework="pt", device="cpu") for path in files]
         self._where = {canonical_name(name): (file, name) for file in self._files for name in file.keys()}  # noqa: SIM118
         self._unused = set(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
 
     def get(self, name: str) -> Tensor:
         if name not in self._where:

@@ -19,7 +19,10 @@ from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import nn
 
     from spyglass_server.runtime.config import ModelConfig
 
@@ -63,7 +66,6 @@ class CheckpointLoader:
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
-        from spyglass_server.runtime.linear import Int8Linear
         from spyglass_server.runtime.runner import ModelRunner
 
         config = load_config(self.folder)
@@ -75,7 +77,8 @@ class CheckpointLoader:
         torch.backends.cuda.enable_cudnn_sdp(False)
         num_pages = self.settings.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
         max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
-        convert = Int8Linear if self.settings.quantization == "int8" else None
+        quantization = _choose_quantization(self.settings.quantization, config, device)
+        convert = _converter(quantization) if config.quantization == "none" else None
         model = load_model(self.folder, config, dtype, device, convert)
         max_tiles = self.settings.image_cache_bytes // ModelRunner.tile_bytes(config, dtype)
         if max_tiles < config.vision.max_tiles:
@@ -88,7 +91,7 @@ class CheckpointLoader:
         name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=name,
-            quantization=self.settings.quantization,
+            quantization=quantization,
             device=device.type,
             max_tokens=max_tokens,
             max_image_tiles=max_tiles,
@@ -132,6 +135,26 @@ def _choose_device(name: str) -> "torch.device":
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def _choose_quantization(name: str, config: "ModelConfig", device: "torch.device") -> str:
+    """How weights are kept: as the setting says, or as the checkpoint stores them where that is quantized already."""
+    if name == "int8" and device.type == "cuda":
+        raise ValueError(
+            "--quantization int8 is for CPUs: on a GPU it is slower than bfloat16, since each product needs some 18 "
+            "kernels more; choose fp8"
+        )
+    if config.quantization == "none":
+        return name
+    if name not in ("none", config.quantization):
+        raise ValueError(f"--quantization is {name}, but the checkpoint is stored in {config.quantization}")
+    return config.quantization
+
+
+def _converter(quantization: str) -> "Callable[[nn.Linear], nn.Module] | None":
+    from spyglass_server.runtime.linear import Fp8Linear, Int8Linear
+
+    return {"int8": Int8Linear, "fp8": Fp8Linear.quantized}.get(quantization)
 
 
 def _choose_dtype(name: str, config: "ModelConfig") -> "torch.dtype":
