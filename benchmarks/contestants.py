@@ -67,10 +67,12 @@ class InProcess:
 
     def __init__(self, folder: Path) -> None:
         config = EngineConfig(
+            load_format="auto",
             dtype="float32",
             quantization="none",
             device="cpu",
             max_model_len=None,
+            gpu_memory_utilization=0.9,
             cache_bytes=1 << 30,
             image_cache_bytes=1 << 28,
             max_batch=64,

@@ -16,13 +16,14 @@ from dataclasses import replace
 import torch
 
 from processes import run_as_engine
-from random_model import SIZES, random_model
+from published import SIZES
 from spyglass_server.engine.messages import EngineRequest, RequestFailed, SamplingParams, TokenOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
+from spyglass_server.runtime.dummy_weights import dummy_model
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
 from step import median_ms, rows_of
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_as_engine()
     dtype, device = torch.float32, torch.device("cpu")
     pages = given.tokens // PAGE_SIZE + 1
-    runner = ModelRunner(random_model(_SMALL, dtype, device), pages, PAGE_SIZE, 0, dtype, device)
+    runner = ModelRunner(dummy_model(_SMALL, dtype, device), pages, PAGE_SIZE, 0, dtype, device)
     seconds, held = run_long(runner, PagePool(pages, PAGE_SIZE), given.tokens)
     page_bytes = ModelRunner.page_bytes(_SMALL, PAGE_SIZE, dtype)
     own = given.tokens * page_bytes // PAGE_SIZE

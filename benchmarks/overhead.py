@@ -31,7 +31,7 @@ from load import percentile
 from processes import MODEL, checkpoint_or_demo, command_of, family, free_ports, until_ready
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
-from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey
+from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
 from spyglass_server.engine.worker.batch import Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
@@ -118,6 +118,15 @@ class Loader:
             max_tokens=_NUM_PAGES * _PAGE_SIZE,
             max_image_tiles=16,
             max_choices=self.streams,
+            memory=MemoryInfo(
+                device_name="fake",
+                device_bytes=1 << 30,
+                weight_bytes=1 << 20,
+                kv_cache_tokens=_NUM_PAGES * _PAGE_SIZE,
+                kv_cache_bytes=_NUM_PAGES * _PAGE_SIZE,
+                image_cache_tiles=16,
+                image_cache_bytes=16,
+            ),
         )
         return EngineCore(scheduler, Metronome(self.tokens, self.step_s, Clock(self.clock))), info
 

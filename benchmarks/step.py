@@ -20,11 +20,12 @@ import torch
 from torch.profiler import profile
 
 from processes import checkpoint_or_demo, run_as_engine
-from random_model import SIZES, random_model
+from published import SIZES
 from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.dummy_weights import dummy_model
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(given.threads)
     dtype, device = getattr(torch, given.dtype), torch.device(given.device)
     if given.size:
-        model = random_model(SIZES[given.size], dtype, device)
+        model = dummy_model(SIZES[given.size], dtype, device)
     else:
         folder = checkpoint_or_demo(given.model)
         model = load_model(folder, load_config(folder), dtype, device)

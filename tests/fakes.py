@@ -15,7 +15,7 @@ from grpc import aio
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
-from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey
+from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
 from spyglass_server.engine.worker.batch import Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
@@ -130,6 +130,15 @@ class FakeLoader:
             max_tokens=self.num_pages * self.page_size,
             max_image_tiles=self.max_tiles,
             max_choices=self.limits.max_batch,
+            memory=MemoryInfo(
+                device_name="fake",
+                device_bytes=1 << 30,
+                weight_bytes=1 << 20,
+                kv_cache_tokens=self.num_pages * self.page_size,
+                kv_cache_bytes=4 * self.num_pages * self.page_size,
+                image_cache_tiles=self.max_tiles,
+                image_cache_bytes=3 * self.max_tiles,
+            ),
         )
         return EngineCore(scheduler, runner), info
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from random_model import SIZES
+from published import SIZES
 from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import Row
@@ -30,7 +30,7 @@ from spyglass_server.runtime.runner import ModelRunner
 GREEDY = SamplingParams(temperature=0.0)
 TEMPERATURE = SamplingParams(temperature=0.6, seed=7)
 TOP_P = SamplingParams(temperature=0.6, top_p=0.9, seed=7)
-LIMITS = Limits(max_batch=64, max_step_tokens=512, max_chunk_tokens=512)
+LIMITS = Limits(max_batch=64, max_step_tokens=4096, max_chunk_tokens=512)
 """As the product has them by default on GPUs."""
 
 

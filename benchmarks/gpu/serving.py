@@ -6,29 +6,28 @@ import tempfile
 import time
 from pathlib import Path
 
+from dummy_folder import write_dummy_folder
 from engine import config_of
 from fakes import KEY, run_test_server
 from load import Sample, closed_loop
 from part import Part
-from random_loader import RandomLoader, write_files
 from spyglass_client import AsyncClient
 
 LOADS = ((1, 512, 64), (8, 512, 128), (32, 512, 128), (64, 512, 128))
 """Requests at once, tokens of a prompt, tokens of an answer."""
 SMOKE_LOADS = ((2, 30, 6),)
-CACHE_BYTES, SMOKE_CACHE_BYTES = 20_000_000_000, 10_000_000
+SMOKE_OPTIONS = {"cache_bytes": 10_000_000, "image_cache_bytes": 10_000_000}
 
 
 async def serve(part: Part) -> None:
     """Asks a server that is started for it, so many at once in each load; the first round of each warms up."""
-    size = part.size
-    loader = RandomLoader(
-        size=size, device=part.device.type, cache_bytes=SMOKE_CACHE_BYTES if part.is_smoke else CACHE_BYTES
-    )
+    options = SMOKE_OPTIONS if part.is_smoke else {}
     with tempfile.TemporaryDirectory() as name:
-        folder = write_files(Path(name) / "model", config_of(size).text.vocab_size)
+        folder = write_dummy_folder(Path(name) / "model", config_of(part.size))
         started = time.perf_counter()
-        async with run_test_server(folder, Path(name) / "data", loader) as running:
+        async with run_test_server(
+            folder, Path(name) / "data", load_format="dummy", device=part.device.type, **options
+        ) as running:
             part.record("server start", seconds=round(time.perf_counter() - started, 1))
             async with AsyncClient(running.server.address, api_key=KEY) as client:
                 for together, prompt, answer in SMOKE_LOADS if part.is_smoke else LOADS:

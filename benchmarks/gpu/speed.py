@@ -30,9 +30,9 @@ from engine import (
 )
 from engine_load import run_requests
 from part import Part
-from random_model import random_model
 from spyglass_server.engine.messages import EngineRequest, SamplingParams
 from spyglass_server.engine.worker.batch import Row
+from spyglass_server.runtime.dummy_weights import dummy_model
 from spyglass_server.runtime.launch import PAGE_SIZE
 from spyglass_server.runtime.runner import ModelRunner
 from timing import DeviceLimits, synchronize, wall_ms
@@ -104,7 +104,7 @@ class Speed:
 
     def build(self) -> None:
         started = time.perf_counter()
-        model = random_model(self._config, BF16, self._device)
+        model = dummy_model(self._config, BF16, self._device)
         synchronize(self._device)
         if self._device.type == "cuda":
             self._num_tiles = 64

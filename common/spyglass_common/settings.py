@@ -81,6 +81,13 @@ def positive_float(text: str) -> float:
     return number
 
 
+def fraction(text: str) -> float:
+    number = positive_float(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return number
+
+
 def choice(name: str, description: str, default: str, metavar: str) -> Setting:
     """A setting that takes one of the words in `metavar`, which are separated by |."""
     words = metavar.split("|")

@@ -28,14 +28,16 @@ class EngineConfig:
     Each field has a row of the same name in `settings.py`.
     """
 
+    load_format: str
     dtype: str
     quantization: str
     device: str
     max_model_len: int | None
-    cache_bytes: int
-    image_cache_bytes: int
+    gpu_memory_utilization: float
+    cache_bytes: int | None
+    image_cache_bytes: int | None
     max_batch: int
-    max_step_tokens: int
+    max_step_tokens: int | None
     max_chunk_tokens: int | None
 
     @classmethod
@@ -46,7 +48,7 @@ class EngineConfig:
             ValueError: two settings contradict each other.
         """
         config = cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
-        if config.max_step_tokens < config.max_batch:
+        if config.max_step_tokens is not None and config.max_step_tokens < config.max_batch:
             raise ValueError(
                 "--max-step-tokens must be at least --max-batch: each choice in the batch takes a token a step"
             )

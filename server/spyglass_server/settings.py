@@ -1,9 +1,16 @@
 """The settings of the server: options of `spyglass-server`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, choice, count, non_negative_float
+from spyglass_common.settings import Setting, choice, count, fraction, non_negative_float
 
 _ENGINE = (
+    choice(
+        "load-format",
+        "auto loads the checkpoint's weights; dummy makes random ones, the same at each start, for benchmarks and "
+        "planning: the folder needs no weight files",
+        "auto",
+        "auto|dummy",
+    ),
     choice("dtype", "precision to compute in; auto is the checkpoint's own", "auto", "auto|bfloat16|float32"),
     choice(
         "quantization",
@@ -21,10 +28,33 @@ _ENGINE = (
         "if that is less)",
         None,
     ),
-    count("cache-bytes", "memory for the KV cache of text, in bytes", 2 << 30, "BYTES"),
-    count("image-cache-bytes", "memory for the cross-attention cache of images, in bytes", 1 << 30, "BYTES"),
+    Setting(
+        "gpu-memory-utilization",
+        "the part of a GPU's memory that weights, caches and steps may take together",
+        0.9,
+        parse=fraction,
+        metavar="FRACTION",
+    ),
+    count(
+        "cache-bytes",
+        "memory for the KV cache of text, in bytes (default: 2147483648 on a CPU, what is free on a GPU)",
+        None,
+        "BYTES",
+    ),
+    count(
+        "image-cache-bytes",
+        "memory for the cross-attention cache of images, in bytes (default: 1073741824 on a CPU, up to a third of what "
+        "is free on a GPU)",
+        None,
+        "BYTES",
+    ),
     count("max-batch", "maximum number of sequences (choices) in a batch", 64),
-    count("max-step-tokens", "maximum number of tokens in one step of the engine", 512),
+    count(
+        "max-step-tokens",
+        "maximum number of tokens in one step of the engine, at least --max-batch (default: 512 on a CPU, 4096 on a "
+        "GPU)",
+        None,
+    ),
     count(
         "max-chunk-tokens",
         "maximum number of prompt tokens in a step that also decodes: a smaller one lowers inter-token latency, "

@@ -32,8 +32,9 @@ PROMPT = list(range(3, 40))
 
 def loader(folder: Path, **changes: Any) -> CheckpointLoader:
     settings = EngineConfig(
-        dtype="auto", quantization="none", device="cpu", max_model_len=None, cache_bytes=8 << 20,
-        image_cache_bytes=8 << 20, max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
+        load_format="auto", dtype="auto", quantization="none", device="cpu", max_model_len=None,
+        gpu_memory_utilization=0.9, cache_bytes=8 << 20, image_cache_bytes=8 << 20,
+        max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
     )  # fmt: skip
     return CheckpointLoader(folder=folder, settings=replace(settings, **changes))
 
@@ -159,6 +160,7 @@ def test_it_is_said_how_weights_are_kept(tiny_checkpoint: Path, tmp_path: Path) 
     published = fp8_checkpoint(tiny_checkpoint, tmp_path)
     assert loader(published).load()[1].quantization == "fp8"
     assert loader(published, quantization="fp8").load()[1].quantization == "fp8"
+    assert loader(published, load_format="dummy").load()[1].quantization == "fp8"
 
 
 def test_int8_is_refused_on_gpus(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +262,16 @@ def test_a_published_folder_is_not_made_int8(tiny_checkpoint: Path, tmp_path: Pa
         loader(fp8_checkpoint(tiny_checkpoint, tmp_path), quantization="int8").load()
 
 
+def test_fp8_of_which_the_configuration_does_not_tell_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = fp8_checkpoint(tiny_checkpoint, tmp_path)
+    (folder / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="is in fp8, but config.json has no quantization_config"):
+        loader(folder).load()
+
+
 @pytest.mark.parametrize(
     ("scale", "message"),
-    [(torch.ones(1), "with a scale for each output"), (None, r"no tensor '.*q_proj\.weight_scale'")],
+    [(torch.ones(1), "and not one for each output"), (None, r"no tensor '.*q_proj\.weight_scale'")],
     ids=["of the tensor", "none"],
 )
 def test_scales_that_do_not_fit_are_refused(

@@ -9,17 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints import random_checkpoint
+from checkpoints import byte_tokenizer, random_checkpoint, write_prompt_files
+from random_weights import Sizes, VisionSizes
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineRequest, SamplingParams, TokenOutput
+from spyglass_server.engine.worker.batch import Row
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.dummy_weights import dummy_model
 from spyglass_server.runtime.launch import CheckpointLoader
+from spyglass_server.runtime.model.vision import whole
+from spyglass_server.runtime.runner import ModelRunner
 
 
 @pytest.fixture
 def loader(tiny_checkpoint: Path) -> CheckpointLoader:
     config = EngineConfig(
-        dtype="auto", quantization="none", device="cpu", max_model_len=None, cache_bytes=8 << 20,
-        image_cache_bytes=8 << 20, max_batch=8, max_step_tokens=64, max_chunk_tokens=None,
+        load_format="auto", dtype="auto", quantization="none", device="cpu", max_model_len=None,
+        gpu_memory_utilization=0.9, cache_bytes=8 << 20, image_cache_bytes=8 << 20,
+        max_batch=8, max_step_tokens=64, max_chunk_tokens=None,
     )  # fmt: skip
     return CheckpointLoader(folder=tiny_checkpoint, settings=config)
 
@@ -53,6 +60,41 @@ def test_weights_in_8_bits_are_said_and_answer(loader: CheckpointLoader) -> None
     small = changed(loader, quantization="int8")
     assert (loader.load()[1].quantization, small.load()[1].quantization) == ("none", "int8")
     assert len(greedy(small)) == 8
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_dummy_weights_need_no_files_and_are_the_same_at_each_start(
+    loader: CheckpointLoader, tmp_path: Path, quantization: str
+) -> None:
+    folder = write_prompt_files(tmp_path / "empty", byte_tokenizer(), dtype=torch.bfloat16)
+    assert not list(folder.glob("*.safetensors"))
+    dummy = changed(replace(loader, folder=folder), load_format="dummy", quantization=quantization)
+    assert dummy.load()[1].dtype == "bfloat16"
+    assert greedy(dummy) == greedy(dummy)
+    with pytest.raises(ValueError, match=r"no model\.safetensors"):
+        replace(loader, folder=folder).load()
+
+
+def test_states_of_dummy_weights_stay_of_ordinary_size_through_many_layers(tmp_path: Path) -> None:
+    vision = VisionSizes(hidden_size=64, num_layers=32, num_global_layers=8)
+    sizes = Sizes(
+        hidden_size=256,
+        num_heads=4,
+        intermediate_size=896,
+        num_layers=100,
+        cross_layers=tuple(range(3, 100, 5)),
+        vision=vision,
+    )
+    folder = write_prompt_files(tmp_path / "deep", byte_tokenizer(), sizes=sizes, dtype=torch.bfloat16)
+    model = dummy_model(load_config(folder), torch.bfloat16, torch.device("cpu"))
+    pixels = torch.randn(1, 4, 3, 28, 28, generator=torch.Generator().manual_seed(0)).bfloat16()
+    image = whole(model.vision(pixels, 2, 2, 512))
+    assert 0.01 < image.float().std() < 100
+    runner = ModelRunner(model, 4, 16, 4, torch.bfloat16, torch.device("cpu"))
+    request = EngineRequest(id=0, tokens=(), max_tokens=1)
+    logits = runner.logits(Row(request=request, tokens=tuple(range(40)), start=0, pages=(0, 1, 2)))
+    assert 0.01 < logits.std() < 100
+    assert (logits - logits.mean(dim=0)).std() > 0.01  # tokens make a difference
 
 
 def test_caches_beyond_the_memory_are_refused_in_the_operators_words(loader: CheckpointLoader) -> None:

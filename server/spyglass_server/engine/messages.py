@@ -132,6 +132,22 @@ Command = Submit | CancelRequest | CancelChoice | Shutdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryInfo:
+    """Where the memory of a device goes, in bytes, and what that holds, in tokens of text and tiles of images.
+
+    Of a CPU, `device_bytes` is the memory of the machine.
+    """
+
+    device_name: str
+    device_bytes: int
+    weight_bytes: int
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    image_cache_tiles: int
+    image_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What the engine has loaded and what fits it.
 
@@ -146,6 +162,7 @@ class EngineInfo:
     max_tokens: int
     max_image_tiles: int
     max_choices: int
+    memory: MemoryInfo
 
 
 @dataclass(frozen=True, slots=True)

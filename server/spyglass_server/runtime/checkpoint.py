@@ -1,25 +1,29 @@
 """Loads weights from a checkpoint folder into the model.
 
-Only (sharded) safetensors files are opened, so a checkpoint cannot run code. Each tensor is read from the mapped file
-when its parameter's turn comes, so that loading needs little more memory than the model.
+Only (sharded) safetensors files are opened, so a checkpoint cannot run code. Tensors are read from the mapped files
+when their parameter's turn comes, so that loading needs little more memory than the model.
 """
 
 import json
 import logging
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.linear import Fp8Linear
+from spyglass_server.runtime.linear import FP8
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
-from spyglass_server.runtime.quantized_checkpoint import fp8_parts, full_tensor
+from spyglass_server.runtime.quantized_checkpoint import check_scales, dequantized
+from spyglass_server.runtime.transfer import Job, Progress, transfer
+from spyglass_server.runtime.weights import Convert, empty_model, install
 
 log = logging.getLogger(__name__)
 
@@ -29,84 +33,121 @@ def load_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    convert: Callable[[nn.Linear], nn.Module] | None = None,
+    convert: Convert | None = None,
 ) -> Mllama:
-    """Builds the model with a checkpoint's weights.
+    """Builds the model with a checkpoint's weights; `convert` as in `install`.
 
-    `convert` makes other modules of the linear ones in the text model's layers, each as soon as it is loaded, so that
-    there is never more than one of them in full. Those that the checkpoint stores in fp8 are `Fp8Linear`.
+    Linear modules of the text model's layers that the checkpoint stores in fp8 are `Fp8Linear`, whatever `convert` is.
+    That all tensors are there, in the right shapes, is checked before the first is read.
 
     Raises:
         ValueError: tensors are missing or of the wrong shape, or a file is damaged.
         OSError: a file cannot be read.
     """
-    with init_empty_weights():
-        model = Mllama(config)
+    model = empty_model(config)
     try:
-        tensors = _Tensors(folder)
-        for name, parameter in list(model.named_parameters()):
-            if name.startswith("text.layers.") and _load_fp8(model, tensors, name, device):
-                continue
-            value = _read(tensors, name, config, parameter.shape)
-            set_module_tensor_to_device(model, name, device, value=value, dtype=dtype)
-            if convert and name.startswith("text.layers."):
-                _convert(model, name.rpartition(".")[0], convert)
+        jobs = _jobs(folder, model, dtype)
+        progress = Progress(sum(job.nbytes for job in jobs))
+        install(model, transfer(_taken(jobs), device, progress), convert)
     except SafetensorError as error:
         raise ValueError(f"a weight file in {folder} is damaged: {error}") from error
+    progress.finish()
+    return model
+
+
+def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
+    tensors = _Tensors(folder)
+    jobs = deque(
+        job
+        for name, parameter in model.named_parameters()
+        for job in _jobs_of(tensors, name, model.config, parameter.shape, dtype)
+    )
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
-    return model.requires_grad_(False).eval()
+    return jobs
 
 
-def _load_fp8(model: Mllama, tensors: "_Tensors", name: str, device: torch.device) -> bool:
-    """Loads the weight of a linear layer as it is stored, if that is in fp8."""
-    parts = fp8_parts(tensors, checkpoint_names(name, model.config))
-    if parts is None:
-        return False
-    weight, scales = parts
-    if weight.shape != (shape := model.get_parameter(name).shape):
-        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {list(weight.shape)}")
-    model.set_submodule(name.rpartition(".")[0], Fp8Linear(weight.to(device), scales.to(device)))
-    return True
+def _taken(jobs: deque[Job]) -> Iterator[Job]:
+    """Leaves nothing behind of what it hands out: a file is closed, and its memory given back, after its last job."""
+    while jobs:
+        yield jobs.popleft()
 
 
-def _convert(model: Mllama, name: str, convert: Callable[[nn.Linear], nn.Module]) -> None:
-    """Replaces a module if it is a linear layer."""
-    module = model.get_submodule(name)
-    if isinstance(module, nn.Linear):
-        model.set_submodule(name, convert(module))
-
-
-def _read(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Tensor:
+def _jobs_of(
+    tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size, dtype: torch.dtype
+) -> Iterator[Job]:
+    """What makes a parameter; for one in fp8, its scales too."""
     if name == "text.head.weight" and config.text.tied_embeddings:
-        return tensors.get("language_model.embed_tokens.weight")[: shape[0]]
-    parts = [full_tensor(tensors, source) for source in checkpoint_names(name, config)]
-    fits = len({part.shape[1:] for part in parts}) == 1 and sum(len(part) for part in parts) == shape[0]
-    if not fits or sum(part.numel() for part in parts) != shape.numel():
+        embedding = tensors.find("language_model.embed_tokens.weight")
+        yield Job(name, shape, dtype, [partial(embedding.read, shape[0])])
+        return
+    parts = _parts(tensors, name, config, shape)
+    scales = [part.scale for part in parts if part.scale]
+    if scales and config.quantization == "none":
+        raise ValueError(f"{parts[0].name} is in fp8, but config.json has no quantization_config")
+    if name.startswith("text.layers.") and len(scales) == len(parts):
+        yield Job(name, shape, FP8, [part.read_stored for part in parts])
+        yield Job(f"{name}_scale", torch.Size((shape[0], 1)), torch.float32, [scale.read for scale in scales])
+    else:
+        yield Job(name, shape, dtype, [part.read for part in parts])
+
+
+def _parts(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence["_Source"]:
+    """What the checkpoint has of a parameter."""
+    parts = [tensors.find(source) for source in checkpoint_names(name, config)]
+    fits = len({part.shape[1:] for part in parts}) == 1 and sum(part.shape[0] for part in parts) == shape[0]
+    if not fits or sum(math.prod(part.shape) for part in parts) != shape.numel():
         found = ", ".join(str(list(part.shape)) for part in parts)
         raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {found}")
-    return torch.cat(parts).reshape(shape)
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A tensor in an open file, with the scales of its rows where it is in fp8."""
+
+    file: Any
+    name: str
+    scale: "_Source | None" = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Never empty: what has no dimensions counts as a row."""
+        return tuple(self.file.get_slice(self.name).get_shape()) or (1,)
+
+    @property
+    def is_fp8(self) -> bool:
+        return bool(self.file.get_slice(self.name).get_dtype() == "F8_E4M3")
+
+    def read(self, num_rows: int | None = None) -> Tensor:
+        """All rows or the first few, as numbers of their own; where nothing is in fp8, a view of the mapped file."""
+        tensor = self.read_stored()
+        return (dequantized(tensor, self.scale.read_stored()) if self.scale else tensor)[:num_rows]
+
+    def read_stored(self) -> Tensor:
+        """A view of the mapped file; values in fp8 are without their scales."""
+        tensor: Tensor = self.file.get_tensor(self.name)
+        return tensor
 
 
 class _Tensors:
     """The tensors of a folder's safetensors files by canonical name."""
 
     def __init__(self, folder: Path) -> None:
-        files = _weight_files(folder)
-        self._files: list[Any] = [safe_open(path, framework="pt", device="cpu") for path in files]
-        self._where = {canonical_name(name): (file, name) for file in self._files for name in file.keys()}  # noqa: SIM118
-        self._unused = set(self._where)
+        files: list[Any] = [safe_open(path, framework="pt", device="cpu") for path in _weight_files(folder)]
+        self._sources = {canonical_name(name): _Source(file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        self._unused = set(self._sources)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def get(self, name: str) -> Tensor:
-        if name not in self._where:
+    def find(self, name: str) -> _Source:
+        if name not in self._sources:
             raise ValueError(f"the checkpoint has no tensor {name!r}")
         self._unused.discard(name)
-        file, raw = self._where[name]
-        tensor: Tensor = file.get_tensor(raw)
-        return tensor
+        source = self._sources[name]
+        if not source.is_fp8:
+            return source
+        scale = self.find(f"{name}_scale")
+        check_scales(source.name, source.shape, scale.shape)
+        return replace(source, scale=scale)
 
     def unused(self) -> list[str]:
         return sorted(self._unused)

@@ -1,4 +1,4 @@
-"""Builds an engine from a checkpoint folder and the engine's settings; decides the sizes of its caches.
+"""Builds an engine from a checkpoint folder and the engine's settings; the sizes of its caches follow from the device.
 
 The server makes a `CheckpointLoader` and sends it to the engine process; torch is imported only there, when `load`
 runs.
@@ -6,7 +6,7 @@ runs.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,20 +19,18 @@ from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
-    from torch import nn
 
     from spyglass_server.runtime.config import ModelConfig
+    from spyglass_server.runtime.model.mllama import Mllama
 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
-_LONGEST_BY_DEFAULT = 32768
 _CPU_NICENESS = 5
 _ATTENTION_SLOWNESS = 2.0
 """How much longer an operation of attention takes than one of a linear layer."""
+_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 _CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
@@ -57,16 +55,16 @@ class CheckpointLoader:
                 raise
             raise ValueError(
                 "there is too little memory for the model and its caches; --cache-bytes, --image-cache-bytes, "
-                f"--dtype and --quantization make them smaller: {error}"
+                f"--gpu-memory-utilization, --dtype and --quantization make them smaller: {error}"
             ) from error
 
     def _load(self) -> tuple[EngineCore, EngineInfo]:
         import torch
 
-        from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
         from spyglass_server.runtime.runner import ModelRunner
+        from spyglass_server.runtime.sizing import Sizing
 
         config = load_config(self.folder)
         device = _choose_device(self.settings.device)
@@ -75,56 +73,49 @@ class CheckpointLoader:
             os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
         # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
-        num_pages = self.settings.cache_bytes // ModelRunner.page_bytes(config, PAGE_SIZE, dtype)
-        max_tokens = self._max_tokens(config, num_pages * PAGE_SIZE)
-        quantization = _choose_quantization(self.settings.quantization, config, device)
-        convert = _converter(quantization) if config.quantization == "none" else None
-        model = load_model(self.folder, config, dtype, device, convert)
-        max_tiles = self.settings.image_cache_bytes // ModelRunner.tile_bytes(config, dtype)
-        if max_tiles < config.vision.max_tiles:
-            needed = config.vision.max_tiles
-            raise ValueError(f"--image-cache-bytes has room for {max_tiles} tiles; one image may need {needed}")
         limits = self._limits(config, device)
-        runner = ModelRunner(model, num_pages, PAGE_SIZE, max_tiles, dtype, device)
-        scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
+        quantization = _choose_quantization(self.settings.quantization, config, device)
+        sizing = Sizing(replace(self.settings, quantization=quantization), config, dtype, device, PAGE_SIZE)
+        model = self._model(config, dtype, device, quantization)
+        sizes, memory = sizing.caches(model, limits)
+        runner = ModelRunner(model, sizes.num_pages, PAGE_SIZE, sizes.num_tiles, dtype, device)
+        scheduler = Scheduler(limits, PagePool(sizes.num_pages, PAGE_SIZE), ImageCache(sizes.num_tiles))
         grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
-        name = str(dtype).removeprefix("torch.")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
-            dtype=name,
+            dtype=str(dtype).removeprefix("torch."),
             quantization=quantization,
             device=device.type,
-            max_tokens=max_tokens,
-            max_image_tiles=max_tiles,
+            max_tokens=sizing.max_tokens(sizes),
+            max_image_tiles=sizes.num_tiles,
             max_choices=self.settings.max_batch,
+            memory=memory,
         )
+
+    def _model(
+        self, config: "ModelConfig", dtype: "torch.dtype", device: "torch.device", quantization: str
+    ) -> "Mllama":
+        from spyglass_server.runtime.checkpoint import load_model
+        from spyglass_server.runtime.dummy_weights import dummy_model
+        from spyglass_server.runtime.linear import CONVERTERS
+
+        convert = CONVERTERS.get(quantization)
+        if self.settings.load_format == "dummy":
+            log.warning("--load-format is dummy: the weights are random, and so are the answers")
+            return dummy_model(config, dtype, device, convert)
+        return load_model(self.folder, config, dtype, device, convert if config.quantization == "none" else None)
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
         """The limits of a step: as set, and what depends on the model and the device."""
-        text = config.text
+        text, settings = config.text, self.settings
         width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
         operations = 2 * text.num_layers * text.hidden_size * width  # of a token, without attention
         reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
         return Limits(
-            max_batch=self.settings.max_batch,
-            max_step_tokens=self.settings.max_step_tokens,
-            max_chunk_tokens=self.settings.max_chunk_tokens or _CHUNK_TOKENS[device.type],
+            max_batch=settings.max_batch,
+            max_step_tokens=settings.max_step_tokens or max(settings.max_batch, _STEP_TOKENS[device.type]),
+            max_chunk_tokens=settings.max_chunk_tokens or _CHUNK_TOKENS[device.type],
             context_cost=_ATTENTION_SLOWNESS * reading / operations,
         )
-
-    def _max_tokens(self, config: "ModelConfig", room: int) -> int:
-        made_for, wanted = config.text.max_position, self.settings.max_model_len
-        if wanted is None:
-            if room < 1:
-                raise ValueError("--cache-bytes has no room for a single page")
-            wanted = min(made_for, _LONGEST_BY_DEFAULT)
-            if room < wanted:
-                log.warning("--cache-bytes has room for %d tokens, so the context is not %d", room, wanted)
-            return min(room, wanted)
-        if wanted > made_for:
-            raise ValueError(f"--max-model-len is {wanted}, but the model was made for {made_for} tokens")
-        if wanted > room:
-            raise ValueError(f"--max-model-len is {wanted}, but --cache-bytes has room for {room} tokens")
-        return wanted
 
 
 def _choose_device(name: str) -> "torch.device":
@@ -149,12 +140,6 @@ def _choose_quantization(name: str, config: "ModelConfig", device: "torch.device
     if name not in ("none", config.quantization):
         raise ValueError(f"--quantization is {name}, but the checkpoint is stored in {config.quantization}")
     return config.quantization
-
-
-def _converter(quantization: str) -> "Callable[[nn.Linear], nn.Module] | None":
-    from spyglass_server.runtime.linear import Fp8Linear, Int8Linear
-
-    return {"int8": Int8Linear, "fp8": Fp8Linear.quantized}.get(quantization)
 
 
 def _choose_dtype(name: str, config: "ModelConfig") -> "torch.dtype":

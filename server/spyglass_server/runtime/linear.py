@@ -7,6 +7,8 @@ rows, they need half the time of the plain layer there and no more for many.
 """
 
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +139,12 @@ def _widened(values: Tensor) -> Tensor:
     """
     bits = values.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return bits.view(torch.float16).float().mul_(2.0**8)
+
+
+CONVERTERS: Mapping[str, Callable[[nn.Linear], nn.Module]] = MappingProxyType(
+    {"fp8": Fp8Linear.quantized, "int8": Int8Linear}
+)
+"""What makes the modules of a quantization of plain ones."""
 
 
 def pack_linears(module: nn.Module) -> None:

@@ -1,17 +1,14 @@
-"""Checkpoints that are stored in fp8: whether a folder is one that is served, and its linear layers.
+"""Checkpoints that are stored in fp8: which are served, and how their numbers are read.
 
 Served is what compressed-tensors calls FP8-dynamic, the form of the published ones: weights float8_e4m3fn with a scale
 for each output beside them, inputs rounded token by token as they come. Which layers are stored so is seen by their
-tensors: the others are in the checkpoint's precision.
+tensors; the others are in the checkpoint's precision.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
-
-from spyglass_server.runtime.linear import FP8
 
 _SUPPORTED = (
     "served are checkpoints without quantization, and compressed-tensors of the scheme FP8-dynamic "
@@ -19,15 +16,6 @@ _SUPPORTED = (
 )
 _WEIGHTS = {"num_bits": 8, "type": "float", "strategy": "channel"}
 _INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
-
-
-class Tensors(Protocol):
-    """The tensors of a checkpoint by canonical name."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def get(self, name: str) -> Tensor:
-        """Reads a tensor; ValueError when there is none of that name."""
 
 
 def stored_quantization(raw: Mapping[str, Any]) -> str:
@@ -44,46 +32,19 @@ def stored_quantization(raw: Mapping[str, Any]) -> str:
     return "fp8"
 
 
-def fp8_parts(tensors: Tensors, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-    """The weight of the linear layer that these tensors make up, one after the other, where all are stored in fp8.
-
-    Returns float8_e4m3fn [out, in] and scales [out, 1]; None where a tensor is not stored in fp8.
+def check_scales(name: str, weight: Sequence[int], scale: Sequence[int]) -> None:
+    """Checks the shape of a weight in fp8 and of its scales, of which there is one for each output.
 
     Raises:
-        ValueError: tensors have shapes that do not fit each other.
+        ValueError: there is not.
     """
-    if not all(_scale_name(name) in tensors for name in names):
-        return None
-    weights, scales = zip(*(_stored(tensors, name) for name in names), strict=True)
-    return torch.cat(weights), torch.cat(scales)
+    if len(weight) != 2 or tuple(scale) not in ((weight[0], 1), (weight[0],)):
+        raise ValueError(f"{name} {list(weight)} has scales {list(scale)} and not one for each output; {_SUPPORTED}")
 
 
-def full_tensor(tensors: Tensors, name: str) -> Tensor:
-    """Reads a tensor; one that is stored in fp8 is multiplied by its scales, float32.
-
-    Raises:
-        ValueError: there is none of that name, or it has no scales.
-    """
-    tensor = tensors.get(name)
-    if tensor.dtype != FP8:
-        return tensor
-    _, scales = _stored(tensors, name)
-    return tensor.float() * scales
-
-
-def _stored(tensors: Tensors, name: str) -> tuple[Tensor, Tensor]:
-    """A weight [out, in] that is stored in fp8, and its scales, float32 [out, 1]."""
-    weight, scale = tensors.get(name), tensors.get(_scale_name(name)).float()
-    if weight.dtype != FP8 or weight.dim() != 2 or scale.numel() != len(weight):
-        raise ValueError(
-            f"{name} is {weight.dtype} {list(weight.shape)} with scales {list(scale.shape)}, "
-            f"and not {FP8} with a scale for each output"
-        )
-    return weight, scale.reshape(-1, 1)
-
-
-def _scale_name(name: str) -> str:
-    return f"{name}_scale"
+def dequantized(weight: Tensor, scale: Tensor) -> Tensor:
+    """The numbers, float32 [out, in], that a weight float8_e4m3fn [out, in] with a scale for each output stands for."""
+    return weight.float() * scale.float().reshape(-1, 1)
 
 
 def _differences(config: Mapping[str, Any]) -> Iterator[str]:

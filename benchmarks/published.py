@@ -1,13 +1,12 @@
-"""Models with random weights in the sizes of the published ones, made on the device where they run.
+"""The sizes of the published models, for runs with weights that the product makes up.
 
-Speed depends on sizes, not on what a model knows. Sources: config.json of Llama-3.2-11B-Vision-Instruct and
+Sources: config.json of Llama-3.2-11B-Vision-Instruct and
 Llama-3.2-90B-Vision-Instruct.
 """
 
 import torch
 
 from spyglass_server.runtime.config import CLIP_MEAN, CLIP_STD, ModelConfig, RopeConfig, TextConfig, VisionConfig
-from spyglass_server.runtime.model.mllama import Mllama
 
 _VISION = VisionConfig(
     hidden_size=1280,
@@ -44,18 +43,3 @@ def _config(hidden_size: int, intermediate_size: int, num_layers: int, num_heads
 
 
 SIZES = {"11B": _config(4096, 14_336, 40, 32), "90B": _config(8192, 28_672, 100, 64)}
-
-
-@torch.no_grad()
-def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mllama:
-    """A model whose hidden states stay of about one size, as those of trained models do."""
-    with torch.device("meta"):
-        model = Mllama(config)
-    model = model.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
-            parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model.requires_grad_(False).eval()

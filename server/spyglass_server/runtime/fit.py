@@ -1,0 +1,138 @@
+"""Whether a model fits a device, in the operator's words: what it needs, what there is, what would fit instead."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from spyglass_server.runtime.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount, divide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device's memory in bytes, and how much of it may be used: `share` of it, less what others hold already."""
+
+    name: str
+    total: int
+    share: float = 1.0
+    held: int = 0
+
+    @property
+    def budget(self) -> int:
+        """What may be used."""
+        return int(self.total * self.share) - self.held
+
+    def __str__(self) -> str:
+        text = f"{self.name} has {gigabytes(self.total)}"
+        if self.share < 1:
+            text += (
+                f", of which --gpu-memory-utilization {self.share:g} allows {gigabytes(int(self.total * self.share))}"
+            )
+        return text + (f" and others hold {gigabytes(self.held)}" if self.held else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A model on a device and what is asked of its caches; `units` are these in each precision that may be chosen."""
+
+    count: ParameterCount
+    device: Device
+    wishes: CacheWishes
+    units: Mapping[torch.dtype, CacheUnits]
+    quantizations: tuple[str, ...]
+    dtype: torch.dtype
+    quantization: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take as they are to be loaded."""
+        return self.count.nbytes(self.dtype, self.quantization)
+
+    def check(self) -> None:
+        """Checks, before anything is loaded, that the weights and the smallest caches fit.
+
+        Raises:
+            ValueError: they do not; the text says what would.
+        """
+        left = self.device.budget - self.weight_bytes
+        form = "" if self.quantization == "none" else f"{self.quantization} and "
+        weights = f"the weights take {gigabytes(self.weight_bytes)} in {form}{precision(self.dtype)}"
+        if left < 0:
+            raise ValueError(f"{weights}, but {self.device}{self._advice()}")
+        if self.wishes.least(self.units[self.dtype]) > left:
+            raise ValueError(f"{weights}, and {self.device}; {self._shortage(left)}{self._advice()}")
+
+    def divide(self, weight_bytes: int, step_bytes: int) -> CacheSizes:
+        """Divides what loaded weights and the largest step leave between the caches.
+
+        Raises:
+            ValueError: it is too little; the text says what would fit.
+        """
+        left = self.device.budget - weight_bytes - step_bytes
+        units = self.units[self.dtype]
+        if self.wishes.least(units) > left:
+            taken = f"the weights take {gigabytes(weight_bytes)} and a step up to {gigabytes(step_bytes)}"
+            raise ValueError(f"{taken}, and {self.device}; {self._shortage(left)}{self._advice(step_bytes)}")
+        return divide(left, self.wishes, units)
+
+    def _shortage(self, left: int) -> str:
+        """Says that what is left is less than the caches need."""
+        units, wishes = self.units[self.dtype], self.wishes
+        text, images = (gigabytes(need) for need in (wishes.least_text(units), wishes.least_images(units)))
+        if wishes.cache_bytes is not None:
+            pages = f"--cache-bytes is {text}"
+        elif wishes.max_model_len is not None:
+            pages = f"--max-model-len {wishes.max_model_len} needs {text}"
+        else:
+            pages = f"a page of text needs {text}"
+        tiles = f"an image needs {images}" if wishes.image_cache_bytes is None else f"--image-cache-bytes is {images}"
+        return f"that leaves {gigabytes(max(0, left))} for caches, where {pages} and {tiles}"
+
+    def _advice(self, step_bytes: int = 0) -> str:
+        """What would fit instead, or how much memory would, to be appended."""
+        needs = {
+            (dtype, quantization): self.count.nbytes(dtype, quantization) + step_bytes + self.wishes.least(units)
+            for dtype, units in self.units.items()
+            for quantization in self.quantizations
+        }
+        advice = []
+        for form, need in needs.items():
+            if need <= self.device.budget:
+                advice.append(f"{self._options(*form)} needs {gigabytes(need)}")
+            elif tokens := self._shorter(need, self.units[form[0]]):
+                advice.append(f"{self._options(*form)} --max-model-len {tokens} fits".lstrip())
+        if advice:
+            return "; " + "; ".join(advice)
+        form = min(needs, key=needs.__getitem__)
+        total = math.ceil((needs[form] + self.device.held) / self.device.share)
+        return (
+            f"; no --dtype or --quantization fits: the smallest, {precision(form[0])} with --quantization {form[1]}, "
+            f"needs {gigabytes(needs[form])}, which takes a device of {gigabytes(total)}"
+        )
+
+    def _shorter(self, need: int, units: CacheUnits) -> int:
+        """The longest sequence for which there is room, of a form that needs more with the one that is asked for."""
+        if self.wishes.max_model_len is None or self.wishes.cache_bytes is not None:
+            return 0
+        room = self.device.budget - need + self.wishes.least_text(units)
+        return max(0, room // units.page_bytes * units.page_size)
+
+    def _options(self, dtype: torch.dtype, quantization: str) -> str:
+        """The options that differ for a form."""
+        options = [f"--dtype {precision(dtype)}"] if dtype != self.dtype else []
+        if quantization != self.quantization:
+            options.append(f"--quantization {quantization}")
+        return " ".join(options)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """A precision as options name it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def gigabytes(num_bytes: int) -> str:
+    """Three digits, in units of 10^9 bytes, or 10^6 where that is less than one."""
+    if num_bytes >= 10**11:
+        return f"{num_bytes / 1e9:.0f} GB"
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"
