@@ -39,6 +39,15 @@ MODEL = pb.Model(
     max_images=16,
     max_image_bytes=20 << 20,
     tags=["vision"],
+    memory=pb.ModelMemory(
+        device_name="cpu",
+        device_bytes=24_000_000_000,
+        weight_bytes=712_000_000,
+        kv_cache_tokens=23_296,
+        kv_cache_bytes=2_147_000_000,
+        image_cache_tiles=1_234,
+        image_cache_bytes=1_070_000_000,
+    ),
 )
 
 

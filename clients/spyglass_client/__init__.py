@@ -6,7 +6,7 @@ with Client() as client:
     print(client.generate("Hello!").text)
 """
 
-from spyglass_client.account import ModelInfo, Pricing, UsageRecord, UsageSummary
+from spyglass_client.account import ModelInfo, ModelMemory, Pricing, UsageRecord, UsageSummary
 from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, TokenProbability, Usage
 from spyglass_client.errors import (
@@ -47,6 +47,7 @@ __all__ = [
     "InvalidRequestError",
     "Message",
     "ModelInfo",
+    "ModelMemory",
     "NotFoundError",
     "Options",
     "PermissionDeniedError",

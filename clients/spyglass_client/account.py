@@ -19,6 +19,34 @@ class Pricing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """What a model takes of a device's memory, in bytes, and what its caches hold: tokens of text, tiles of images.
+
+    Of a CPU, `device_bytes` is the memory of the machine. A server that does not tell leaves all of it empty.
+    """
+
+    device_name: str
+    device_bytes: int
+    weight_bytes: int
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    image_cache_tiles: int
+    image_cache_bytes: int
+
+    @classmethod
+    def from_proto(cls, memory: pb.ModelMemory) -> "ModelMemory":
+        return cls(
+            device_name=memory.device_name,
+            device_bytes=memory.device_bytes,
+            weight_bytes=memory.weight_bytes,
+            kv_cache_tokens=memory.kv_cache_tokens,
+            kv_cache_bytes=memory.kv_cache_bytes,
+            image_cache_tiles=memory.image_cache_tiles,
+            image_cache_bytes=memory.image_cache_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A model and its terms. Lengths are in tokens; `created` is when the server loaded it."""
 
@@ -34,6 +62,7 @@ class ModelInfo:
     tags: tuple[str, ...]
     quantization: str
     """How most weights are kept where that is coarser than `dtype`: "fp8", "int8" or nothing."""
+    memory: ModelMemory
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> "ModelInfo":
@@ -50,6 +79,7 @@ class ModelInfo:
             max_image_bytes=model.max_image_bytes,
             tags=tuple(model.tags),
             quantization=model.quantization,
+            memory=ModelMemory.from_proto(model.memory),
         )
 
 

@@ -29,6 +29,11 @@ def run_usage(args: argparse.Namespace) -> int:
 
 
 def _models_table(models: Sequence[ModelInfo]) -> str:
+    told = [model for model in models if model.memory.device_name]
+    return _terms_table(models) + ("\n" + _memory_table(told) if told else "")
+
+
+def _terms_table(models: Sequence[ModelInfo]) -> str:
     header = ("MODEL", "DTYPE", "CONTEXT", "MAX TOKENS", "IMAGES", "$/M IN", "$/M OUT")
     return _table(
         header,
@@ -46,6 +51,32 @@ def _models_table(models: Sequence[ModelInfo]) -> str:
         ],
         num_words=2,
     )
+
+
+def _memory_table(models: Sequence[ModelInfo]) -> str:
+    """Where the device's memory goes: weights, and caches of text and images with what they hold."""
+    header = ("MODEL", "DEVICE", "MEMORY", "WEIGHTS", "TEXT CACHE", "TOKENS", "IMAGE CACHE", "TILES")
+    return _table(
+        header,
+        [
+            (
+                model.id,
+                model.memory.device_name,
+                _gigabytes(model.memory.device_bytes),
+                _gigabytes(model.memory.weight_bytes),
+                _gigabytes(model.memory.kv_cache_bytes),
+                f"{model.memory.kv_cache_tokens:,}",
+                _gigabytes(model.memory.image_cache_bytes),
+                f"{model.memory.image_cache_tiles:,}",
+            )
+            for model in models
+        ],
+        num_words=2,
+    )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
 
 
 def _usage_table(usage: UsageSummary) -> str:

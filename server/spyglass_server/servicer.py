@@ -7,6 +7,7 @@ errors.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
@@ -135,6 +136,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             max_image_bytes=resources.image_limits.max_bytes,
             tags=["text-generation", "multimodal", "vision", info.dtype, *quantization],
             quantization="".join(quantization),
+            memory=pb.ModelMemory(**asdict(info.memory)),
         )
 
 

@@ -13,6 +13,8 @@ async def test_models(client: AsyncClient) -> None:
     [model] = await client.models()
     assert (model.id, model.context_length, model.max_images, model.tags) == ("spyglass-demo", 2048, 16, ("vision",))
     assert model.pricing.output_tokens == 0.4
+    assert (model.memory.device_name, model.memory.device_bytes) == ("cpu", 24_000_000_000)
+    assert (model.memory.kv_cache_tokens, model.memory.kv_cache_bytes) == (23_296, 2_147_000_000)
     assert model.created == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 
 

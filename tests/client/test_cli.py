@@ -158,12 +158,16 @@ async def test_models(run: Run) -> None:
     assert await run("models") == (
         0,
         "MODEL          DTYPE    CONTEXT  MAX TOKENS  IMAGES  $/M IN  $/M OUT\n"
-        "spyglass-demo  float32    2,048       1,024      16    0.35     0.40\n",
+        "spyglass-demo  float32    2,048       1,024      16    0.35     0.40\n"
+        "\n"
+        "MODEL          DEVICE    MEMORY  WEIGHTS  TEXT CACHE  TOKENS  IMAGE CACHE  TILES\n"
+        "spyglass-demo  cpu     24.00 GB  0.71 GB     2.15 GB  23,296      1.07 GB  1,234\n",
         "",
     )
     [model] = json.loads((await run("models", "--json"))[1])
     assert (model["id"], model["created"], model["tags"]) == ("spyglass-demo", "2023-11-14T22:13:20+00:00", ["vision"])
     assert model["pricing"] == {"input_tokens": 0.35, "output_tokens": 0.4, "cached_input_tokens": 0.35}
+    assert (model["memory"]["weight_bytes"], model["memory"]["image_cache_tiles"]) == (712_000_000, 1234)
 
 
 async def test_usage(run: Run) -> None:

@@ -265,7 +265,7 @@ def test_a_published_folder_is_not_made_int8(tiny_checkpoint: Path, tmp_path: Pa
 def test_fp8_of_which_the_configuration_does_not_tell_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = fp8_checkpoint(tiny_checkpoint, tmp_path)
     (folder / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="is in fp8, but config.json has no quantization_config"):
+    with pytest.raises(ValueError, match=r"is in fp8, but config.json has no quantization_config"):
         loader(folder).load()
 
 

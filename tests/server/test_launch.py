@@ -78,9 +78,9 @@ def test_dummy_weights_need_no_files_and_are_the_same_at_each_start(
 def test_states_of_dummy_weights_stay_of_ordinary_size_through_many_layers(tmp_path: Path) -> None:
     vision = VisionSizes(hidden_size=64, num_layers=32, num_global_layers=8)
     sizes = Sizes(
-        hidden_size=256,
+        hidden_size=128,
         num_heads=4,
-        intermediate_size=896,
+        intermediate_size=448,
         num_layers=100,
         cross_layers=tuple(range(3, 100, 5)),
         vision=vision,

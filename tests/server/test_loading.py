@@ -103,7 +103,9 @@ def test_only_a_few_tensors_are_read_ahead(staged: list[int]) -> None:
 
         return values
 
-    jobs = [Job(str(i), torch.Size([2, 7]), torch.bfloat16, [part(i), part(i)]) for i in range(50)]
+    jobs = [
+        Job(name=str(i), shape=torch.Size([2, 7]), dtype=torch.bfloat16, parts=[part(i), part(i)]) for i in range(50)
+    ]
     tensors = transfer(jobs, CPU, Progress(1))
     for i, (name, tensor) in enumerate(tensors):
         assert name == str(i)
@@ -133,7 +135,7 @@ def test_what_reading_raises_is_raised(staged: list[int]) -> None:
     def fail() -> Tensor:
         raise OSError("the disk is gone")
 
-    jobs = [Job(str(i), torch.Size([1]), torch.float32, [fail]) for i in range(9)]
+    jobs = [Job(name=str(i), shape=torch.Size([1]), dtype=torch.float32, parts=[fail]) for i in range(9)]
     with pytest.raises(OSError, match="the disk is gone"):
         list(transfer(jobs, CPU, Progress(1)))
 

@@ -407,6 +407,9 @@ async def test_models_are_described(start: Start) -> None:
     assert [model.id for model in models] == ["a/b", "c"]
     assert (models[0].pricing.input_tokens, models[0].pricing.output_tokens) == (1.5, 0.40)
     assert models[0].context_length == 1024
+    memory = models[0].memory
+    assert (memory.device_name, memory.device_bytes, memory.weight_bytes) == ("fake", 1 << 30, 1 << 20)
+    assert (memory.kv_cache_tokens, memory.image_cache_tiles, memory.image_cache_bytes) == (1024, 16, 48)
     found = await stub.GetModel(inference_pb2.GetModelRequest(model="c"), metadata=auth())
     assert found.model.id == "c"
     with pytest.raises(aio.AioRpcError) as refusal:

@@ -829,6 +829,7 @@ class Model(_message.Message):
     MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The name to put into Start.model."""
     description: _builtins.str
@@ -857,6 +858,10 @@ class Model(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tags for searching."""
 
+    @_builtins.property
+    def memory(self) -> Global___ModelMemory:
+        """Where it runs, and how much memory it and its caches take there."""
+
     def __init__(
         self,
         *,
@@ -871,14 +876,61 @@ class Model(_message.Message):
         max_image_bytes: _builtins.int = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         quantization: _builtins.str = ...,
+        memory: Global___ModelMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "pricing", b"pricing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "memory", b"memory", "pricing", b"pricing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "pricing", b"pricing", "quantization", b"quantization", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "memory", b"memory", "pricing", b"pricing", "quantization", b"quantization", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelMemory(_message.Message):
+    """What a model takes of a device's memory, and what its caches hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    KV_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_CACHE_TILES_FIELD_NUMBER: _builtins.int
+    IMAGE_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    device_name: _builtins.str
+    """The name of the device."""
+    device_bytes: _builtins.int
+    """All memory of the device, or of the machine where that is a CPU, in bytes."""
+    weight_bytes: _builtins.int
+    """What the weights take."""
+    kv_cache_tokens: _builtins.int
+    """How many tokens of text the KV cache holds, of all generations together."""
+    kv_cache_bytes: _builtins.int
+    """What the KV cache takes."""
+    image_cache_tiles: _builtins.int
+    """How many tiles of images the cross-attention cache holds, of all generations together."""
+    image_cache_bytes: _builtins.int
+    """What the cross-attention cache takes."""
+    def __init__(
+        self,
+        *,
+        device_name: _builtins.str = ...,
+        device_bytes: _builtins.int = ...,
+        weight_bytes: _builtins.int = ...,
+        kv_cache_tokens: _builtins.int = ...,
+        kv_cache_bytes: _builtins.int = ...,
+        image_cache_tiles: _builtins.int = ...,
+        image_cache_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_name", b"device_name", "image_cache_bytes", b"image_cache_bytes", "image_cache_tiles", b"image_cache_tiles", "kv_cache_bytes", b"kv_cache_bytes", "kv_cache_tokens", b"kv_cache_tokens", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelMemory: _TypeAlias = ModelMemory  # noqa: Y015
 
 @_typing.final
 class Pricing(_message.Message):

@@ -79,17 +79,18 @@ def _jobs_of(
     """What makes a parameter; for one in fp8, its scales too."""
     if name == "text.head.weight" and config.text.tied_embeddings:
         embedding = tensors.find("language_model.embed_tokens.weight")
-        yield Job(name, shape, dtype, [partial(embedding.read, shape[0])])
+        yield Job(name=name, shape=shape, dtype=dtype, parts=[partial(embedding.read, shape[0])])
         return
     parts = _parts(tensors, name, config, shape)
     scales = [part.scale for part in parts if part.scale]
     if scales and config.quantization == "none":
         raise ValueError(f"{parts[0].name} is in fp8, but config.json has no quantization_config")
     if name.startswith("text.layers.") and len(scales) == len(parts):
-        yield Job(name, shape, FP8, [part.read_stored for part in parts])
-        yield Job(f"{name}_scale", torch.Size((shape[0], 1)), torch.float32, [scale.read for scale in scales])
+        yield Job(name=name, shape=shape, dtype=FP8, parts=[part.read_stored for part in parts])
+        of_outputs, readers = torch.Size((shape[0], 1)), [scale.read for scale in scales]
+        yield Job(name=f"{name}_scale", shape=of_outputs, dtype=torch.float32, parts=readers)
     else:
-        yield Job(name, shape, dtype, [part.read for part in parts])
+        yield Job(name=name, shape=shape, dtype=dtype, parts=[part.read for part in parts])
 
 
 def _parts(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence["_Source"]:

@@ -89,7 +89,7 @@ _COPIES: dict[str, Callable[[torch.device], Copy]] = {"cuda": _pinned}
 """How tensors get to devices; to others they are copied without a buffer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A tensor to be made, and what reads its parts, which lie one after the other in it."""
 
