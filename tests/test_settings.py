@@ -44,6 +44,8 @@ def test_several_values_come_repeated_or_together_or_with_commas() -> None:
         ("dtype", "float16"),
         ("request-timeout", "nan"),
         ("price-input", "-1"),
+        ("gpu-memory-utilization", "1.01"),
+        ("load-format", "fast"),
     ],
 )
 def test_wrong_values_are_refused_wherever_they_stand(
@@ -83,3 +85,9 @@ def test_every_setting_of_the_engine_is_an_option_and_goes_by_its_name() -> None
     assert fields == {setting.dest: setting.default for setting in server.SETTINGS if setting.dest in fields}
     options = parse("--dtype", "float32", "--max-batch", "7", "--cache-bytes", "1")
     assert resolve(options).engine == replace(engine, dtype="float32", max_batch=7, cache_bytes=1)
+
+
+def test_a_step_that_is_set_has_a_token_for_each_choice() -> None:
+    assert resolve(parse("--max-batch", "600")).engine.max_step_tokens is None
+    with pytest.raises(ValueError, match="--max-step-tokens must be at least --max-batch"):
+        resolve(parse("--max-batch", "600", "--max-step-tokens", "512"))

@@ -23,8 +23,11 @@ from spyglass_server.runtime.weights import empty_model
 
 @dataclass
 class StandIn:
-    """A device with memory: `weights` when they are loaded, `caches` and `kept` more with the runner of the rehearsal,
-    and `peaks` of its work."""
+    """A device with memory.
+
+    Of it `weights` are taken when they are loaded, `caches` and `kept` more by the runner of the profile run, and
+    `peaks` by its work.
+    """
 
     total: int
     weights: int
@@ -39,7 +42,7 @@ class StandIn:
         return 1000
 
     def allocated(self) -> int:
-        """Weights, until the runner of the rehearsal is there."""
+        """Weights, until the runner of the profile run is there."""
         self._asked += 1
         return self.weights if self._asked < 3 else self.weights + self.caches + self.kept
 
@@ -98,8 +101,8 @@ def answer(core: EngineCore) -> list[int]:
 def test_caches_take_what_weights_and_the_largest_step_leave(
     loader: CheckpointLoader, units: CacheUnits, executed: list[Sequence[Row]]
 ) -> None:
-    rehearsed = units.image_bytes + 6 * units.page_bytes
-    device = StandIn(total=80_000_000, weights=2_000_000, kept=300_000, peaks=(400_000, 500_000), caches=rehearsed)
+    profiled = units.image_bytes + 6 * units.page_bytes
+    device = StandIn(total=80_000_000, weights=2_000_000, kept=300_000, peaks=(400_000, 500_000), caches=profiled)
     core, info = load(loader, device)
     free = 40_000_000 - 1000 - 2_000_000 - 300_000 - 400_000 - 500_000
     tiles = min(free // 3, 8 * units.image_bytes) // units.tile_bytes
@@ -116,9 +119,18 @@ def test_caches_take_what_weights_and_the_largest_step_leave(
     assert answer(core) == answer(loader.load()[0])  # as on a CPU
 
 
-def test_a_short_context_is_rehearsed_with_more_rows(loader: CheckpointLoader, executed: list[Sequence[Row]]) -> None:
+def test_a_short_context_is_profiled_with_more_rows(loader: CheckpointLoader, executed: list[Sequence[Row]]) -> None:
     load(loader, StandIn(total=80_000_000, weights=2_000_000), max_model_len=20)
     assert [len(row.tokens) for row in executed[0]] == [20, 20, 19, 1, 1, 1, 1, 1]
+
+
+def test_without_a_setting_the_device_says_how_long_a_step_is(
+    loader: CheckpointLoader, executed: list[Sequence[Row]]
+) -> None:
+    load(loader, StandIn(total=80_000_000, weights=2_000_000), max_step_tokens=None)
+    assert sum(len(row.tokens) for row in executed[0]) == 512
+    load(loader, StandIn(total=80_000_000, weights=2_000_000), max_step_tokens=None, max_batch=600)
+    assert [len(row.tokens) for row in executed[1]] == [1] * 600
 
 
 def test_what_is_set_for_both_caches_is_not_measured(

@@ -16,7 +16,7 @@ from spyglass_server.runtime.fit import Device, Fit, gigabytes, precision
 from spyglass_server.runtime.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.probe import PROBES, host_bytes
-from spyglass_server.runtime.rehearsal import Rehearsal
+from spyglass_server.runtime.profile_run import ProfileRun
 from spyglass_server.runtime.runner import ModelRunner
 from spyglass_server.runtime.weights import empty_model
 
@@ -104,7 +104,7 @@ class Sizing:
         if text is not None and images is not None:
             return CacheSizes(num_pages=text // self._units.page_bytes, num_tiles=images // self._units.tile_bytes)
         assert self._probe is not None
-        rehearsal = Rehearsal(
+        run = ProfileRun(
             model=model,
             limits=limits,
             context=self._wanted_tokens,
@@ -113,7 +113,7 @@ class Sizing:
             device=self._device,
         )
         weight_bytes = self._probe.allocated()
-        step_bytes = rehearsal.measure(self._probe)
+        step_bytes = run.measure(self._probe)
         log.info("the largest step takes %s beside weights and caches", gigabytes(step_bytes))
         return self._fit().divide(weight_bytes, step_bytes)
 

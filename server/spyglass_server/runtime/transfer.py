@@ -76,10 +76,11 @@ def _direct(target: Tensor, source: Tensor) -> None:
 
 
 def _pinned(device: torch.device) -> Copy:
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.default_stream(device)  # the current one of every thread that has chosen none
 
     def wait() -> None:
-        event.record(torch.cuda.current_stream(device))
+        event.record(stream)
         event.synchronize()
 
     return StagedCopy(torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=True), wait)

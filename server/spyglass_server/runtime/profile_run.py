@@ -16,11 +16,11 @@ from spyglass_server.runtime.runner import ModelRunner
 
 _SAMPLING = SamplingParams(top_p=0.9, seed=1)
 """With a filter, which takes memory."""
-_KEY = ImageKey("", b"rehearsal")
+_KEY = ImageKey("", b"profile run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsal:
+class ProfileRun:
     """A trial of the largest image and of the largest step within `limits`, in sequences of `context` tokens."""
 
     model: Mllama
