@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from checkpoints import random_checkpoint
 from fidelity.ours import Ours
+from fidelity.prompts import PROMPTS
 from quantized import fp8_checkpoint
 from random_weights import Sizes
 from spyglass_server.config import EngineConfig
@@ -27,7 +28,7 @@ from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
 
 CPU = torch.device("cpu")
-PROMPT = list(range(3, 40))
+PROMPT = PROMPTS["text, image, text"]
 
 
 def loader(folder: Path, **changes: Any) -> CheckpointLoader:
@@ -44,7 +45,9 @@ def model_of(folder: Path, convert: Callable[[nn.Linear], nn.Module] | None = No
 
 
 def logits(model: Mllama, folder: Path) -> Tensor:
-    return Ours(ModelRunner(model, 64, 16, 128, torch.float32, CPU), folder).logits(PROMPT, [])
+    """Of a prompt with a picture."""
+    runner = ModelRunner(model, 64, 16, 128, torch.float32, CPU)
+    return Ours(runner, folder).logits(PROMPT.token_ids(), PROMPT.images())
 
 
 def relative(near: Tensor, exact: Tensor) -> float:
@@ -89,6 +92,12 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
     out = fp8_product(x, weight, scales.t())
     torch.testing.assert_close(out[[0, 2]], x[[0, 2]], rtol=1e-6, atol=0)
     assert not out[1].isfinite().all()
+
+
+def test_inputs_may_lie_in_memory_in_any_order() -> None:
+    values, scales = to_fp8(torch.arange(12.0).reshape(3, 4).t())
+    assert values.is_contiguous()
+    torch.testing.assert_close(values.float() * scales, torch.arange(12.0).reshape(3, 4).t(), rtol=0.07, atol=0)
 
 
 class OnGpu(Tensor):

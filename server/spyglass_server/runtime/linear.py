@@ -102,7 +102,7 @@ def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns the values and the scale of each row, float32 [rows, 1], by which they are multiplied.
     """
     scale = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=_TINY) / _FP8_MAX
-    return (x / scale).to(FP8), scale
+    return (x / scale).to(FP8, memory_format=torch.contiguous_format), scale
 
 
 def fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
