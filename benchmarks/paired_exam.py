@@ -22,7 +22,7 @@ from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot, Prompt
-from spyglass_server.runtime import linear
+from spyglass_server.runtime import fp8, linear
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.model.vision import Slices, VisionEncoder
 from spyglass_training.exam.judge import KINDS, Example, accepts
@@ -41,7 +41,7 @@ def share_work() -> None:
     A picture is encoded once for all models of this process, whose encoders are the same, and weights in fp8 are
     widened once, into memory that the product does not spend.
     """
-    linear._widened = functools.cache(linear._widened)
+    linear.widened = functools.cache(fp8.widened)  # type: ignore[attr-defined]
     encode, known = VisionEncoder.forward, dict[bytes, Tensor]()
 
     def remembering(self: VisionEncoder, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:

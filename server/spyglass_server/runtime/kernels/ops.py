@@ -22,3 +22,6 @@ class TritonOps:
             return torch.mm(x, head.weight.t(), out_dtype=torch.float32)
         out: Tensor = head(x)
         return out.float()
+
+    def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return layers.to_fp8(x)
