@@ -109,7 +109,7 @@ def fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         scale: float32 [1, out]
     """
     if x.is_cuda and (any(size % _FP8_MULTIPLE for size in weight.shape) or not _has_fp8_units(x.device)):
-        return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
+        return ops_of(x.device.type).fp8_weight_product(x, weight, scale)
     values, scales = ops_of(x.device.type).to_fp8(x)
     if x.is_cuda:
         out = torch._scaled_mm(values, weight.t(), scale_a=scales, scale_b=scale, out_dtype=torch.bfloat16)

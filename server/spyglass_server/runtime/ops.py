@@ -37,6 +37,11 @@ class Ops(Protocol):
         """Rounds each row of x [rows, size] to float8_e4m3fn; also returns the scales of the rows, [rows, 1]."""
         ...
 
+    def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        """The product of x [rows, in], as it is, with a weight float8_e4m3fn [out, in] and its scales float32 [1, out]:
+        [rows, out] in the format of x."""
+        ...
+
 
 class TorchOps:
     """PyTorch's operations: as few of them as possible, which is what counts on CPUs."""
@@ -63,6 +68,9 @@ class TorchOps:
 
     def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return to_fp8(x)
+
+    def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
 
 
 def _triton_ops() -> Ops:
