@@ -9,12 +9,12 @@ import torch
 
 from checkpoints import byte_tokenizer, write_prompt_files
 from random_weights import Sizes, VisionSizes
+from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes, divide
 from spyglass_server.runtime.config import ModelConfig, load_config
 from spyglass_server.runtime.fit import Device, Fit
 from spyglass_server.runtime.launch import PAGE_SIZE
-from spyglass_server.runtime.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount, divide
 from spyglass_server.runtime.sizing import cache_units
-from spyglass_server.runtime.weights import empty_model
+from spyglass_server.runtime.weights import count_parameters, empty_model
 
 GB = 10**9
 BF16 = torch.bfloat16
@@ -49,7 +49,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
 @pytest.fixture(scope="module")
 def fit(configs: dict[str, ModelConfig]) -> Callable[..., Fit]:
     """Makes the fit of a published model to a device of so many GB."""
-    counts = {name: ParameterCount.of(empty_model(config)) for name, config in configs.items()}
+    counts = {name: count_parameters(empty_model(config)) for name, config in configs.items()}
 
     def make(size: str, total_gb: float, quantization: str = "none", held: int = 0, **wishes: Any) -> Fit:
         return Fit(

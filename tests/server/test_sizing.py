@@ -12,13 +12,13 @@ from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineInfo, EngineRequest, SamplingParams, TokenOutput
 from spyglass_server.engine.worker.batch import Row, RowOutput
 from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.planning.memory import CacheUnits
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.launch import PAGE_SIZE, CheckpointLoader
-from spyglass_server.runtime.memory import CacheUnits, ParameterCount
 from spyglass_server.runtime.probe import PROBES
 from spyglass_server.runtime.runner import ModelRunner
 from spyglass_server.runtime.sizing import cache_units
-from spyglass_server.runtime.weights import empty_model
+from spyglass_server.runtime.weights import count_parameters, empty_model
 
 
 @dataclass
@@ -154,8 +154,8 @@ def test_the_weights_that_are_loaded_are_told(loader: CheckpointLoader) -> None:
     ]
     plain, small = (info.memory.weight_bytes for info in infos)
     assert plain == pytest.approx(size, rel=0.05)
-    count = ParameterCount.of(empty_model(load_config(loader.folder)))
-    assert (plain, small) == (count.nbytes(torch.float32, "none"), count.nbytes(torch.float32, "int8"))
+    count = count_parameters(empty_model(load_config(loader.folder)))
+    assert (plain, small) == (count.nbytes(4, "none"), count.nbytes(4, "int8"))
     assert small < plain
     assert infos[0].memory.device_bytes > 1 << 30
 

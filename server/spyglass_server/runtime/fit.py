@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spyglass_server.runtime.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount, divide
+from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount, divide, gigabytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Fit:
     @property
     def weight_bytes(self) -> int:
         """What the weights take as they are to be loaded."""
-        return self.count.nbytes(self.dtype, self.quantization)
+        return self.count.nbytes(self.dtype.itemsize, self.quantization)
 
     def check(self) -> None:
         """Checks, before anything is loaded, that the weights and the smallest caches fit.
@@ -91,8 +91,9 @@ class Fit:
 
     def _advice(self, step_bytes: int = 0) -> str:
         """What would fit instead, or how much memory would, to be appended."""
+        nbytes = self.count.nbytes
         needs = {
-            (dtype, quantization): self.count.nbytes(dtype, quantization) + step_bytes + self.wishes.least(units)
+            (dtype, quantization): nbytes(dtype.itemsize, quantization) + step_bytes + self.wishes.least(units)
             for dtype, units in self.units.items()
             for quantization in self.quantizations
         }
@@ -129,10 +130,3 @@ class Fit:
 def precision(dtype: torch.dtype) -> str:
     """A precision as options name it."""
     return str(dtype).removeprefix("torch.")
-
-
-def gigabytes(num_bytes: int) -> str:
-    """Three digits, in units of 10^9 bytes, or 10^6 where that is less than one."""
-    if num_bytes >= 10**11:
-        return f"{num_bytes / 1e9:.0f} GB"
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"

@@ -17,6 +17,7 @@ from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
+from spyglass_server.planning.memory import PAGE_SIZE as PAGE_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAGE_SIZE = 16
 _CPU_NICENESS = 5
 _ATTENTION_SLOWNESS = 2.0
 """How much longer an operation of attention takes than one of a linear layer."""

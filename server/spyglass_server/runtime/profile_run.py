@@ -9,7 +9,7 @@ from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingPar
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.engine.worker.budget import Limits
-from spyglass_server.runtime.memory import CacheSizes, CacheUnits
+from spyglass_server.planning.memory import CacheSizes, CacheUnits
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.probe import MemoryProbe
 from spyglass_server.runtime.runner import ModelRunner

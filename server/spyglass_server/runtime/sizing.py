@@ -11,14 +11,14 @@ import torch
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import MemoryInfo
 from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes, gigabytes
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.fit import Device, Fit, gigabytes, precision
-from spyglass_server.runtime.memory import CacheSizes, CacheUnits, CacheWishes, ParameterCount
+from spyglass_server.runtime.fit import Device, Fit, precision
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.probe import PROBES, host_bytes
 from spyglass_server.runtime.profile_run import ProfileRun
 from spyglass_server.runtime.runner import ModelRunner
-from spyglass_server.runtime.weights import empty_model
+from spyglass_server.runtime.weights import count_parameters, empty_model
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Sizing:
         self._settings, self._config, self._dtype, self._device = settings, config, dtype, device
         self._probe = PROBES[device.type](device) if device.type in PROBES else None
         self._units = cache_units(config, dtype, page_size)
-        self._count = ParameterCount.of(empty_model(config))
+        self._count = count_parameters(empty_model(config))
         text, images = settings.cache_bytes, settings.image_cache_bytes
         if self._probe is None:
             text, images = text or _CPU_CACHE_BYTES, images or _CPU_IMAGE_CACHE_BYTES

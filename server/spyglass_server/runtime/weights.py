@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from spyglass_server.planning.memory import ParameterCount
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.fp8 import FP8
 from spyglass_server.runtime.linear import Fp8Linear
@@ -24,6 +25,15 @@ def empty_model(config: ModelConfig) -> Mllama:
 def is_layer_linear(name: str, module: nn.Module) -> bool:
     """Whether a module of this name, or that of its parameter, is a linear one in the text model's layers."""
     return name.startswith("text.layers.") and isinstance(module, nn.Linear)
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Counts the parameters of a model, which may be an empty one."""
+    linears = [module for name, module in model.named_modules() if is_layer_linear(name, module)]
+    weights = [module.get_parameter("weight") for module in linears]
+    linear = sum(weight.numel() for weight in weights)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return ParameterCount(linear=linear, outputs=sum(len(weight) for weight in weights), other=total - linear)
 
 
 def install(model: Mllama, values: Iterable[tuple[str, Tensor]], convert: Convert | None) -> Mllama:

@@ -3,11 +3,8 @@
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from spyglass_server.runtime.weights import is_layer_linear
-
+PAGE_SIZE = 16
+"""Tokens of a page of text."""
 _SCALE_BYTES = 4
 """Of each output of a quantized linear layer."""
 _IMAGE_SHARE = 3
@@ -22,20 +19,11 @@ class ParameterCount:
     outputs: int
     other: int
 
-    @classmethod
-    def of(cls, model: nn.Module) -> "ParameterCount":
-        """Counts those of a model, which may be an empty one."""
-        linears = [module for name, module in model.named_modules() if is_layer_linear(name, module)]
-        weights = [module.get_parameter("weight") for module in linears]
-        linear = sum(weight.numel() for weight in weights)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        return cls(linear=linear, outputs=sum(len(weight) for weight in weights), other=total - linear)
-
-    def nbytes(self, dtype: torch.dtype, quantization: str) -> int:
-        """What they take in a precision, or the linear ones in 8 bits where `quantization` is not "none"."""
+    def nbytes(self, itemsize: int, quantization: str) -> int:
+        """What they take at so many bytes each, or the linear ones in 8 bits where `quantization` is not "none"."""
         if quantization == "none":
-            return (self.linear + self.other) * dtype.itemsize
-        return self.linear + self.outputs * _SCALE_BYTES + self.other * dtype.itemsize
+            return (self.linear + self.other) * itemsize
+        return self.linear + self.outputs * _SCALE_BYTES + self.other * itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +92,10 @@ def divide(free: int, wishes: CacheWishes, units: CacheUnits) -> CacheSizes:
     num_tiles = max(images, wishes.least_images(units)) // units.tile_bytes
     text = free - num_tiles * units.tile_bytes if wishes.cache_bytes is None else wishes.cache_bytes
     return CacheSizes(num_pages=text // units.page_bytes, num_tiles=num_tiles)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Three digits, in units of 10^9 bytes, or 10^6 where that is less than one."""
+    if num_bytes >= 10**11:
+        return f"{num_bytes / 1e9:.0f} GB"
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"
