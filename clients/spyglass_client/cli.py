@@ -29,13 +29,14 @@ _EXAMPLES = """examples:
   git diff | spyglass chat --system "Write a commit message for this." -
   spyglass models
   spyglass usage --json
+  spyglass plan --model 90b --gpu h200 --quantization fp8
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(os.environ, is_serve=words[:1] == ["serve"])
+    parser = _parser(os.environ, words[0] if words else "")
     args = parser.parse_args(words)
     try:
         code: int = args.run(args)
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser(environ: Mapping[str, str], *, is_serve: bool) -> argparse.ArgumentParser:
-    """The whole parser; the launcher is imported, and the variables of its options are read, only for serve."""
+def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser:
+    """The whole parser; what serve and plan import, and the variables of their options, are read only for them."""
     parser = argparse.ArgumentParser(
         prog="spyglass",
         description="Serves Llama 3.2 Vision models, and talks to them.",
@@ -63,10 +64,15 @@ def _parser(environ: Mapping[str, str], *, is_serve: bool) -> argparse.ArgumentP
     parser.add_argument("--version", action="version", version=f"spyglass {importlib.metadata.version('spyglass')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = _add_command(commands, "serve", _run_serve, "run a server and a bridge until Ctrl-C")
-    if is_serve:
+    if command == "serve":
         from spyglass_launcher.settings import SETTINGS
 
         add_settings(serve, SETTINGS, environ)
+    plan = _add_command(commands, "plan", _run_plan, "compute what a model needs and reaches on given GPUs")
+    if command == "plan":
+        from spyglass_server.planning.command import add_options
+
+        add_options(plan, environ)
     _add_chat(commands, environ)
     models = _add_command(commands, "models", run_models, "list the models that a server runs")
     _add_connection(models, environ)
@@ -91,6 +97,12 @@ def _run_serve(args: argparse.Namespace) -> int:
     from spyglass_launcher.serve import run_serve
 
     return run_serve(args)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    from spyglass_server.planning.command import run_plan
+
+    return run_plan(args)
 
 
 def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:

@@ -1,0 +1,138 @@
+"""What steps of a model read, compute and send at least. Knows no device and no engine."""
+
+from dataclasses import dataclass
+
+from spyglass_server.planning.sizes import ModelSizes
+
+_SUM_BYTES = 4
+"""Sums over ranks, and logits, are in float32."""
+_KERNELS, _SELF_KERNELS, _CROSS_KERNELS, _VISION_KERNELS = 11, 10, 19, 16
+"""Of a step, and of each layer in it; counted in steps of the published models' shapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Bytes of a number, and of a weight in the linear layers of the text model."""
+
+    itemsize: int
+    linear_itemsize: int
+
+    @classmethod
+    def of(cls, itemsize: int, quantization: str) -> "Precision":
+        return cls(itemsize=itemsize, linear_itemsize=itemsize if quantization == "none" else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one rank reads in bytes, the operations of its text model's linear layers and all others, the sums over
+    ranks that it takes part in with their bytes, and the kernels that it runs."""
+
+    read_bytes: float = 0.0
+    linear_operations: float = 0.0
+    operations: float = 0.0
+    num_sums: int = 0
+    sum_bytes: float = 0.0
+    num_kernels: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            read_bytes=self.read_bytes + other.read_bytes,
+            linear_operations=self.linear_operations + other.linear_operations,
+            operations=self.operations + other.operations,
+            num_sums=self.num_sums + other.num_sums,
+            sum_bytes=self.sum_bytes + other.sum_bytes,
+            num_kernels=self.num_kernels + other.num_kernels,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Rows of a step: decoding ones with the tokens that each has before it, and tokens of one prompt with `start`
+    tokens before them. Of both, those that see images read `image_tokens` states of them each."""
+
+    num_rows: int = 0
+    context: float = 0.0
+    prompt_tokens: int = 0
+    start: int = 0
+    image_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All that are computed."""
+        return self.num_rows + self.prompt_tokens
+
+
+def step_work(model: ModelSizes, precision: Precision, step: Step, *, is_end: bool = True) -> Work:
+    """Of a step of a model's text part, or of one rank's; prompts that do not end with it have no logits."""
+    text, sees = model.text, step.image_tokens > 0
+    num_cross = text.num_cross_layers if sees else 0
+    layers = text.num_self_layers * text.self_layer + num_cross * text.cross_layer
+    num_logits = step.num_rows + (1 if step.prompt_tokens and is_end else 0)
+    pairs = text.num_self_layers * (
+        step.num_rows * (step.context + 1) + step.prompt_tokens * (step.start + step.prompt_tokens / 2)
+    )
+    pairs += num_cross * step.tokens * step.image_tokens
+    head = text.head if num_logits else 0
+    return Work(
+        read_bytes=precision.linear_itemsize * layers + precision.itemsize * head + kv_bytes(model, precision, step),
+        linear_operations=2.0 * step.tokens * layers,
+        operations=2.0 * num_logits * head + 4 * text.num_heads * text.head_dim * pairs,
+        num_sums=2 * (text.num_self_layers + num_cross) + 2,
+        sum_bytes=_SUM_BYTES
+        * (
+            (2 * (text.num_self_layers + num_cross) + 1) * step.tokens * text.hidden_size + num_logits * text.vocab_size
+        ),
+        num_kernels=_KERNELS + _SELF_KERNELS * text.num_self_layers + _CROSS_KERNELS * num_cross,
+    )
+
+
+def kv_bytes(model: ModelSizes, precision: Precision, step: Step) -> float:
+    """What a step reads of its caches: the text before each row and prompt, and the images that these see."""
+    text = model.text
+    slot = 2 * precision.itemsize * text.num_kv_heads * text.head_dim
+    sequences = step.num_rows + (1 if step.prompt_tokens else 0)
+    context = step.num_rows * step.context + step.start
+    return slot * (text.num_self_layers * context + text.num_cross_layers * sequences * step.image_tokens)
+
+
+def image_tokens(model: ModelSizes, num_tiles: int) -> int:
+    """States of an image of so many tiles."""
+    return num_tiles * model.vision.tokens_per_tile
+
+
+def image_work(model: ModelSizes, precision: Precision, num_tiles: int) -> Work:
+    """Of encoding an image of so many tiles: the encoder computes as many as an image may have, whatever it has."""
+    vision, text = model.vision, model.text
+    tokens, real = image_tokens(model, vision.max_tiles), image_tokens(model, num_tiles)
+    layers = vision.num_layers + vision.num_global_layers
+    seen = real * tokens + (tokens - real) * real
+    encoder = layers * (2 * tokens * vision.layer + 4 * seen * vision.num_heads * vision.head_dim)
+    projector = vision.output_size * text.hidden_size
+    states = text.num_cross_layers * text.image_kv
+    weights = precision.itemsize * (layers * vision.layer + projector)
+    return Work(
+        read_bytes=weights + precision.linear_itemsize * states,
+        linear_operations=2.0 * real * states,
+        operations=encoder + 2.0 * real * projector,
+        num_sums=2 * layers,
+        sum_bytes=_SUM_BYTES * 2.0 * layers * tokens * vision.hidden_size,
+        num_kernels=_VISION_KERNELS * layers,
+    )
+
+
+def step_bytes(model: ModelSizes, itemsize: int, max_tokens: int, max_batch: int) -> int:
+    """What the largest step takes beside weights and caches while the largest image is encoded: an estimate, in whose
+    place the engine measures.
+
+    Of a step: the residual stream and what is added to it in float32, the widest layer's inputs and outputs; of
+    sampling: logits and twice as much to draw from them; of an image: the states that the projector reads in float32,
+    and of a layer queries, keys, values and its feed-forward.
+    """
+    text, vision = model.text, model.vision
+    per_token = 4 * 3 * text.hidden_size + itemsize * (3 * text.intermediate_size + text.hidden_size)
+    logits = 3 * 4 * max_batch * text.vocab_size
+    tokens = image_tokens(model, vision.max_tiles)
+    widths = 4 * (vision.output_size + 3 * vision.hidden_size)
+    layer = itemsize * (4 * vision.num_heads * vision.head_dim + 2 * vision.intermediate_size + vision.hidden_size)
+    projected = itemsize * text.hidden_size
+    return max_tokens * per_token + logits + tokens * (widths + layer + projected)

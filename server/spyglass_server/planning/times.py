@@ -1,0 +1,170 @@
+"""How long the steps of a load take, and which resource each waits for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from spyglass_server.planning.costs import Precision, Step, Work, image_tokens, image_work, step_work
+from spyglass_server.planning.hardware import Rates
+from spyglass_server.planning.sizes import ModelSizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Requests that are all alike: tokens of prompt and answer, pictures, and the tiles of each picture."""
+
+    prompt: int
+    answer: int
+    images: int = 0
+    tiles: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """What a request keeps in pages."""
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """Seconds by the resource that they are spent waiting for; reading and computing overlap, so only the longer
+    counts."""
+
+    bandwidth: float = 0.0
+    compute: float = 0.0
+    link: float = 0.0
+    launches: float = 0.0
+
+    def __add__(self, other: "Time") -> "Time":
+        return Time(
+            bandwidth=self.bandwidth + other.bandwidth,
+            compute=self.compute + other.compute,
+            link=self.link + other.link,
+            launches=self.launches + other.launches,
+        )
+
+    def __mul__(self, factor: float) -> "Time":
+        return Time(
+            bandwidth=self.bandwidth * factor,
+            compute=self.compute * factor,
+            link=self.link * factor,
+            launches=self.launches * factor,
+        )
+
+    def __sub__(self, other: "Time") -> "Time":
+        return self + other * -1.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.bandwidth + self.compute + self.link + self.launches
+
+    @property
+    def limit(self) -> str:
+        """The resource that takes most of it."""
+        return max(("bandwidth", "compute", "link", "launches"), key=lambda name: float(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """A load with so many requests at once.
+
+    `first_token` is how long one waits that comes while all others decode, or alone; `between_tokens` is a decode step
+    of all; `prompt` is what a prompt with its pictures takes alone; `request` is how long a request lasts while others
+    come and go. `tokens_per_s` counts answers of all requests.
+    """
+
+    at_once: int
+    first_token: Time
+    between_tokens: Time
+    prompt: Time
+    request: Time
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """Times of steps: of a model, or of a rank's part of one, on hardware that reaches `rates`.
+
+    A step computes at most `max_step_tokens` tokens of prompts, and `max_chunk_tokens` while others decode.
+    """
+
+    model: ModelSizes
+    precision: Precision
+    rates: Rates
+    num_ranks: int
+    max_step_tokens: int
+    max_chunk_tokens: int
+
+    def speed(self, load: Load, at_once: int) -> Speed:
+        """Of a load whose requests come as others end."""
+        step = self._decode(load, at_once)
+        pictures = self.time(image_work(self.model, self.precision, load.tiles)) * load.images
+        first = pictures + self._prompt(load, at_once - 1)
+        own = first - self._decode(load, at_once - 1) * self._num_chunks(load, at_once - 1)
+        request = step * (load.answer - 1) + own * at_once if at_once > 1 else first + step * (load.answer - 1)
+        return Speed(
+            at_once=at_once,
+            first_token=first,
+            between_tokens=step,
+            prompt=pictures + self._prompt(load, 0),
+            request=request,
+            tokens_per_s=at_once * load.answer / request.seconds,
+        )
+
+    def time(self, work: Work) -> Time:
+        """How long some work takes."""
+        rates, others = self.rates, self.num_ranks - 1
+        reading = work.read_bytes / rates.bytes_per_s
+        computing = work.linear_operations / rates.linear_operations_per_s + work.operations / rates.operations_per_s
+        sending = 2 * others / self.num_ranks * work.sum_bytes / rates.link_bytes_per_s
+        return Time(
+            bandwidth=reading if reading >= computing else 0.0,
+            compute=computing if reading < computing else 0.0,
+            link=work.num_sums * rates.sum_s + sending if others else 0.0,
+            launches=work.num_kernels * rates.kernel_s,
+        )
+
+    def _decode(self, load: Load, num_rows: int) -> Time:
+        """A decode step in the middle of the answers."""
+        if not num_rows:
+            return Time()
+        return self._step(load, Step(num_rows=num_rows, context=load.prompt + load.answer / 2))
+
+    def _prompt(self, load: Load, num_rows: int) -> Time:
+        """The steps that compute a prompt beside so many decoding rows."""
+        size = self._chunk(num_rows)
+        return _sum(
+            self._step(
+                load,
+                Step(
+                    num_rows=num_rows,
+                    context=load.prompt + load.answer / 2,
+                    prompt_tokens=min(size, load.prompt - start),
+                    start=start,
+                ),
+                is_end=start + size >= load.prompt,
+            )
+            for start in range(0, load.prompt, size)
+        )
+
+    def _step(self, load: Load, step: Step, *, is_end: bool = True) -> Time:
+        seen = load.images * image_tokens(self.model, load.tiles)
+        seeing = Step(
+            num_rows=step.num_rows,
+            context=step.context,
+            prompt_tokens=step.prompt_tokens,
+            start=step.start,
+            image_tokens=seen,
+        )
+        return self.time(step_work(self.model, self.precision, seeing, is_end=is_end))
+
+    def _num_chunks(self, load: Load, num_rows: int) -> int:
+        return -(-load.prompt // self._chunk(num_rows))
+
+    def _chunk(self, num_rows: int) -> int:
+        return self.max_chunk_tokens if num_rows else self.max_step_tokens
+
+
+def _sum(times: Iterable[Time]) -> Time:
+    return reduce(add, times, Time())
