@@ -8,6 +8,7 @@ from typing import Any
 
 from spyglass_common.settings import add_settings
 from spyglass_server.planning.hardware import GPUS, Gpu
+from spyglass_server.planning.measure import measure
 from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS, Question, make_plan
 from spyglass_server.planning.report import as_json, as_text
 from spyglass_server.planning.settings import GPU_FIGURES, SETTINGS
@@ -15,6 +16,8 @@ from spyglass_server.planning.sizes import ITEMSIZES, ModelSizes, read_config
 from spyglass_server.planning.times import Load
 
 _DEFAULT_GPU = "h100-sxm"
+_AT_ONCE = 8
+"""Requests that are measured at once."""
 
 
 def add_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
@@ -37,10 +40,22 @@ def run_plan(options: argparse.Namespace) -> int:
     """
     raw = read_config(options.model)
     question = _question(options, raw)
+    if options.measure:
+        return _measure(options, raw, question)
     plan = make_plan(question, options.at_once)
     show = as_json if options.json else as_text
     sys.stdout.write(show(plan, options.price_input, options.price_output))
     return 0 if plan.fits else 1
+
+
+def _measure(options: argparse.Namespace, raw: Mapping[str, Any], question: Question) -> int:
+    if question.num_gpus > 1:
+        raise ValueError("--measure runs on one device: leave --tensor-parallel-size at 1")
+    counts = sorted({1, min(options.at_once or _AT_ONCE, question.max_batch)})
+    limits = {name: getattr(options, name) for name in ("max_step_tokens", "max_chunk_tokens")}
+    found = measure(raw, question, counts, options.device, limits)
+    sys.stdout.write(found.as_json() if options.json else found.as_text())
+    return 0
 
 
 def _question(options: argparse.Namespace, raw: Mapping[str, Any]) -> Question:
@@ -56,7 +71,7 @@ def _question(options: argparse.Namespace, raw: Mapping[str, Any]) -> Question:
         gpu=_gpu(options),
         num_gpus=options.tensor_parallel_size,
         dtype=_dtype(options.dtype, model),
-        quantization=_quantization(options.quantization, model),
+        quantization=_quantization(options.quantization, model, is_gpu=not options.measure),
         load=load,
         max_batch=options.max_batch,
         utilization=options.gpu_memory_utilization,
@@ -81,8 +96,8 @@ def _dtype(name: str, model: ModelSizes) -> str:
     return found
 
 
-def _quantization(name: str, model: ModelSizes) -> str:
-    if name == "int8":
+def _quantization(name: str, model: ModelSizes, *, is_gpu: bool) -> str:
+    if name == "int8" and is_gpu:
         raise ValueError("--quantization int8 is for CPUs; choose fp8 for a GPU")
     if model.quantization != "none" and name not in ("none", model.quantization):
         raise ValueError(f"--quantization is {name}, but the checkpoint is stored in {model.quantization}")

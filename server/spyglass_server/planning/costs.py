@@ -1,13 +1,43 @@
 """What steps of a model read, compute and send at least. Knows no device and no engine."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from spyglass_server.planning.sizes import ModelSizes
 
+_ATTENTION_SLOWNESS = 2.0
+"""How much longer an operation of attention takes than one of a linear layer."""
 _SUM_BYTES = 4
 """Sums over ranks, and logits, are in float32."""
 _KERNELS, _SELF_KERNELS, _CROSS_KERNELS, _VISION_KERNELS = 11, 10, 19, 16
 """Of a step, and of each layer in it; counted in steps of the published models' shapes."""
+
+
+class Widths(Protocol):
+    """The sizes of a text model that a token's operations follow from."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_self_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+def context_cost(text: Widths) -> float:
+    """What a token of context costs the tokens that read it, as a share of what a token costs without any."""
+    width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
+    operations = 2 * text.num_layers * text.hidden_size * width
+    reading = 4 * text.num_self_layers * text.num_heads * text.head_dim
+    return _ATTENTION_SLOWNESS * reading / operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

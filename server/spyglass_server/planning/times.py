@@ -1,11 +1,11 @@
 """How long the steps of a load take, and which resource each waits for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from spyglass_server.planning.costs import Precision, Step, Work, image_tokens, image_work, step_work
+from spyglass_server.planning.costs import Precision, Step, Work, context_cost, image_tokens, image_work, step_work
 from spyglass_server.planning.hardware import Rates
 from spyglass_server.planning.sizes import ModelSizes
 
@@ -101,7 +101,7 @@ class Clock:
         step = self._decode(load, at_once)
         pictures = self.time(image_work(self.model, self.precision, load.tiles)) * load.images
         first = pictures + self._prompt(load, at_once - 1)
-        own = first - self._decode(load, at_once - 1) * self._num_chunks(load, at_once - 1)
+        own = first - self._decode(load, at_once - 1) * len(list(self._chunks(load.prompt, at_once - 1)))
         request = step * (load.answer - 1) + own * at_once if at_once > 1 else first + step * (load.answer - 1)
         return Speed(
             at_once=at_once,
@@ -133,20 +133,24 @@ class Clock:
 
     def _prompt(self, load: Load, num_rows: int) -> Time:
         """The steps that compute a prompt beside so many decoding rows."""
-        size = self._chunk(num_rows)
+        context = load.prompt + load.answer / 2
         return _sum(
             self._step(
                 load,
-                Step(
-                    num_rows=num_rows,
-                    context=load.prompt + load.answer / 2,
-                    prompt_tokens=min(size, load.prompt - start),
-                    start=start,
-                ),
-                is_end=start + size >= load.prompt,
+                Step(num_rows=num_rows, context=context, prompt_tokens=tokens, start=start),
+                is_end=start + tokens == load.prompt,
             )
-            for start in range(0, load.prompt, size)
+            for start, tokens in self._chunks(load.prompt, num_rows)
         )
+
+    def _chunks(self, prompt: int, num_rows: int) -> Iterator[tuple[int, int]]:
+        """Where each step begins in a prompt and how many tokens it computes, as the engine's budget has it."""
+        cost, start = context_cost(self.model.text), 0
+        while start < prompt:
+            size = max(1, int(self.max_chunk_tokens / (1 + cost * start))) if num_rows else self.max_step_tokens
+            tokens = min(size, prompt - start)
+            yield start, tokens
+            start += tokens
 
     def _step(self, load: Load, step: Step, *, is_end: bool = True) -> Time:
         seen = load.images * image_tokens(self.model, load.tiles)
@@ -158,12 +162,6 @@ class Clock:
             image_tokens=seen,
         )
         return self.time(step_work(self.model, self.precision, seeing, is_end=is_end))
-
-    def _num_chunks(self, load: Load, num_rows: int) -> int:
-        return -(-load.prompt // self._chunk(num_rows))
-
-    def _chunk(self, num_rows: int) -> int:
-        return self.max_chunk_tokens if num_rows else self.max_step_tokens
 
 
 def _sum(times: Iterable[Time]) -> Time:

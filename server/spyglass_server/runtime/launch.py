@@ -17,7 +17,9 @@ from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
+from spyglass_server.planning.costs import context_cost
 from spyglass_server.planning.memory import PAGE_SIZE as PAGE_SIZE
+from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CPU_NICENESS = 5
-_ATTENTION_SLOWNESS = 2.0
-"""How much longer an operation of attention takes than one of a linear layer."""
-_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
-_CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +114,19 @@ class CheckpointLoader:
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
         """The limits of a step: as set, and what depends on the model and the device."""
-        text, settings = config.text, self.settings
-        width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
-        operations = 2 * text.num_layers * text.hidden_size * width  # of a token, without attention
-        reading = 4 * text.num_self_layers * text.num_heads * text.head_dim  # of a token of context
         return Limits(
-            max_batch=settings.max_batch,
-            max_step_tokens=settings.max_step_tokens or max(settings.max_batch, _STEP_TOKENS[device.type]),
-            max_chunk_tokens=settings.max_chunk_tokens or _CHUNK_TOKENS[device.type],
-            context_cost=_ATTENTION_SLOWNESS * reading / operations,
+            max_batch=self.settings.max_batch,
+            **step_limits(self.settings, device.type),
+            context_cost=context_cost(config.text),
         )
+
+
+def step_limits(settings: EngineConfig, device: str) -> dict[str, int]:
+    """How many tokens of prompts a step computes at most, as set or as a kind of device has it by default."""
+    return {
+        "max_step_tokens": settings.max_step_tokens or max(settings.max_batch, STEP_TOKENS[device]),
+        "max_chunk_tokens": settings.max_chunk_tokens or CHUNK_TOKENS[device],
+    }
 
 
 def _choose_device(name: str) -> "torch.device":
