@@ -1,52 +1,65 @@
-"""What steps of a model must read and compute at least, in bfloat16. Knows no device and no engine."""
+"""What steps of a model must read and compute at least in bfloat16, by the product's own figures."""
 
+from spyglass_server.planning import costs
+from spyglass_server.planning.costs import Precision, Step
+from spyglass_server.planning.sizes import ModelSizes, TextSizes, VisionSizes
 from spyglass_server.runtime.config import ModelConfig
 
-_BYTES = 2
-"""Of a number in bfloat16. A weight is also two operations for each token, so bytes of weights are operations, too."""
-
-
-def image_tokens(config: ModelConfig) -> int:
-    """Tokens of an image of as many tiles as one may have."""
-    return config.vision.tokens_per_tile * config.vision.max_tiles
+_BF16 = Precision.of(2, "none")
 
 
 def weight_bytes(config: ModelConfig, sees_image: bool) -> float:
     """What a decode step reads of weights: all layers and the head, without the keys and values of images."""
-    text = config.text
-    return _layer_bytes(config, sees_image) + _BYTES * text.hidden_size * text.vocab_size
+    return costs.weight_bytes(_sizes(config), _BF16, sees_images=sees_image)
 
 
 def kv_bytes(config: ModelConfig, context: int, num_seeing: int) -> float:
-    """What a decode step reads of its caches: `context` tokens of text in all rows together, and an image for each
-    row that sees one."""
-    text = config.text
-    slot = 2 * _BYTES * text.num_kv_heads * text.head_dim
-    cross_tokens = len(text.cross_layers) * num_seeing * image_tokens(config)
-    return slot * (text.num_self_layers * context + cross_tokens)
+    """What a decode step reads of its caches: `context` tokens of text in all rows together, and an image of as many
+    tiles as one may have for each row that sees one."""
+    sizes = _sizes(config)
+    text = costs.kv_bytes(sizes, _BF16, Step(num_rows=1, context=context))
+    seen = costs.image_tokens(sizes, sizes.vision.max_tiles)
+    return text + costs.kv_bytes(sizes, _BF16, Step(num_rows=num_seeing, image_tokens=seen))
 
 
 def prefill_operations(config: ModelConfig, tokens: int, start: int) -> float:
     """Of `tokens` tokens of a prompt without images that has `start` tokens before them, without the head."""
-    text = config.text
-    attention = 4 * text.num_self_layers * text.num_heads * text.head_dim * (start + tokens / 2)
-    return tokens * (_layer_bytes(config, sees_image=False) + attention)
+    work = costs.step_work(_sizes(config), _BF16, Step(prompt_tokens=tokens, start=start), is_end=False)
+    return work.linear_operations + work.operations
 
 
 def image_operations(config: ModelConfig) -> float:
     """Of encoding an image of as many tiles as one may have."""
-    vision, text = config.vision, config.text
-    tokens, width = image_tokens(config), vision.hidden_size
-    layers = vision.num_layers + vision.num_global_layers
-    encoder = layers * tokens * (8 * width**2 + 4 * width * vision.intermediate_size + 4 * tokens * width)
-    keys_and_values = len(text.cross_layers) * 2 * text.num_kv_heads * text.head_dim
-    return encoder + 2 * tokens * text.hidden_size * (vision.output_size + keys_and_values)
+    work = costs.image_work(_sizes(config), _BF16, config.vision.max_tiles)
+    return work.linear_operations + work.operations
 
 
-def _layer_bytes(config: ModelConfig, sees_image: bool) -> float:
-    text = config.text
-    mlp = 3 * text.hidden_size * text.intermediate_size
-    queries_and_output = 2 * text.hidden_size * text.num_heads * text.head_dim
-    self_layer = mlp + queries_and_output + 2 * text.hidden_size * text.num_kv_heads * text.head_dim
-    cross_layers = len(text.cross_layers) * (mlp + queries_and_output) if sees_image else 0
-    return float(_BYTES * (text.num_self_layers * self_layer + cross_layers))
+def _sizes(config: ModelConfig) -> ModelSizes:
+    text, vision = config.text, config.vision
+    return ModelSizes(
+        text=TextSizes(
+            vocab_size=text.vocab_size,
+            embeddings=text.vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_layers=text.num_layers,
+            num_cross_layers=len(text.cross_layers),
+            num_heads=text.num_heads,
+            num_kv_heads=text.num_kv_heads,
+            head_dim=text.head_dim,
+            max_position=text.max_position,
+        ),
+        vision=VisionSizes(
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_layers=vision.num_layers,
+            num_global_layers=vision.num_global_layers,
+            num_heads=vision.num_heads,
+            head_dim=vision.hidden_size // vision.num_heads,
+            tile_size=vision.tile_size,
+            patch_size=vision.patch_size,
+            max_tiles=vision.max_tiles,
+            num_aspect_ratios=len(vision.aspect_ratios),
+            output_size=vision.output_size,
+        ),
+    )

@@ -95,25 +95,34 @@ class Step:
 def step_work(model: ModelSizes, precision: Precision, step: Step, *, is_end: bool = True) -> Work:
     """Of a step of a model's text part, or of one rank's; prompts that do not end with it have no logits."""
     text, sees = model.text, step.image_tokens > 0
-    num_cross = text.num_cross_layers if sees else 0
-    layers = text.num_self_layers * text.self_layer + num_cross * text.cross_layer
     num_logits = step.num_rows + (1 if step.prompt_tokens and is_end else 0)
-    pairs = text.num_self_layers * (
-        step.num_rows * (step.context + 1) + step.prompt_tokens * (step.start + step.prompt_tokens / 2)
-    )
+    num_cross = text.num_cross_layers if sees else 0
+    prompt_pairs = step.prompt_tokens * (step.start + step.prompt_tokens / 2)
+    pairs = text.num_self_layers * (step.num_rows * (step.context + 1) + prompt_pairs)
     pairs += num_cross * step.tokens * step.image_tokens
-    head = text.head if num_logits else 0
+    num_sums = 2 * (text.num_self_layers + num_cross) + 1  # two in a layer, and the embedding's
+    logits = num_logits * text.vocab_size
     return Work(
-        read_bytes=precision.linear_itemsize * layers + precision.itemsize * head + kv_bytes(model, precision, step),
-        linear_operations=2.0 * step.tokens * layers,
-        operations=2.0 * num_logits * head + 4 * text.num_heads * text.head_dim * pairs,
-        num_sums=2 * (text.num_self_layers + num_cross) + 2,
-        sum_bytes=_SUM_BYTES
-        * (
-            (2 * (text.num_self_layers + num_cross) + 1) * step.tokens * text.hidden_size + num_logits * text.vocab_size
-        ),
+        read_bytes=weight_bytes(model, precision, sees_images=sees, has_logits=num_logits > 0)
+        + kv_bytes(model, precision, step),
+        linear_operations=2.0 * step.tokens * _layer_weights(model, sees_images=sees),
+        operations=2.0 * num_logits * text.head + 4 * text.num_heads * text.head_dim * pairs,
+        num_sums=num_sums + 1,
+        sum_bytes=_SUM_BYTES * (num_sums * step.tokens * text.hidden_size + logits),
         num_kernels=_KERNELS + _SELF_KERNELS * text.num_self_layers + _CROSS_KERNELS * num_cross,
     )
+
+
+def weight_bytes(model: ModelSizes, precision: Precision, *, sees_images: bool, has_logits: bool = True) -> float:
+    """What a step reads of weights: the layers that it takes part in, and the head."""
+    head = model.text.head if has_logits else 0
+    layers = _layer_weights(model, sees_images=sees_images)
+    return float(precision.linear_itemsize * layers + precision.itemsize * head)
+
+
+def _layer_weights(model: ModelSizes, *, sees_images: bool) -> int:
+    text = model.text
+    return text.num_self_layers * text.self_layer + (text.num_cross_layers * text.cross_layer if sees_images else 0)
 
 
 def kv_bytes(model: ModelSizes, precision: Precision, step: Step) -> float:

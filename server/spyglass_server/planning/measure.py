@@ -64,7 +64,6 @@ def measure(
     counts: Sequence[int],
     device: str,
     limits: Mapping[str, int | None],
-    seconds: float = SECONDS,
 ) -> Measurement:
     """Measures a load with each of `counts` requests at once, on the caches that the largest of them needs.
 
@@ -92,7 +91,7 @@ def measure(
             "config": raw,
             "options": [word for name, value in options.items() for word in (f"--{name}", str(value))],
             "loads": [asdict(question.load) | {"at_once": count} for count in counts],
-            "seconds": seconds,
+            "seconds": SECONDS,
         }
     )
     figures = _memory(question, caches, found["memory"])

@@ -43,9 +43,9 @@ def main() -> None:
     loads = [Load(**load) for load in request["loads"]]
     settings = _settings(options)
     twin, _ = _load_engine(_twin(config), settings)
-    allocated = _allocated()
+    allocated = allocated_bytes()
     core, info = _load_engine(config, settings)
-    memory = asdict(info.memory) | {"allocated_bytes": _allocated() - allocated}
+    memory = asdict(info.memory) | {"allocated_bytes": allocated_bytes() - allocated}
     probe = RateProbe(config, info)
     limits = step_limits(settings, info.device)
     found = []
@@ -111,7 +111,7 @@ def _twin(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "text_config": text, "vision_config": vision}
 
 
-def _allocated() -> int:
+def allocated_bytes() -> int:
     """What all tensors of this process take."""
     gc.collect()
     if torch.cuda.is_available():
