@@ -9,7 +9,7 @@ from typing import Any
 from spyglass_common.settings import add_settings
 from spyglass_server.planning.hardware import GPUS, Gpu
 from spyglass_server.planning.measure import measure
-from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS, Question, make_plan
+from spyglass_server.planning.plan import CHUNK_TOKENS, SLICE_OPERATIONS, STEP_TOKENS, Question, make_plan
 from spyglass_server.planning.report import as_json, as_text
 from spyglass_server.planning.settings import GPU_FIGURES, SETTINGS
 from spyglass_server.planning.sizes import ITEMSIZES, ModelSizes, read_config
@@ -77,6 +77,7 @@ def _question(options: argparse.Namespace, raw: Mapping[str, Any]) -> Question:
         utilization=options.gpu_memory_utilization,
         max_step_tokens=options.max_step_tokens or max(options.max_batch, STEP_TOKENS["cuda"]),
         max_chunk_tokens=options.max_chunk_tokens or CHUNK_TOKENS["cuda"],
+        slice_operations=SLICE_OPERATIONS["cuda"],
     )
 
 

@@ -11,6 +11,8 @@ from spyglass_server.planning.times import Clock, Load, Speed
 
 STEP_TOKENS, CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}, {"cpu": 64, "cuda": 512}
 """The engine's defaults for `--max-step-tokens` and `--max-chunk-tokens`."""
+SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
+"""How much of a picture is encoded in a step: some 30 ms on two cores, some milliseconds on GPUs."""
 HELD_BYTES = 500_000_000
 """What the driver holds of a GPU's memory for a process."""
 _NUM_GPUS = (1, 2, 4, 8, 16)
@@ -31,6 +33,7 @@ class Question:
     utilization: float
     max_step_tokens: int
     max_chunk_tokens: int
+    slice_operations: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,7 @@ def clock_of(question: Question, rates: Rates) -> Clock:
         num_ranks=question.num_gpus,
         max_step_tokens=question.max_step_tokens,
         max_chunk_tokens=question.max_chunk_tokens,
+        slice_operations=question.slice_operations,
     )
 
 
@@ -138,30 +142,22 @@ def _costs(question: Question, speed: Speed) -> Costs:
 
 
 def _advice(question: Question) -> Iterator[str]:
-    """Options that make it fit, the smallest changes first."""
-    smaller = question.quantization == "none"
-    changes = [replace(question, quantization="fp8")] if smaller else []
-    changes += [replace(question, num_gpus=n) for n in _NUM_GPUS if n > question.num_gpus][:4]
-    if smaller:
-        changes += [replace(question, num_gpus=n, quantization="fp8") for n in _NUM_GPUS if n > question.num_gpus]
-    larger = sorted(GPUS.values(), key=lambda gpu: gpu.memory_gb)
-    changes += [replace(question, gpu=gpu) for gpu in larger if gpu.memory_gb > question.gpu.memory_gb]
-    found = [change for change in changes if _fits(change)]
-    told: set[str] = set()
-    for change in found:
-        kind = _kind(question, change)
-        if kind not in told and not (kind == "more in 8 bits" and told & {"8 bits", "more"} == {"8 bits", "more"}):
-            told.add(kind)
-            yield f"{_options(question, change)}: weights of {gigabytes(memory_of(change).weights)} on each GPU"
+    """Options that make it fit: weights in 8 bits, more GPUs, larger GPUs; the latter with 8 bits, too, where these
+    alone do not do."""
+    numbers = [number for number in _NUM_GPUS if number > question.num_gpus]
+    larger = sorted(
+        (gpu for gpu in GPUS.values() if gpu.memory_gb > question.gpu.memory_gb), key=lambda gpu: gpu.memory_gb
+    )
+    small = replace(question, quantization="fp8")
+    forms = [question] if question.quantization == "fp8" or _fits(small) else [question, small]
+    ways = [[small]]
+    ways += [[replace(form, num_gpus=number) for number in numbers] for form in forms]
+    ways += [[replace(form, gpu=gpu) for gpu in larger] for form in forms]
+    for changes in ways:
+        if change := next(filter(_fits, changes), None):
+            weights = gigabytes(memory_of(change).weights)
+            yield f"{_options(question, change)}: weights of {weights} on each GPU"
     yield from _shorter(question)
-
-
-def _kind(question: Question, change: Question) -> str:
-    if change.gpu is not question.gpu:
-        return "larger"
-    if change.num_gpus == question.num_gpus:
-        return "8 bits"
-    return "more" if change.quantization == question.quantization else "more in 8 bits"
 
 
 def _options(question: Question, change: Question) -> str:

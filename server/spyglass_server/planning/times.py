@@ -1,5 +1,6 @@
 """How long the steps of a load take, and which resource each waits for."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -86,7 +87,8 @@ class Speed:
 class Clock:
     """Times of steps: of a model, or of a rank's part of one, on hardware that reaches `rates`.
 
-    A step computes at most `max_step_tokens` tokens of prompts, and `max_chunk_tokens` while others decode.
+    A step computes at most `max_step_tokens` tokens of prompts, and `max_chunk_tokens` while others decode; of a
+    picture it computes `slice_operations`, and no prompt beside them while others decode.
     """
 
     model: ModelSizes
@@ -95,19 +97,23 @@ class Clock:
     num_ranks: int
     max_step_tokens: int
     max_chunk_tokens: int
+    slice_operations: float
 
     def speed(self, load: Load, at_once: int) -> Speed:
         """Of a load whose requests come as others end."""
-        step = self._decode(load, at_once)
-        pictures = self.time(image_work(self.model, self.precision, load.tiles)) * load.images
-        first = pictures + self._prompt(load, at_once - 1)
-        own = first - self._decode(load, at_once - 1) * len(list(self._chunks(load.prompt, at_once - 1)))
+        step, others = self._decode(load, at_once), self._decode(load, at_once - 1)
+        picture = image_work(self.model, self.precision, load.tiles)
+        own_pictures = self.time(picture) * load.images
+        slices = math.ceil((picture.operations + picture.linear_operations) / self.slice_operations) * load.images
+        prompt = self._prompt(load, at_once - 1)
+        first = own_pictures + others * slices + prompt
+        own = own_pictures + prompt - others * len(list(self._chunks(load.prompt, at_once - 1)))
         request = step * (load.answer - 1) + own * at_once if at_once > 1 else first + step * (load.answer - 1)
         return Speed(
             at_once=at_once,
             first_token=first,
             between_tokens=step,
-            prompt=pictures + self._prompt(load, 0),
+            prompt=own_pictures + self._prompt(load, 0),
             request=request,
             tokens_per_s=at_once * load.answer / request.seconds,
         )

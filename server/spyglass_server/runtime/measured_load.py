@@ -50,12 +50,12 @@ class MeasuredLoad:
         self._steps = Total()
         self._began = 0.0
 
-    def fill(self) -> None:
+    def fill(self, seconds: float) -> None:
         """Begins the first requests, whose answers have unlike lengths, so that requests end one after the other; and
-        computes until all have a token."""
+        computes until all have a token, or for so long."""
         for place in range(self._load.at_once):
             self._submit(max(1, self._load.answer * (place + 1) // self._load.at_once))
-        while not all(answer.tokens for answer in self._running.values()):
+        while self._steps.seconds < seconds and not all(answer.tokens for answer in self._running.values()):
             self._step()
         self._began, self._steps.count = self._steps.seconds, 0
 

@@ -27,6 +27,7 @@ from spyglass_common.settings import add_settings
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineInfo
 from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.planning.plan import SLICE_OPERATIONS
 from spyglass_server.runtime.launch import CheckpointLoader, step_limits
 from spyglass_server.runtime.measured_load import Load, MeasuredLoad
 from spyglass_server.runtime.measured_rates import RateProbe
@@ -47,12 +48,12 @@ def main() -> None:
     core, info = _load_engine(config, settings)
     memory = asdict(info.memory) | {"allocated_bytes": allocated_bytes() - allocated}
     probe = RateProbe(config, info)
-    limits = step_limits(settings, info.device)
+    limits = {**step_limits(settings, info.device), "slice_operations": SLICE_OPERATIONS[info.device]}
     found = []
     for load in loads:
         runs = MeasuredLoad(core, config, load), MeasuredLoad(twin, _twin(config), load)
         chunk = limits["max_step_tokens" if load.at_once == 1 else "max_chunk_tokens"]
-        probe.begin(load.at_once, min(chunk, load.prompt))
+        probe.begin(load.at_once, min(int(chunk), load.prompt))
         found.append(_measure(*runs, probe, request["seconds"] / len(loads)))
     json.dump({"limits": limits, "memory": memory, "loads": found}, sys.stdout)
 
@@ -60,13 +61,15 @@ def main() -> None:
 def _measure(model: MeasuredLoad, twin: MeasuredLoad, probe: RateProbe, seconds: float) -> dict[str, float]:
     """Runs a load on the model, on its twin and on the probe by turns, so that whatever else the machine does slows
     all down alike."""
-    twin.fill()
-    model.fill()
     ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    twin.fill(seconds / 4)
+    model.fill(seconds / 2)
+    while True:
         model.run(_TURN_S)
         twin.run(_TURN_S / 4)
         probe.run(_TURN_S / 4)
+        if time.perf_counter() >= ends:
+            break
     model.stop()
     twin.stop()
     return model.summary() | {"fixed": twin.seconds_per_step} | probe.rates()

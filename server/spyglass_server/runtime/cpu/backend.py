@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spyglass_server.engine.messages import Logprobs
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
+from spyglass_server.planning.plan import SLICE_OPERATIONS
 from spyglass_server.runtime.backend import ForwardOutput, Memory
 from spyglass_server.runtime.cpu.caches import GroupedCrossCache, GroupedKVCache
 from spyglass_server.runtime.cpu.plan import BatchPlan, Planner, PromptTargets
@@ -25,7 +26,7 @@ class CpuBackend:
 
     looks_ahead = False
     slice_tokens = 512
-    slice_operations = 4e9  # some 30 ms on two cores
+    slice_operations = SLICE_OPERATIONS["cpu"]
 
     def __init__(self, model: TextModel, memory: Memory, device: torch.device) -> None:
         self._model, self._memory, self._device = model, memory, device

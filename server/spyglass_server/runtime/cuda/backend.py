@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spyglass_server.engine.messages import Logprobs
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
+from spyglass_server.planning.plan import SLICE_OPERATIONS
 from spyglass_server.runtime.backend import ForwardOutput, Memory
 from spyglass_server.runtime.cuda.caches import PagedCrossCache, PagedKVCache, RecordedCrossCache
 from spyglass_server.runtime.cuda.device import Compute, Device
@@ -37,7 +38,7 @@ class CudaBackend:
 
     looks_ahead = True
     slice_tokens = 1 << 20  # a layer at once
-    slice_operations = 1e12
+    slice_operations = SLICE_OPERATIONS["cuda"]
 
     def __init__(self, model: TextModel, memory: Memory, device: Device) -> None:
         self._model, self._memory, self._device = model, memory, device
