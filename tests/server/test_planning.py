@@ -213,6 +213,7 @@ def test_measured_stands_beside_predicted(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("spyglass_server.planning.measure.SECONDS", 2.0)
+    del small["text_config"]["num_key_value_heads"]  # the default, 8, is the number of heads
     folder = str(write(tmp_path, small))
     words = ("--model", folder, "--prompt-tokens", "40", "--answer-tokens", "8", "--at-once", "2", "--pictures", "1")
     assert main(["plan", "--measure", "--device", "cpu", "--json", *words]) == 0

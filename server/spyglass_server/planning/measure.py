@@ -18,7 +18,7 @@ from spyglass_server.planning.hardware import Rates
 from spyglass_server.planning.memory import CacheSizes
 from spyglass_server.planning.plan import Question, clock_of
 from spyglass_server.planning.report import duration, table
-from spyglass_server.planning.sizes import ITEMSIZES
+from spyglass_server.planning.sizes import ITEMSIZES, with_defaults
 from spyglass_server.planning.times import Speed
 
 SECONDS = 60.0
@@ -88,7 +88,7 @@ def measure(
     }
     found = _run(
         {
-            "config": raw,
+            "config": with_defaults(raw),
             "options": [word for name, value in options.items() for word in (f"--{name}", str(value))],
             "loads": [asdict(question.load) | {"at_once": count} for count in counts],
             "seconds": SECONDS,

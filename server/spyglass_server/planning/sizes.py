@@ -197,6 +197,12 @@ def read_config(name: str) -> Mapping[str, Any]:
     return raw
 
 
+def with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with all sizes that it leaves out."""
+    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
+    return {**raw, "text_config": {**_TEXT, **text}, "vision_config": {**_VISION, **vision}}
+
+
 def _heads_of_rank(heads: int, kv_heads: int, num_ranks: int) -> tuple[int, int]:
     """The heads of one rank, and its key heads."""
     if num_ranks <= kv_heads:
@@ -227,8 +233,8 @@ _VISION = {
 
 
 def _sizes(raw: Mapping[str, Any]) -> ModelSizes:
-    own = raw.get("text_config") or {}
-    text, vision = {**_TEXT, **own}, {**_VISION, **(raw.get("vision_config") or {})}
+    own, whole = raw.get("text_config") or {}, with_defaults(raw)
+    text, vision = whole["text_config"], whole["vision_config"]
     return ModelSizes(
         text=TextSizes(
             vocab_size=text["vocab_size"],
