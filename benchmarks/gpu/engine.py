@@ -44,11 +44,11 @@ def config_of(size: str) -> ModelConfig:
     sizes = SIZES["11B"]
     text = replace(
         sizes.text, vocab_size=1024, hidden_size=128, intermediate_size=256, num_layers=5, num_heads=4,
-        num_kv_heads=2, cross_layers=(3,),
+        num_kv_heads=2, head_dim=32, cross_layers=(3,),
     )  # fmt: skip
     vision = replace(
         sizes.vision, hidden_size=64, intermediate_size=128, num_layers=2, num_global_layers=1, num_heads=2,
-        tile_size=56, intermediate_layers=(1,), output_size=128,
+        head_dim=32, tile_size=56, intermediate_layers=(1,), output_size=128,
     )  # fmt: skip
     return replace(sizes, text=text, vision=vision)
 
