@@ -2,7 +2,7 @@
 
 A small random checkpoint, loaded by the product's loader, with the head sizes of the published models, so that the same
 kernels run: prompts as a whole and in pieces in scattered pages, images, decode steps with and without CUDA graphs,
-sampling; in float32, bfloat16 and with weights in 8 bits.
+sampling; in float32, bfloat16 and fp8.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from simulated_gpu import simulated_gpu
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
-from spyglass_server.runtime.linear import Int8Linear
+from spyglass_server.runtime.linear import CONVERTERS
 from spyglass_server.runtime.runner import ModelRunner
 from timing import DeviceLimits
 
@@ -62,7 +62,7 @@ class Bars:
 BARS = {
     "float32": Bars(logits=2e-4, logprobs=2e-3, tokens=0.0),
     "bfloat16": Bars(logits=2.5e-2, logprobs=0.25, tokens=0.2),
-    "int8": Bars(logits=6e-2, logprobs=0.6, tokens=0.5),
+    "fp8": Bars(logits=0.15, logprobs=1.5, tokens=0.5),
 }
 
 
@@ -252,8 +252,7 @@ class Exactness:
 
     def _outputs(self, case: Case) -> Outputs:
         config = load_config(self._folder)
-        convert = Int8Linear if case.kind == "int8" else None
-        model = load_model(self._folder, config, case.dtype, case.device, convert)
+        model = load_model(self._folder, config, case.dtype, case.device, CONVERTERS.get(case.kind))
 
         def compute() -> Outputs:
             runner = make_runner(model, NUM_PAGES, NUM_TILES, case.dtype, case.device, case.has_graphs)

@@ -61,7 +61,7 @@ class ModelInfo:
     max_image_bytes: int
     tags: tuple[str, ...]
     quantization: str
-    """How most weights are kept where that is coarser than `dtype`: "int8" or nothing."""
+    """How most weights are kept where that is coarser than `dtype`: "fp8", "int8" or nothing."""
     memory: ModelMemory
 
     @classmethod

@@ -14,9 +14,10 @@ _ENGINE = (
     choice("dtype", "precision to compute in; auto is the checkpoint's own", "auto", "auto|bfloat16|float32"),
     choice(
         "quantization",
-        "int8 stores the weights of the text model's linear layers in 8 bits: less memory, slightly different answers",
+        "fp8 or int8 keeps the weights of the text model's linear layers in 8 bits: less memory, slightly different "
+        "answers; int8 is for CPUs only; none keeps them as the checkpoint does, which may be in fp8",
         "none",
-        "none|int8",
+        "none|fp8|int8",
     ),
     choice(
         "device", "device to compute on; auto is the first GPU, or the CPU where there is none", "auto", "auto|cpu|cuda"

@@ -109,6 +109,22 @@ def test_inter_token_latency(tiny_checkpoint: Path) -> None:
     assert len(numbers(seen)) == 2
 
 
+def test_quantization(tiny_checkpoint: Path) -> None:
+    output = run("quantization", "--model", tiny_checkpoint, "--pictures", 2, "--exam", 2)
+    for megabytes, logits, divergence, variation, same in rows(output, "bfloat16", "fp8", "int8"):
+        assert 0 < megabytes < 1
+        assert 0 < logits < 20
+        assert 0 <= divergence < 1
+        assert 0 <= variation <= 1
+        assert 50 < same <= 100
+    for way in output.split("\n\n")[1:]:
+        assert len(way.splitlines()) == 2 + 10
+        for count, full, small, change, _, lost, won in rows(way, "colour", "pick shape", "describe"):
+            assert count == 2
+            assert small - full == pytest.approx(change)
+            assert won - lost == pytest.approx(count * change / 100)
+
+
 def test_overhead(tmp_path: Path) -> None:
     files = write_prompt_files(tmp_path, word_tokenizer())
     output = run("overhead", "--model", files, "--streams", 3, "--step-ms", 20, "--settle", 1, "--seconds", 1)
@@ -179,7 +195,7 @@ def test_gpu_check(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     found = {line["stage"]: line for line in lines}
     verdicts = [line for line in lines if line["stage"] == "exactness"]
-    assert {line["case"] for line in verdicts} >= {"float32, graphs on", "bfloat16, graphs off", "int8, graphs off"}
+    assert {line["case"] for line in verdicts} >= {"float32, graphs on", "bfloat16, graphs off", "fp8, graphs off"}
     assert all(0 <= line["error"] <= line["bar"] and line["ok"] for line in verdicts)
     assert f"exactness: {len(verdicts)} met, 0 missed" in output
     for stage in ("decode", "decode of unlike lengths", "prefill", "image", "trace"):

@@ -84,7 +84,7 @@ def tensors_of(root: object) -> list[Tensor]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "fp8", "int8"])
 def test_all_that_a_loaded_engine_holds_is_on_its_device(loader: CheckpointLoader, quantization: str) -> None:
     settings = replace(loader.settings, device="meta", quantization=quantization)
     core, info = replace(loader, settings=settings).load()

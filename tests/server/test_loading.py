@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import random_checkpoint
+from quantized import fp8_checkpoint
 from spyglass_server.runtime import transfer as transfer_module
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
@@ -58,6 +59,23 @@ def test_buffers_change_nothing(tiny_checkpoint: Path, request: pytest.FixtureRe
     total = sum(parameter.nbytes for parameter in plain.values())
     assert len(waits) == 3
     assert sum(waits) > total / 4096  # and it was through them
+
+
+def test_buffers_change_nothing_of_what_is_stored_in_fp8(
+    tiny_checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = fp8_checkpoint(tiny_checkpoint, tmp_path)
+
+    def buffers() -> dict[str, Tensor]:
+        return dict(load_model(folder, load_config(folder), torch.float32, CPU).named_buffers())
+
+    plain = buffers()
+    request.getfixturevalue("staged")
+    buffered = buffers()
+    assert {tensor.dtype for tensor in plain.values()} >= {torch.float8_e4m3fn, torch.float32}
+    for name, tensor in plain.items():
+        assert buffered[name].dtype == tensor.dtype
+        assert torch.equal(buffered[name].float(), tensor.float()), name
 
 
 def test_a_linear_layer_is_gone_once_it_is_converted(tiny_checkpoint: Path, staged: list[int]) -> None:

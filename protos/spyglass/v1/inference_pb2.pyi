@@ -845,7 +845,7 @@ class Model(_message.Message):
     max_image_bytes: _builtins.int
     """Maximum size of an encoded image, in bytes."""
     quantization: _builtins.str
-    """How most of its weights are quantized: int8, or empty when they are kept in dtype."""
+    """How most of its weights are quantized: fp8 or int8, or empty when they are kept in dtype."""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp:
         """When this server loaded it."""

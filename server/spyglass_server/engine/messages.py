@@ -151,9 +151,9 @@ class MemoryInfo:
 class EngineInfo:
     """What the engine has loaded and what fits it.
 
-    `quantization` is how weights are kept, "none" or "int8". `max_tokens` is the longest sequence (prompt and answer)
-    that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold, `max_choices`
-    how many choices it may have.
+    `quantization` is how weights are kept, "none", "fp8" or "int8". `max_tokens` is the longest sequence (prompt and
+    answer) that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold,
+    `max_choices` how many choices it may have.
     """
 
     dtype: str

@@ -8,8 +8,8 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.linear import FP8
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
+from spyglass_server.runtime.quantized_checkpoint import check_scales, dequantized
 from spyglass_server.runtime.transfer import Job, Progress, transfer
 from spyglass_server.runtime.weights import Convert, empty_model, install
 
@@ -35,6 +37,7 @@ def load_model(
 ) -> Mllama:
     """Builds the model with a checkpoint's weights; `convert` as in `install`.
 
+    Linear modules of the text model's layers that the checkpoint stores in fp8 are `Fp8Linear`, whatever `convert` is.
     That all tensors are there, in the right shapes, is checked before the first is read.
 
     Raises:
@@ -55,13 +58,9 @@ def load_model(
 def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
     tensors = _Tensors(folder)
     jobs = deque(
-        Job(
-            name=name,
-            shape=parameter.shape,
-            dtype=dtype,
-            parts=_readers(tensors, name, model.config, parameter.shape),
-        )
+        job
         for name, parameter in model.named_parameters()
+        for job in _jobs_of(tensors, name, model.config, parameter.shape, dtype)
     )
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
@@ -74,34 +73,62 @@ def _taken(jobs: deque[Job]) -> Iterator[Job]:
         yield jobs.popleft()
 
 
-def _readers(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence[Callable[[], Tensor]]:
-    """What reads the parts of a parameter."""
+def _jobs_of(
+    tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size, dtype: torch.dtype
+) -> Iterator[Job]:
+    """What makes a parameter; for one in fp8, its scales too."""
     if name == "text.head.weight" and config.text.tied_embeddings:
-        return [partial(tensors.find("language_model.embed_tokens.weight").read, shape[0])]
+        embedding = tensors.find("language_model.embed_tokens.weight")
+        yield Job(name=name, shape=shape, dtype=dtype, parts=[partial(embedding.read, shape[0])])
+        return
+    parts = _parts(tensors, name, config, shape)
+    scales = [part.scale for part in parts if part.scale]
+    if scales and config.quantization == "none":
+        raise ValueError(f"{parts[0].name} is in fp8, but config.json has no quantization_config")
+    if name.startswith("text.layers.") and len(scales) == len(parts):
+        yield Job(name=name, shape=shape, dtype=FP8, parts=[part.read_stored for part in parts])
+        of_outputs, readers = torch.Size((shape[0], 1)), [scale.read for scale in scales]
+        yield Job(name=f"{name}_scale", shape=of_outputs, dtype=torch.float32, parts=readers)
+    else:
+        yield Job(name=name, shape=shape, dtype=dtype, parts=[part.read for part in parts])
+
+
+def _parts(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence["_Source"]:
+    """What the checkpoint has of a parameter."""
     parts = [tensors.find(source) for source in checkpoint_names(name, config)]
     fits = len({part.shape[1:] for part in parts}) == 1 and sum(part.shape[0] for part in parts) == shape[0]
     if not fits or sum(math.prod(part.shape) for part in parts) != shape.numel():
         found = ", ".join(str(list(part.shape)) for part in parts)
         raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {found}")
-    return [part.read for part in parts]
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A tensor in an open file."""
+    """A tensor in an open file, with the scales of its rows where it is in fp8."""
 
     file: Any
     name: str
+    scale: "_Source | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Never empty: what has no dimensions counts as a row."""
         return tuple(self.file.get_slice(self.name).get_shape()) or (1,)
 
+    @property
+    def is_fp8(self) -> bool:
+        return bool(self.file.get_slice(self.name).get_dtype() == "F8_E4M3")
+
     def read(self, num_rows: int | None = None) -> Tensor:
-        """A view of the mapped file, of all rows or the first few."""
+        """All rows or the first few, as numbers of their own; where nothing is in fp8, a view of the mapped file."""
+        tensor = self.read_stored()
+        return (dequantized(tensor, self.scale.read_stored()) if self.scale else tensor)[:num_rows]
+
+    def read_stored(self) -> Tensor:
+        """A view of the mapped file; values in fp8 are without their scales."""
         tensor: Tensor = self.file.get_tensor(self.name)
-        return tensor if num_rows is None else tensor[:num_rows]
+        return tensor
 
 
 class _Tensors:
@@ -116,7 +143,12 @@ class _Tensors:
         if name not in self._sources:
             raise ValueError(f"the checkpoint has no tensor {name!r}")
         self._unused.discard(name)
-        return self._sources[name]
+        source = self._sources[name]
+        if not source.is_fp8:
+            return source
+        scale = self.find(f"{name}_scale")
+        check_scales(source.name, source.shape, scale.shape)
+        return replace(source, scale=scale)
 
     def unused(self) -> list[str]:
         return sorted(self._unused)

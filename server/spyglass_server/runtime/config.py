@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from spyglass_server.runtime.quantized_checkpoint import stored_quantization
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -76,13 +78,17 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The configuration of a checkpoint. `dtype` is what its weights are saved in."""
+    """The configuration of a checkpoint.
+
+    `dtype` is what its weights are saved in, but for those of linear layers where `quantization` is "fp8", not "none".
+    """
 
     text: TextConfig
     vision: VisionConfig
     dtype: torch.dtype
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    quantization: str = "none"
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -133,6 +139,7 @@ def load_config(folder: Path) -> ModelConfig:
         dtype=_dtype(config.dtype or text.dtype),
         image_mean=mean,
         image_std=std,
+        quantization=stored_quantization(raw),
     )
 
 

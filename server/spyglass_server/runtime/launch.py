@@ -6,7 +6,7 @@ runs.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +74,9 @@ class CheckpointLoader:
         # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
         limits = self._limits(config, device)
-        sizing = Sizing(self.settings, config, dtype, device, PAGE_SIZE)
-        model = self._model(config, dtype, device)
+        quantization = _choose_quantization(self.settings.quantization, config, device)
+        sizing = Sizing(replace(self.settings, quantization=quantization), config, dtype, device, PAGE_SIZE)
+        model = self._model(config, dtype, device, quantization)
         sizes, memory = sizing.caches(model, limits)
         max_tokens = sizing.max_tokens(sizes)
         runner = ModelRunner(
@@ -92,7 +93,7 @@ class CheckpointLoader:
         grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=str(dtype).removeprefix("torch."),
-            quantization=self.settings.quantization,
+            quantization=quantization,
             device=device.type,
             max_tokens=max_tokens,
             max_image_tiles=sizes.num_tiles,
@@ -100,16 +101,18 @@ class CheckpointLoader:
             memory=memory,
         )
 
-    def _model(self, config: "ModelConfig", dtype: "torch.dtype", device: "torch.device") -> "Mllama":
+    def _model(
+        self, config: "ModelConfig", dtype: "torch.dtype", device: "torch.device", quantization: str
+    ) -> "Mllama":
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.dummy_weights import dummy_model
-        from spyglass_server.runtime.linear import Int8Linear
+        from spyglass_server.runtime.linear import CONVERTERS
 
-        convert = Int8Linear if self.settings.quantization == "int8" else None
+        convert = CONVERTERS.get(quantization)
         if self.settings.load_format == "dummy":
             log.warning("--load-format is dummy: the weights are random, and so are the answers")
             return dummy_model(config, dtype, device, convert)
-        return load_model(self.folder, config, dtype, device, convert)
+        return load_model(self.folder, config, dtype, device, convert if config.quantization == "none" else None)
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
         """The limits of a step: as set, and what depends on the model and the device."""
@@ -133,6 +136,20 @@ def _choose_device(name: str) -> "torch.device":
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def _choose_quantization(name: str, config: "ModelConfig", device: "torch.device") -> str:
+    """How weights are kept: as the setting says, or as the checkpoint stores them where that is quantized already."""
+    if name == "int8" and device.type == "cuda":
+        raise ValueError(
+            "--quantization int8 is for CPUs: on a GPU it is slower than bfloat16, since each product needs some 18 "
+            "kernels more; choose fp8"
+        )
+    if config.quantization == "none":
+        return name
+    if name not in ("none", config.quantization):
+        raise ValueError(f"--quantization is {name}, but the checkpoint is stored in {config.quantization}")
+    return config.quantization
 
 
 def _choose_dtype(name: str, config: "ModelConfig") -> "torch.dtype":

@@ -127,12 +127,13 @@ class Sizing:
         """As of now: what others hold of the memory changes. On CPUs caches take memory only when they are used."""
         nothing = CacheWishes(cache_bytes=0, image_cache_bytes=0, max_model_len=None, max_images=0)
         dtypes = (self._dtype, torch.bfloat16)
+        stored = self._config.quantization
         return Fit(
             count=self._count,
             device=self._memory(),
             wishes=self._wishes if self._probe else nothing,
             units={dtype: cache_units(self._config, dtype, self._units.page_size) for dtype in dtypes},
-            quantizations=_QUANTIZATIONS.get(self._device.type, ("none",)),
+            quantizations=_QUANTIZATIONS.get(self._device.type, ("none",)) if stored == "none" else (stored,),
             dtype=self._dtype,
             quantization=self._settings.quantization,
         )

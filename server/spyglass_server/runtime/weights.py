@@ -6,8 +6,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.linear import FP8, Fp8Linear
 from spyglass_server.runtime.model.mllama import Mllama
 
+_SCALE = ".weight_scale"
 Convert = Callable[[nn.Linear], nn.Module]
 """Makes another module of a linear one."""
 
@@ -26,10 +28,14 @@ def is_layer_linear(name: str, module: nn.Module) -> bool:
 def install(model: Mllama, values: Iterable[tuple[str, Tensor]], convert: Convert | None) -> Mllama:
     """Replaces the parameters of an empty model by values, and makes it ready to compute.
 
+    A value named for a weight and `_scale` makes an `Fp8Linear` of the module that has been given that weight in fp8.
     `convert` is applied to each linear module of the text model's layers as soon as it has its weight, so that the
     model is never there in full without it. Values may be made one by one while the model is filled.
     """
     for name, value in values:
+        if name.endswith(_SCALE):
+            _install_scale(model, name.removesuffix(_SCALE), value)
+            continue
         _install(model, name, value, convert)
         del value  # the next one is made before this name stands for it
     return model.eval()
@@ -39,6 +45,11 @@ def _install(model: Mllama, name: str, value: Tensor, convert: Convert | None) -
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))
-    if convert and is_layer_linear(name, module):
+    if convert and value.dtype != FP8 and is_layer_linear(name, module):
         assert isinstance(module, nn.Linear)
         model.set_submodule(owner, convert(module))
+
+
+def _install_scale(model: Mllama, owner: str, scale: Tensor) -> None:
+    weight = model.get_submodule(owner).get_parameter("weight")
+    model.set_submodule(owner, Fp8Linear(weight.detach(), scale))
