@@ -32,7 +32,7 @@ from processes import MODEL, checkpoint_or_demo, command_of, family, free_ports,
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
-from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
@@ -76,6 +76,8 @@ class Clock:
 class Metronome:
     """A runner that computes nothing: every step takes the same time and gives every sequence the same token."""
 
+    looks_ahead = False
+
     def __init__(self, tokens: Sequence[int], step_s: float, clock: Clock) -> None:
         self._tokens, self._step_s, self._clock = tokens, step_s, clock
         self._due = time.monotonic()
@@ -85,6 +87,9 @@ class Metronome:
         time.sleep(max(0.0, self._due - time.monotonic()))
         token = self._tokens[self._clock.tick()]
         return [RowOutput(tokens=(token,) * len(row.choices)) for row in rows]
+
+    def start(self, rows: Sequence[Row]) -> Pending:
+        raise NotImplementedError
 
     def take_image(self, image: ImageInput) -> None:
         raise NotImplementedError

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from spyglass_server.config import EngineConfig
@@ -22,7 +23,7 @@ from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot, Prompt
-from spyglass_server.runtime import linear
+from spyglass_server.runtime import fp8, linear
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.model.vision import Slices, VisionEncoder
 from spyglass_training.exam.judge import KINDS, Example, accepts
@@ -36,12 +37,19 @@ PICTURES_AT_ONCE = SEEDS_AT_ONCE * len(KINDS) * len(HANDS)
 
 
 def share_work() -> None:
-    """Makes the exam faster without a change of what is computed.
+    """Makes the exam faster.
 
-    A picture is encoded once for all models of this process, whose encoders are the same, and weights in fp8 are
-    widened once, into memory that the product does not spend.
+    A picture is encoded once for all models of this process, whose encoders are the same. Weights in fp8 are widened
+    once, into memory that the product does not spend, and multiplied in bfloat16, which holds all of fp8's numbers and
+    is what GPUs round these products to.
     """
-    linear._widened = functools.cache(linear._widened)
+    widened = functools.cache(lambda weight: fp8.widened(weight).bfloat16())
+
+    def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        values, scales = fp8.to_fp8(x)
+        return F.linear(values.bfloat16(), widened(weight)).float().mul_(scales).mul_(scale).to(x.dtype)
+
+    linear.fp8_product = product
     encode, known = VisionEncoder.forward, dict[bytes, Tensor]()
 
     def remembering(self: VisionEncoder, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:

@@ -13,13 +13,16 @@ from triton.compiler import ASTSource
 
 from spyglass_server.runtime.kernels import launch
 from spyglass_server.runtime.kernels.attention import decode_attention, prefill_attention
-from spyglass_server.runtime.kernels.layers import add_rms_norm, resolve_tokens, rotate_and_store, silu_mul
+from spyglass_server.runtime.kernels.layers import add_rms_norm, resolve_tokens, rotate_and_store, silu_mul, to_fp8
+from spyglass_server.runtime.kernels.products import fp8_weight_product
 from spyglass_server.runtime.kernels.sampling import sample_tokens
 
 TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
     torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -75,6 +78,9 @@ def main() -> None:
     rotate_and_store(qkv, positions, frequencies, positions, k, v, heads)
     silu_mul(on_device(rows, 2 * 14_336, dtype=BF16))
     resolve_tokens(positions, positions)
+    to_fp8(x.bfloat16())
+    small = on_device(14_336, hidden, dtype=torch.float8_e4m3fn)
+    fp8_weight_product(x.bfloat16(), small, on_device(1, 14_336, dtype=F32))
     params, starts = on_device(rows, 3, dtype=torch.float64), on_device(rows, dtype=torch.int64)
     sample_tokens(on_device(rows, vocabulary, dtype=F32), positions, params, positions, starts, positions)
 

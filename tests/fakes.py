@@ -5,7 +5,8 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
-from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
@@ -37,6 +38,8 @@ class FakeRunner:
     next token is a hash of everything that the model would have seen.
     """
 
+    looks_ahead = False
+
     def __init__(self, page_size: int, vocab_size: int = 251, alphabet: Sequence[int] | None = None) -> None:
         self.page_size = page_size
         self.pages: dict[int, dict[int, tuple[int, tuple[ImageKey, ...]]]] = {}
@@ -48,6 +51,7 @@ class FakeRunner:
         self.encoding: dict[ImageKey, int] = {}
         self.alphabet = alphabet or range(vocab_size)
         self.bad_tokens: set[int] = set()
+        self.drawn: list[int] = []
 
     def take_image(self, image: ImageInput) -> None:
         assert image.key not in self.pixels
@@ -71,6 +75,19 @@ class FakeRunner:
         contents = [dict(self.pages[source]) for source, _ in pairs]
         for (_, target), content in zip(pairs, contents, strict=True):
             self.pages[target] = content
+
+    def start(self, rows: Sequence[Row]) -> Pending:
+        """Computes at once, as a device would in the meantime; what it finds, or what goes wrong, is told later."""
+        known = [
+            replace(row, tokens=tuple(self.drawn[-1 - token] if token < 0 else token for token in row.tokens))
+            for row in rows
+        ]
+        try:
+            outputs = self.execute(known)
+        except RuntimeError as error:
+            return partial(_raise, error)
+        self.drawn = [token for output in outputs for token in output.tokens]
+        return lambda: outputs
 
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         if any(token in self.bad_tokens for row in rows for token in row.tokens):
@@ -100,6 +117,10 @@ class FakeRunner:
         seen = [self.pages[row.pages[p // self.page_size]][p % self.page_size] for p in range(row.end)]
         digest = hashlib.sha256(repr((seen, row.request.sampling.seed, choice)).encode()).digest()
         return self.alphabet[int.from_bytes(digest[:4]) % len(self.alphabet)]
+
+
+def _raise(error: Exception) -> list[RowOutput]:
+    raise error
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from grammars import Allows
 from pictures import noise
 from simulated_gpu import SimulatedGpu, simulated_gpu
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageKey, RequestScheduled, SamplingParams, TokenOutput
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
+from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime.checkpoint import load_model
@@ -229,6 +230,36 @@ def test_a_number_that_stays_on_the_host_is_noticed(gpu_runner: ModelRunner) -> 
         gpu_runner.execute(steps()["decode"])
     with pytest.raises(AssertionError, match="on the CPU"), nothing_on_the_host():
         torch.empty(3, device=META) + torch.tensor(1.0)
+
+
+def test_an_engine_that_looks_ahead_answers_as_on_a_cpu(loader: CheckpointLoader) -> None:
+    """Answers whose next step begins before their tokens are known, with one that forks and one that waits for them."""
+    sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=5)
+    requests = [
+        EngineRequest(id=1, tokens=(5, 6, 7), max_tokens=4, sampling=sampling, top_logprobs=2),
+        EngineRequest(id=2, tokens=(9, 8), max_tokens=3, sampling=sampling, n=2),
+        EngineRequest(id=3, tokens=(4,) * 6, max_tokens=2, sampling=replace(sampling, frequency_penalty=1.0)),
+    ]
+
+    def answers(core: EngineCore) -> dict[tuple[int, int], list[int]]:
+        found: dict[tuple[int, int], list[int]] = {}
+        for one in requests[:2]:
+            core.submit(one)
+        while core.has_work:
+            for event in core.step():
+                assert isinstance(event, TokenOutput | RequestScheduled)
+                if isinstance(event, TokenOutput):
+                    found.setdefault((event.id, event.choice), []).append(event.token)
+            if len(found) == 3 and (3, 0) not in found:
+                found[3, 0] = []
+                core.submit(requests[2])
+        return found
+
+    expected = answers(loader.load()[0])
+    with simulated_gpu():
+        core, _ = loader.load()
+        assert core._runner.looks_ahead
+        assert answers(core) == expected
 
 
 # --- recording -------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from spyglass_server.config import EngineConfig
 from spyglass_server.runtime import linear as linear_module
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.fp8 import to_fp8
 from spyglass_server.runtime.launch import CheckpointLoader
-from spyglass_server.runtime.linear import Fp8Linear, fp8_product, to_fp8
+from spyglass_server.runtime.linear import Fp8Linear, fp8_product
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.runner import ModelRunner
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.runtime.kernels import launch
 from spyglass_server.runtime.kernels.attention import QUERY_BLOCK, decode_attention, prefill_attention
-from spyglass_server.runtime.kernels.layers import add_rms_norm, resolve_tokens, rotate_and_store, silu_mul
+from spyglass_server.runtime.kernels.layers import add_rms_norm, resolve_tokens, rotate_and_store, silu_mul, to_fp8
+from spyglass_server.runtime.kernels.products import fp8_weight_product
 from spyglass_server.runtime.kernels.sampling import sample_tokens
 from spyglass_server.runtime.model.layers import RMSNorm, grouped_attention, rotary_angles, rotate
 from spyglass_server.runtime.ops import TorchOps
@@ -171,6 +172,30 @@ def test_rotate_and_store(sizes: tuple[int, int, int], dtype: torch.dtype) -> No
 def test_silu_mul(dtype: torch.dtype, size: int) -> None:
     gate_up = random(3, 2 * size, dtype=dtype) * 3
     assert_equal(silu_mul(given_to_kernels(gate_up)), TorchOps().silu_mul(gate_up), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_to_fp8(dtype: torch.dtype) -> None:
+    x = random(4, 300, dtype=dtype) * 3
+    x[2] *= random(300, dtype=dtype).abs() ** 5  # small numbers, too
+    x[3] = 0
+    values, scales = to_fp8(given_to_kernels(x))
+    expected, expected_scales = TorchOps().to_fp8(x)
+    torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
+    differ = values.float() != expected.float()
+    assert differ.float().mean() < 0.01  # where two are equally near, by the last bit of the scale
+    assert (values.float() - expected.float()).abs().max() <= 32
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 70, 40), (20, 300, 33)], ids=str)
+def test_fp8_weight_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    rows, inputs, outputs = sizes
+    x = random(rows, inputs, dtype=dtype) / inputs**0.5
+    weight, scale = TorchOps().to_fp8(random(outputs, inputs, seed=1))
+    found = fp8_weight_product(given_to_kernels(x), weight, scale.t())
+    exact = x.double() @ (weight.double() * scale).t()
+    assert_equal(found, exact.to(dtype), dtype)
 
 
 def test_tokens_of_the_step_before_are_taken_from_the_device() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from spyglass_server.engine.messages import (
     SamplingParams,
     TokenOutput,
 )
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
@@ -30,6 +32,14 @@ PAGE_SIZE = 4
 IMAGE = 250
 
 Answer = dict[tuple[int, int], list[int]]
+
+
+@pytest.fixture(params=[False, True], ids=["one step at a time", "looking ahead"], autouse=True, scope="module")
+def looks_ahead(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the runners of a test look ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeRunner, "looks_ahead", request.param)
+        yield request.param
 
 
 def engine(
@@ -118,7 +128,8 @@ def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
     core, _ = engine(max_step_tokens=4)
     answers: Answer = {}
     core.submit(request(1, length=3, max_tokens=40))
-    collect(core, answers)
+    for _ in range(2):
+        collect(core, answers)
     core.submit(request(2, length=40))
     for _ in range(10):
         before = len(answers[1, 0])
@@ -203,7 +214,7 @@ def test_a_tenant_who_comes_back_has_saved_no_turns() -> None:
     run_to_end(core)
     for number in range(2, 6):
         core.submit(request(number, tenant="busy"))
-    for _ in range(14):
+    for _ in range(16):
         core.step()
     for number in (6, 7):
         core.submit(request(number, tenant="early"))
@@ -225,7 +236,7 @@ def test_a_short_prompt_is_computed_before_the_long_ones_of_another_tenant() -> 
         core.submit(request(number, length=200, tenant="many"))
     core.submit(request(5, length=8, tenant="one"))
     answers: Answer = {}
-    for _ in range(3):
+    for _ in range(4):
         collect(core, answers)
     assert list(answers) == [(5, 0)]
 
@@ -542,3 +553,58 @@ def _random_request(
         image_positions=tuple(positions),
         sampling=SamplingParams(seed=choose.randrange(9)),
     )
+
+
+def test_the_next_step_is_started_before_the_outputs_of_one_are_waited_for(
+    looks_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the runner looks ahead, and unless an answer's next token depends on the last one by more than its text."""
+    if not looks_ahead:
+        pytest.skip("one step at a time")
+    log: list[str] = []
+    start = FakeRunner.start
+
+    def logged(runner: FakeRunner, rows: Sequence[Row]) -> Pending:
+        log.append("start")
+        pending = start(runner, rows)
+
+        def outputs() -> list[RowOutput]:
+            log.append("wait")
+            return pending()
+
+        return outputs
+
+    monkeypatch.setattr(FakeRunner, "start", logged)
+    plain, penalized = request(1), request(2, sampling=SamplingParams(frequency_penalty=1.0))
+    for one, begins_with in ((plain, ["start", "start", "wait"]), (penalized, ["start", "wait", "start"])):
+        expected = alone(one)
+        log.clear()
+        core, _ = engine()
+        core.submit(one)
+        assert run_to_end(core) == expected
+        assert log[:3] == begins_with
+        assert log.count("start") == log.count("wait")
+
+
+def test_what_goes_on_from_a_failed_step_is_computed_again(looks_ahead: bool) -> None:
+    """One request fails in the middle of its answer; the others' answers do not change."""
+    good = [request(number, length=3 + number, max_tokens=12) for number in (1, 2, 3)]
+    expected = {key: tokens for one in good for key, tokens in alone(one).items()}
+    (bad_answer,) = alone(request(4)).values()
+    tried = 0
+    for bad_token in bad_answer[:4]:
+        if any(bad_token in tokens or bad_token in one.tokens for one in good for tokens in expected.values()):
+            continue
+        tried += 1
+        core, runner = engine()
+        runner.bad_tokens.add(bad_token)
+        for one in (*good, request(4)):
+            core.submit(one)
+        answers: Answer = {}
+        failed = []
+        while core.has_work:
+            failed += collect(core, answers)
+        assert [event.id for event in failed] == [4]
+        assert {key: tokens for key, tokens in answers.items() if key[0] != 4} == expected
+        assert answers.get((4, 0), []) == bad_answer[: bad_answer.index(bad_token) + 1]
+    assert tried > 1

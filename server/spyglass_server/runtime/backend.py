@@ -10,13 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spyglass_server.engine.worker.batch import Row, RowOutput
+from spyglass_server.engine.worker.batch import Pending, Row
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_server.runtime.sampler import TopLogprobs
 from spyglass_server.runtime.slot_cache import SlotCache
-
-Pending = Callable[[], list[RowOutput]]
-"""Waits for what a batch gives, and returns it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +46,8 @@ class Backend(Protocol):
     Another backend of the same model that computes the same plans holds the same caches.
     """
 
+    looks_ahead: bool
+    """As a runner's."""
     slice_tokens: int
     """How many tokens of an image are computed at once in a layer."""
     slice_operations: float

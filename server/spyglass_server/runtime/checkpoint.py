@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.linear import FP8
+from spyglass_server.runtime.fp8 import FP8
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
 from spyglass_server.runtime.quantized_checkpoint import check_scales, dequantized
 from spyglass_server.runtime.transfer import Job, Progress, transfer

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spyglass_server.runtime.fp8 import to_fp8
+
 
 class Ops(Protocol):
     """The operations of one kind of device."""
@@ -29,6 +31,15 @@ class Ops(Protocol):
 
     def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
         """Of normed states x [rows, hidden]: float32 [rows, vocabulary]."""
+        ...
+
+    def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rounds each row of x [rows, size] to float8_e4m3fn; also returns the scales of the rows, [rows, 1]."""
+        ...
+
+    def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        """The product of x [rows, in], as it is, with a weight float8_e4m3fn [out, in] and its scales float32 [1, out]:
+        [rows, out] in the format of x."""
         ...
 
 
@@ -54,6 +65,12 @@ class TorchOps:
     def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
         out: Tensor = head(x)
         return out.float()
+
+    def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return to_fp8(x)
+
+    def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
 
 
 def _triton_ops() -> Ops:

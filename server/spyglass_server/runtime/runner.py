@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spyglass_server.engine.messages import ImageInput, ImageKey
 from spyglass_server.engine.shared_images import shared_pixels
-from spyglass_server.engine.worker.batch import DeviceLost, Row, RowOutput
-from spyglass_server.runtime.backend import Backend, ForwardOutput, Memory, Pending, make_backend
+from spyglass_server.engine.worker.batch import DeviceLost, Pending, Row, RowOutput
+from spyglass_server.runtime.backend import Backend, ForwardOutput, Memory, make_backend
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.linear import pack_linears
 from spyglass_server.runtime.model.mllama import Mllama
@@ -81,6 +81,7 @@ class ModelRunner:
         self._encoding: dict[ImageKey, Slices[Tensor]] = {}
         with torch.inference_mode():
             self._backend = make_backend(model.text, self._memory, device)
+        self.looks_ahead = self._backend.looks_ahead
 
     @staticmethod
     def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:

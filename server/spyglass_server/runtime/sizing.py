@@ -101,9 +101,10 @@ class Sizing:
 
     def _divide(self, model: Mllama, limits: Limits) -> CacheSizes:
         text, images = self._wishes.cache_bytes, self._wishes.image_cache_bytes
-        if text is not None and images is not None:
+        if self._probe is None:
+            assert text is not None
+            assert images is not None
             return CacheSizes(num_pages=text // self._units.page_bytes, num_tiles=images // self._units.tile_bytes)
-        assert self._probe is not None
         run = ProfileRun(
             model=model,
             limits=limits,

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _PIECE_BYTES = 32 << 20
 """What is copied at once, and the size of a pinned buffer."""
 _THREADS = {"cuda": 4}
-"""How many threads copy; one elsewhere, where a copy has all cores anyway."""
+"""How many threads copy; elsewhere two, so that one may wait for the disk."""
 _REPORT_S = 5.0
 """Time between two lines of progress."""
 
@@ -110,7 +110,7 @@ def transfer(jobs: Iterable[Job], device: torch.device, progress: Progress) -> I
 
     Raises what reading raises.
     """
-    threads = _THREADS.get(device.type, 1)
+    threads = _THREADS.get(device.type, 2)
     copies: SimpleQueue[Copy] = SimpleQueue()
     for _ in range(threads):
         copies.put(_COPIES[device.type](device) if device.type in _COPIES else _direct)

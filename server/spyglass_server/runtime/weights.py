@@ -6,7 +6,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.linear import FP8, Fp8Linear
+from spyglass_server.runtime.fp8 import FP8
+from spyglass_server.runtime.linear import Fp8Linear
 from spyglass_server.runtime.model.mllama import Mllama
 
 _SCALE = ".weight_scale"

@@ -1,6 +1,6 @@
 """The unit of work that the scheduler hands to the runner, and the runner's interface."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,12 +57,21 @@ class RowOutput:
     by_grammar: bool = False
 
 
+Pending = Callable[[], list[RowOutput]]
+"""Waits for the outputs of a batch, and returns them."""
+
+
 class DeviceLost(BaseException):
     """Nothing can be computed any more until the process starts again; no row is to blame, so nobody catches it."""
 
 
 class Runner(Protocol):
     """Does the arithmetic. Holds the tensors of pages and tiles, but decides nothing."""
+
+    looks_ahead: bool
+    """Whether it computes while its caller goes on. Then a batch is best started before the outputs of the one before
+    it are known: all happens in the order in which it was asked for, and a token -1 - i of a row stands for what draw i
+    of the batch before has given."""
 
     def take_image(self, image: ImageInput) -> None:
         """Copies an image's pixels out of shared memory and keeps them until `drop_image`."""
@@ -79,6 +88,10 @@ class Runner(Protocol):
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies pages, each (source, target); all sources are read before any target is written."""
+
+    def start(self, rows: Sequence[Row]) -> Pending:
+        """Begins to compute rows as one batch. It or the waiting raises what `execute` raises."""
+        ...
 
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         """Computes all rows as one batch; may be repeated with the same rows.

@@ -1,11 +1,13 @@
 """One step of the engine: schedule, execute, commit. When a batch fails, its rows are computed one by one."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from spyglass_server.engine.messages import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
 from spyglass_server.engine.structured_output import GrammarCompiler, Matcher
-from spyglass_server.engine.worker.batch import Row, RowOutput, Runner
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput, Runner
 from spyglass_server.engine.worker.scheduler import Scheduler, Step
 
 log = logging.getLogger(__name__)
@@ -20,12 +22,13 @@ class EngineCore:
         self._grammars = grammars
         self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's pixels
         self._requests: dict[int, EngineRequest] = {}
+        self._started: list[tuple[Step, Pending]] = []  # not yet committed, oldest first
         self.is_blocked = False
         """Whether the last step had nothing to compute: all requests wait for their grammars."""
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or bool(self._started)
 
     def submit(self, request: EngineRequest) -> list[Event]:
         """Takes a request in and copies its images, so that their shared memory may go."""
@@ -49,13 +52,20 @@ class EngineCore:
         self._forget_ended([request_id])
 
     def step(self) -> list[Event]:
-        """Schedules, executes and commits one step."""
+        """Schedules and executes one step, and commits it.
+
+        Where the runner looks ahead, it commits the step before it instead, while the device computes this one.
+        """
+        events: list[Event] = []
+        if self._started and not self._scheduler.can_look_ahead:
+            events += self._commit_first()
         step = self._scheduler.schedule()
-        self.is_blocked = not step.rows and step.encode is None
-        events: list[Event] = [*step.scheduled, *self._encode(step)]
-        outputs = self._execute(step)
-        events += self._scheduler.commit(step, outputs)
-        self._forget_ended(event.id for event in events if _is_ending(event))
+        self.is_blocked = not (step.rows or step.encode or self._started)
+        events += [*step.scheduled, *self._encode(step)]
+        if step.rows:
+            self._started.append((step, self._start(step)))
+        if len(self._started) > (self._runner.looks_ahead and bool(step.rows)):
+            events += self._commit_first()
         return events
 
     def check(self) -> None:
@@ -79,16 +89,36 @@ class EngineCore:
             self._scheduler.image_encoded(step.encode)
         return []
 
-    def _execute(self, step: Step) -> list[RowOutput]:
-        """Computes the rows together; when that fails, one by one, so that only the bad ones fail."""
-        if not step.rows:
-            return []
+    def _start(self, step: Step) -> Pending:
         self._runner.copy_pages(step.copies)
+        if not self._runner.looks_ahead:
+            return partial(self._runner.execute, step.rows)
         try:
-            return self._runner.execute(step.rows)
+            return self._runner.start(step.rows)
+        except Exception as error:
+            return partial(_raise, error)
+
+    def _commit_first(self) -> list[Event]:
+        """Waits for the first step that was started, and commits it."""
+        step, pending = self._started.pop(0)
+        try:
+            outputs = pending()
         except Exception:
             log.exception("a batch of %d rows failed; computing them one by one", len(step.rows))
-        return [_execute_alone(self._runner.execute, row) for row in step.rows]
+            outputs = self._execute_one_by_one(step)
+        events = self._scheduler.commit(step, outputs)
+        self._forget_ended(event.id for event in events if _is_ending(event))
+        return events
+
+    def _execute_one_by_one(self, step: Step) -> list[RowOutput]:
+        """So that only the bad ones fail. What was started since goes on from what has failed, so it is dropped."""
+        while self._started:
+            later, pending = self._started.pop()
+            with contextlib.suppress(Exception):
+                pending()
+            self._scheduler.retract(later)
+        rows = self._scheduler.known_rows(step)
+        return [RowOutput() if row is None else _execute_alone(self._runner.execute, row) for row in rows]
 
     def _fail(self, request_id: int, error: Exception) -> Event:
         log.error("request %d failed", request_id, exc_info=error)
@@ -110,6 +140,10 @@ class EngineCore:
 
 def _is_ending(event: Event) -> bool:
     return isinstance(event, RequestFailed) or (isinstance(event, TokenOutput) and event.finish is not None)
+
+
+def _raise(error: Exception) -> list[RowOutput]:
+    raise error
 
 
 def _execute_alone(execute: Callable[[Sequence[Row]], list[RowOutput]], row: Row) -> RowOutput:

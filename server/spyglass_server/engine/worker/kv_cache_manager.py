@@ -59,11 +59,11 @@ class KVCacheManager:
         sequence.pages += fresh
         return copies
 
-    def register(self, sequence: Sequence, start: int) -> None:
-        """Lets others find the pages that have become full since position `start`."""
+    def register(self, sequence: Sequence, start: int, end: int) -> None:
+        """Lets others find the pages that positions start … end - 1 have filled."""
         size = self._pool.page_size
-        if full := range(start // size, sequence.num_computed // size):
-            hashes = self._hashes(sequence)
+        if full := range(start // size, end // size):
+            hashes = self._hashes(sequence, end)
             for i in full:
                 self._pool.register(sequence.pages[i], hashes[i])
 
@@ -87,9 +87,9 @@ class KVCacheManager:
     def _num_missing(self, sequence: Sequence, prefix: Seq[int]) -> int:
         return self._pool.num_needed(len(sequence.tokens)) - len(prefix)
 
-    def _hashes(self, sequence: Sequence) -> list[bytes]:
-        """What is in the sequence's full pages, or will be when they are computed."""
-        sequence.hashes = block_hashes(sequence.request, sequence.tokens, self._pool.page_size, sequence.hashes)
+    def _hashes(self, sequence: Sequence, end: int | None = None) -> list[bytes]:
+        """What is in the sequence's full pages, or will be when they are computed; to token end - 1 at least."""
+        sequence.hashes = block_hashes(sequence.request, sequence.tokens[:end], self._pool.page_size, sequence.hashes)
         return sequence.hashes
 
 

@@ -10,8 +10,9 @@ of earlier ones that began with the same tokens and images.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spyglass_server.engine.messages import (
     EngineRequest,
@@ -87,7 +88,11 @@ class Scheduler:
                 self._end(sequence)
 
     def schedule(self) -> Step:
-        """Chooses the next step's work: running sequences first, then as many new ones as fit."""
+        """Chooses the next step's work: running sequences first, then as many new ones as fit.
+
+        Sequences stand from then on as they will after the step, so that another can be scheduled before its outputs
+        are known: where `can_look_ahead`.
+        """
         scheduled = self._start_waiting()
         planned: dict[Sequence, Row] = {}
         reservations = StepReservations(self._cache, self._running, self._preempt)
@@ -95,13 +100,14 @@ class Scheduler:
         budget = StepBudget(self._limits, self._is_images_turn)
         for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
-            count = budget.tokens_for(remaining, computed)
+            count = budget.tokens_for(remaining, computed) if sequence.can_be_computed else 0
             if not count or not self._is_seeing(sequence) or not sequence.is_running:  # one before it preempted it
                 continue
             if reservations.reserve(sequence, computed + count):
                 planned[sequence] = self._row(sequence, count)
                 budget.spend(count, remaining, computed)
         kept = {sequence: row for sequence, row in planned.items() if sequence.is_running}
+        self._assume(kept)
         image = self._next_image() if budget.has_room_for_image else None
         return Step(
             scheduled=tuple(scheduled),
@@ -112,26 +118,59 @@ class Scheduler:
             sequences=tuple(kept),
         )
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether no sequence waits for a token that is not drawn yet."""
+        return not any(sequence.needs_last_token for sequence in self._running)
+
     def commit(self, step: Step, outputs: Seq[RowOutput]) -> list[Event]:
         """Takes in what a step computed; a failed row ends its request, and only that."""
         events: list[Event] = []
         for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
             if not sequence.is_running:
-                continue  # another choice of its request failed in this step
+                continue  # it was cancelled or preempted since, or another choice of its request failed
             if output.error is not None:
                 self._cache.evict(sequence)  # what made it fail may be in its pages
                 self.cancel(sequence.request.id)
                 events.append(RequestFailed(sequence.request.id, output.error, output.by_grammar))
                 continue
-            sequence.num_computed = row.end
             self._waiting.charge(sequence.tenant, len(row.tokens))
-            self._cache.register(sequence, row.start)
+            self._cache.register(sequence, row.start, row.end)
             if output.prompt_logprobs:
                 sequence.num_prompt_logprobs = row.start + row.prompt_logprobs_start + len(output.prompt_logprobs)
                 events.append(PromptLogprobs(sequence.request.id, output.prompt_logprobs))
             if row.choices:
-                events += self._append(sequence, row.choices, output)
+                events += self._append(sequence, row, output)
         return events
+
+    def retract(self, step: Step) -> None:
+        """Undoes that a step was scheduled, the latest one, which will not be committed."""
+        for sequence, row in zip(step.sequences, step.rows, strict=True):
+            if sequence.is_running:
+                sequence.num_computed = row.start
+                if len(row.choices) == 1:
+                    sequence.tokens.pop()
+
+    def known_rows(self, step: Step) -> list[Row | None]:
+        """The rows of a step with tokens that are drawn by now; None for those of which nobody wants to know more.
+
+        The step must be the latest that is not committed.
+        """
+        return [
+            replace(row, tokens=tuple(sequence.tokens[row.start : row.end]), pages=tuple(sequence.pages))
+            if sequence.is_running
+            else None
+            for sequence, row in zip(step.sequences, step.rows, strict=True)
+        ]
+
+    def _assume(self, planned: Mapping[Sequence, Row]) -> None:
+        """Takes for granted what rows compute. Where there are several choices, sequences must wait for them."""
+        draw = 0
+        for sequence, row in planned.items():
+            sequence.num_computed = row.end
+            if len(row.choices) == 1:
+                sequence.tokens.append(-1 - draw)
+            draw += len(row.choices)
 
     def image_encoded(self, key: ImageKey) -> None:
         self._images.mark_encoded(key)
@@ -209,6 +248,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop(sequence)
+        sequence.forget_undrawn()
         sequence.status = SequenceStatus.PREEMPTED
         sequence.num_computed = 0
         self._waiting.put_back(sequence)
@@ -234,17 +274,19 @@ class Scheduler:
 
     # --- progress ---------------------------------------------------------------------------------
 
-    def _append(self, sequence: Sequence, choices: Seq[int], output: RowOutput) -> list[Event]:
+    def _append(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
         """Adds one token to each choice; forks when the choices have been one sequence until now."""
-        logprobs = output.logprobs or [None] * len(choices)
-        chosen = zip(choices, output.tokens, logprobs, strict=True)
+        logprobs = output.logprobs or [None] * len(row.choices)
+        chosen = zip(row.choices, output.tokens, logprobs, strict=True)
         alive = [one for one in chosen if one[0] in sequence.choices]
+        if len(row.choices) > 1:
+            sequence.tokens.append(-1)
         branches = [sequence] + [self._fork(sequence) for _ in alive[1:]]
         events: list[Event] = []
         for branch, (choice, token, its_logprobs) in zip(branches, alive, strict=True):
             branch.choices = (choice,)
-            branch.tokens.append(token)
-            finish = branch.finish_reason
+            branch.tokens[row.end] = token
+            finish = branch.finish_reason(row.end + 1)
             if branch.matcher is not None and finish is None:
                 try:
                     branch.matcher.advance(token)

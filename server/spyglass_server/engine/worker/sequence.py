@@ -26,6 +26,7 @@ class Sequence:
     request: EngineRequest
     choices: tuple[int, ...]
     tokens: list[int]
+    """At the end there may be one that is not drawn yet, while a step computes it: -1 - i, for draw i of that step."""
     status: SequenceStatus = SequenceStatus.WAITING
     pages: list[int] = field(default_factory=list)
     """Its block table."""
@@ -67,12 +68,26 @@ class Sequence:
         return [(image.key, image.num_tiles) for image in self.request.images]
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why its last token ends it, or None."""
+    def can_be_computed(self) -> bool:
+        """Whether there is a next token to compute, as far as is known: one that is not drawn yet may end it."""
+        return self.remaining > 0 and self.num_answered < self.request.max_tokens
+
+    @property
+    def needs_last_token(self) -> bool:
+        """Whether its last token is not drawn yet and must be known before the next one can be."""
+        return self.tokens[-1] < 0 and (self.matcher is not None or self.request.sampling.has_penalties)
+
+    def finish_reason(self, length: int) -> FinishReason | None:
+        """Why the last one of its first `length` tokens ends it, or None."""
         request = self.request
-        if self.tokens[-1] in request.stop_token_ids:
+        if self.tokens[length - 1] in request.stop_token_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.tokens) - len(request.tokens) >= request.max_tokens else None
+        return FinishReason.LENGTH if length - len(request.tokens) >= request.max_tokens else None
+
+    def forget_undrawn(self) -> None:
+        """Takes back the token that is not drawn yet."""
+        if self.tokens[-1] < 0:
+            self.tokens.pop()
 
     def fork(self) -> "Sequence":
         """One with the same tokens and pages and no choices yet."""

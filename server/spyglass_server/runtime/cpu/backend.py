@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from spyglass_server.engine.messages import Logprobs
-from spyglass_server.engine.worker.batch import Row, RowOutput
-from spyglass_server.runtime.backend import ForwardOutput, Memory, Pending
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
+from spyglass_server.runtime.backend import ForwardOutput, Memory
 from spyglass_server.runtime.cpu.caches import GroupedCrossCache, GroupedKVCache
 from spyglass_server.runtime.cpu.plan import BatchPlan, Planner, PromptTargets
 from spyglass_server.runtime.logit_edits import LogitEdits, apply_changes, apply_masks
@@ -23,6 +23,7 @@ _PROMPT_LOGITS_ROWS = 64
 class CpuBackend:
     """Implements `Backend`: computes at once, so nothing is ever pending."""
 
+    looks_ahead = False
     slice_tokens = 512
     slice_operations = 4e9  # some 30 ms on two cores
 

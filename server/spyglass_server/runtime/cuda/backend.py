@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spyglass_server.engine.messages import Logprobs
-from spyglass_server.engine.worker.batch import Row, RowOutput
-from spyglass_server.runtime.backend import ForwardOutput, Memory, Pending
+from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
+from spyglass_server.runtime.backend import ForwardOutput, Memory
 from spyglass_server.runtime.cuda.caches import PagedCrossCache, PagedKVCache, RecordedCrossCache
 from spyglass_server.runtime.cuda.device import Compute, Device
 from spyglass_server.runtime.cuda.graphs import DecodeGraphs
@@ -35,6 +35,7 @@ _MAX_DRAWS = 1 << 12
 class CudaBackend:
     """Implements `Backend`."""
 
+    looks_ahead = True
     slice_tokens = 1 << 20  # a layer at once
     slice_operations = 1e12
 

@@ -136,3 +136,31 @@ def resolve_tokens(tokens: Tensor, last: Tensor) -> Tensor:
     out = torch.empty_like(tokens)
     launch(_resolve_tokens, (triton.cdiv(len(tokens), _BLOCK),), tokens, last, out, len(tokens), BLOCK=_BLOCK)
     return out
+
+
+@triton.jit
+def _to_fp8(x, out, scales, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    exists = at < SIZE
+    value = tl.load(x + row * SIZE + at, mask=exists, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-30) / 448.0
+    value = tl.div_rn(value, scale)
+    # to the nearest number of 3 bits after the first, the even one of two: Triton's interpreter does not know how
+    exponent = tl.maximum((tl.abs(value).to(tl.int32, bitcast=True) >> 23) - 127, -6)
+    unit = ((exponent - 3 + 127) << 23).to(tl.float32, bitcast=True)
+    rounded = ((value / unit + 12582912.0) - 12582912.0) * unit  # 1.5 * 2^23: what is beside it has no fraction
+    tl.store(out + row * SIZE + at, rounded.to(tl.float8e4nv), mask=exists)
+    tl.store(scales + row, scale)
+
+
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds each row of x [rows, size] to float8_e4m3fn, so that its largest value becomes fp8's, 448.
+
+    Returns the values, and the scale of each row, float32 [rows, 1], by which they are multiplied.
+    """
+    rows, size = x.shape
+    out = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    launch(_to_fp8, (rows,), x, out, scales, SIZE=size, BLOCK=triton.next_power_of_2(size), num_warps=8)
+    return out, scales

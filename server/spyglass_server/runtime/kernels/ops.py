@@ -1,9 +1,10 @@
 """The layers' operations by kernels."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spyglass_server.runtime.kernels import layers
+from spyglass_server.runtime.kernels import layers, products
 
 
 class TritonOps:
@@ -22,3 +23,11 @@ class TritonOps:
             return torch.mm(x, head.weight.t(), out_dtype=torch.float32)
         out: Tensor = head(x)
         return out.float()
+
+    def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return layers.to_fp8(x)
+
+    def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        if len(x) <= products.MAX_ROWS:
+            return products.fp8_weight_product(x, weight, scale)
+        return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
