@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from published import SIZES
-from spyglass_server.engine.messages import EngineRequest, ImageKey, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.engine.worker.budget import Limits
@@ -138,11 +138,15 @@ def shared_noise(tile_size: int, images: Iterable[tuple[bytes, int, int]]) -> It
 
 def encode_noise(
     runner: ModelRunner, tile_size: int, digest: bytes, rows: int, columns: int, tiles: Sequence[int]
-) -> int:
-    """Encodes an image of noise into tiles; returns in how many slices."""
+) -> None:
+    """Encodes an image of noise into tiles."""
     with shared_noise(tile_size, [(digest, rows, columns)]) as shared:
-        (image,) = shared.inputs
-        runner.take_image(image)
+        encode(runner, shared.inputs[0], tiles)
+
+
+def encode(runner: ModelRunner, image: ImageInput, tiles: Sequence[int]) -> int:
+    """Encodes an image into tiles; returns in how many slices."""
+    runner.take_image(image)
     slices = 1
     while not runner.encode_image(image.key, tiles):
         slices += 1

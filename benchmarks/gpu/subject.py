@@ -51,6 +51,7 @@ class Subject:
         if run.is_gpu:
             page = ModelRunner.page_bytes(self.config, PAGE_SIZE, BF16)
             tiles = self.num_tiles * ModelRunner.tile_bytes(self.config, BF16)
+            torch.cuda.empty_cache()  # of what making the weights took
             free, total = torch.cuda.mem_get_info()
             self.num_pages = min(self.num_pages, int((free - tiles - _SPARE_BYTES) // page))
             run.record("memory", weights_gb=round((total - free) / 1e9, 1), pages=self.num_pages)
