@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from report import Lines, report
@@ -53,11 +54,12 @@ def set_environment(out: Path, wheels: Path, *, is_smoke: bool) -> None:
 
 
 class Stages:
-    """Runs stages one after the other, in copies of a process that has imported what all of them need."""
+    """Runs stages one after the other, in copies of a process that has imported what all of them need, or in `fresh`
+    ones."""
 
-    def __init__(self, out: Path, deadline: float, *, is_smoke: bool) -> None:
+    def __init__(self, out: Path, deadline: float, *, is_smoke: bool, fresh: bool) -> None:
         self._out, self._deadline, self._is_smoke = out, deadline, is_smoke
-        self._context = multiprocessing.get_context("forkserver")
+        self._context: BaseContext = multiprocessing.get_context("spawn" if fresh else "forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
 
     def run(self, stage: Stage) -> str | None:
@@ -67,7 +69,7 @@ class Stages:
             return f"not started: {max(0.0, seconds):.0f} s are left"
         log = self._out / f"{stage.name.replace('/', '-')}.log"
         work = partial(run_stage, stage, self._out, log, is_smoke=self._is_smoke)
-        process = self._context.Process(target=work, name=stage.name)
+        process = self._context.Process(target=work, name=stage.name)  # type: ignore[attr-defined]
         process.start()
         assert process.pid is not None
         process.join(seconds)
@@ -102,6 +104,7 @@ def parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
     add("--cpu-smoke", action="store_true", help="runs the same code on tiny shapes, on a CPU")
     add("--out", type=Path, default=ROOT / ".cache" / "gpu", help="folder of the results (default: .cache/gpu)")
     add("--seconds", type=float, default=300.0, help="for all stages together (default: %(default)s)")
+    add("--fresh", action="store_true", help="imports all anew for each stage, should copies of a process not do")
     names = [stage.name for stage in stages]
     add("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=f"of {', '.join(names)}")
     return result
@@ -119,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, stages: Sequence[Stage] = STAGE
     failures = {}
     with unpacked_wheels() as wheels:
         set_environment(out, wheels, is_smoke=given.cpu_smoke)
-        running = Stages(out, deadline, is_smoke=given.cpu_smoke)
+        running = Stages(out, deadline, is_smoke=given.cpu_smoke, fresh=given.fresh)
         for stage in smoke_stages(chosen) if given.cpu_smoke else chosen:
             print(f"{stage.name} …", flush=True)
             if failure := running.run(stage):

@@ -77,11 +77,12 @@ def run(run):
 """
 
 
-def test_a_stage_that_dies_or_hangs_costs_itself_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [(), ("--fresh",)], ids=["copied", "fresh"])
+def test_a_stage_that_dies_or_hangs_costs_itself_alone(tmp_path: Path, how: tuple[str, ...]) -> None:
     for name, text in (("failing", FAILING), ("dying", DYING), ("hanging", HANGING)):
         (tmp_path / f"{name}.py").write_text(text)
     environ = {"PYTHONPATH": f"{FOLDER}:{tmp_path}"}
-    ended = run(tmp_path / "failing.py", "--cpu-smoke", "--out", tmp_path, environ=environ)
+    ended = run(tmp_path / "failing.py", "--cpu-smoke", *how, "--out", tmp_path, environ=environ)
     assert ended.returncode == 1, ended.stderr
     assert "- FAILED dying ended with 3\nthe end\n" in ended.stdout
     assert "- FAILED hanging took longer than 6 s" in ended.stdout
