@@ -1,4 +1,7 @@
-"""What steps of a model must read and compute at least, in bfloat16. Knows no device and no engine."""
+"""What steps of a model must read and compute at least: all is in bfloat16, but for layers with weights in fp8.
+
+Knows no device and no engine.
+"""
 
 from spyglass_server.runtime.config import ModelConfig
 
@@ -11,10 +14,19 @@ def image_tokens(config: ModelConfig) -> int:
     return config.vision.tokens_per_tile * config.vision.max_tiles
 
 
-def weight_bytes(config: ModelConfig, sees_image: bool) -> float:
-    """What a decode step reads of weights: all layers and the head, without the keys and values of images."""
+def layer_bytes(config: ModelConfig, sees_image: bool, bytes_of_weight: int = _BYTES) -> float:
+    """What a step reads of its layers' weights, without the keys and values of images."""
     text = config.text
-    return _layer_bytes(config, sees_image) + _BYTES * text.hidden_size * text.vocab_size
+    mlp = 3 * text.hidden_size * text.intermediate_size
+    queries_and_output = 2 * text.hidden_size * text.num_heads * text.head_dim
+    self_layer = mlp + queries_and_output + 2 * text.hidden_size * text.num_kv_heads * text.head_dim
+    cross_layers = len(text.cross_layers) * (mlp + queries_and_output) if sees_image else 0
+    return float(bytes_of_weight * (text.num_self_layers * self_layer + cross_layers))
+
+
+def head_bytes(config: ModelConfig) -> float:
+    """What a step that samples reads of the head."""
+    return float(_BYTES * config.text.hidden_size * config.text.vocab_size)
 
 
 def kv_bytes(config: ModelConfig, context: int, num_seeing: int) -> float:
@@ -30,7 +42,7 @@ def prefill_operations(config: ModelConfig, tokens: int, start: int) -> float:
     """Of `tokens` tokens of a prompt without images that has `start` tokens before them, without the head."""
     text = config.text
     attention = 4 * text.num_self_layers * text.num_heads * text.head_dim * (start + tokens / 2)
-    return tokens * (_layer_bytes(config, sees_image=False) + attention)
+    return tokens * (layer_bytes(config, sees_image=False) + attention)
 
 
 def image_operations(config: ModelConfig) -> float:
@@ -41,12 +53,3 @@ def image_operations(config: ModelConfig) -> float:
     encoder = layers * tokens * (8 * width**2 + 4 * width * vision.intermediate_size + 4 * tokens * width)
     keys_and_values = len(text.cross_layers) * 2 * text.num_kv_heads * text.head_dim
     return encoder + 2 * tokens * text.hidden_size * (vision.output_size + keys_and_values)
-
-
-def _layer_bytes(config: ModelConfig, sees_image: bool) -> float:
-    text = config.text
-    mlp = 3 * text.hidden_size * text.intermediate_size
-    queries_and_output = 2 * text.hidden_size * text.num_heads * text.head_dim
-    self_layer = mlp + queries_and_output + 2 * text.hidden_size * text.num_kv_heads * text.head_dim
-    cross_layers = len(text.cross_layers) * (mlp + queries_and_output) if sees_image else 0
-    return float(_BYTES * (text.num_self_layers * self_layer + cross_layers))

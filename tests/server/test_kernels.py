@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from simulated_gpu import simulated_gpu
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.runtime.kernels import launch
 from spyglass_server.runtime.kernels.attention import QUERY_BLOCK, decode_attention, prefill_attention
@@ -148,6 +149,16 @@ def test_add_rms_norm(dtype: torch.dtype, size: int) -> None:
         assert_equal(found, expected, dtype)
     heads = x.to(dtype)  # not of the residual stream
     assert_equal(add_rms_norm(given_to_kernels(heads), None, None, weight, 1e-5), norm(heads), dtype)
+
+
+def test_norm_of_every_other_row() -> None:
+    """As keys lie beside values, where there is one key head."""
+    norm = RMSNorm(40, eps=1e-5)
+    norm.weight.data = random(40, seed=1)
+    keys = random(7, 2, 40)[:, :1].transpose(0, 1)
+    expected = norm(keys)
+    with simulated_gpu():
+        assert_equal(norm(keys), expected, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
