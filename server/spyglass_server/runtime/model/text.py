@@ -108,7 +108,8 @@ class TextModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+        # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size + 8, config.hidden_size))
         layers: list[nn.Module] = []
         for index in range(config.num_layers):
             num_cross = sum(layer < index for layer in config.cross_layers)
