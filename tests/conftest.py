@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from checkpoints import random_checkpoint
+from random_weights import Sizes
 
 # Triton's kernels run on the CPU. It reads this when the first kernel is imported.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -21,3 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Mllama checkpoint with open gates, float32."""
     return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cross-attention between two layers of self-attention and no more: kernels are slow in Triton's interpreter."""
+    sizes = Sizes(num_layers=3, cross_layers=(1,))
+    return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", sizes=sizes)

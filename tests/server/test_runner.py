@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import random_checkpoint
 from pictures import noise
-from random_weights import Sizes
 from simulated_gpu import simulated_gpu
 from spyglass_server.engine.messages import EngineRequest, ImageKey, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
@@ -44,25 +42,18 @@ def made(of: Mllama) -> ModelRunner:
     return ModelRunner(of, 400, PAGE, 16, torch.float32, torch.device("cpu"), max_batch=8)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cross-attention between two layers of self-attention, no more: the interpreter of kernels is slow."""
-    sizes = Sizes(num_layers=3, cross_layers=(1,))
-    return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "three-layers", sizes=sizes)
-
-
 WAYS = ["on a CPU", "on a CPU, long contexts apart", "as on a GPU"]
 
 
 @pytest.fixture(params=WAYS)
 def runner(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[ModelRunner]:
     """A runner whose cache holds no number that one could compute with."""
     if request.param == "on a CPU, long contexts apart":
         monkeypatch.setattr(plan_module, "_LONG", 8)
     monkeypatch.setattr(plan_module, "_MAX_PADDING", 64)
-    loaded = model(checkpoint)
+    loaded = model(small_checkpoint)
     with simulated_gpu() if request.param == "as on a GPU" else contextlib.nullcontext():
         with monkeypatch.context() as patch:
             patch.setattr(slot_cache, "torch", EmptyIsNan())
@@ -119,8 +110,8 @@ def test_prompt_logprobs_in_pieces_are_as_in_one(runner: ModelRunner) -> None:
     assert len(pieces) == len(tokens) - 1
 
 
-def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, checkpoint: Path) -> None:
-    follower = made(model(checkpoint))
+def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, small_checkpoint: Path) -> None:
+    follower = made(model(small_checkpoint))
     prompts = [row(0, 0, tuple(range(3, 24))), row(10, 0, tuple(range(5, 9)))]
     for rows in (prompts, [row(0, 21, (9,)), row(10, 4, (9,))], [row(10, 5, (7,)), row(0, 22, (7, 8))]):
         plan = runner.plan(rows)
@@ -169,16 +160,16 @@ def seeing(one: Row, tiles: tuple[int, ...]) -> Row:
     return replace(one, request=replace(one.request, image_positions=(1,)), image_tiles=(tiles,))
 
 
-def test_images_in_slices_by_turns_are_seen_as_in_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_slices_by_turns_are_seen_as_in_one(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [ImageKey("t", name) for name in (b"one", b"two")]
-    runner = made(model(checkpoint))
-    take(runner, checkpoint, keys[0])
+    runner = made(model(small_checkpoint))
+    take(runner, small_checkpoint, keys[0])
     assert runner.encode_image(keys[0], FOUR)
     whole = logits_seeing(runner, FOUR)
     monkeypatch.setattr(CpuBackend, "slice_tokens", 7)
     monkeypatch.setattr(CpuBackend, "slice_operations", 1.0)
-    slow = made(model(checkpoint))
-    take(slow, checkpoint, *keys)
+    slow = made(model(small_checkpoint))
+    take(slow, small_checkpoint, *keys)
     places = {keys[0]: FOUR, keys[1]: SCATTERED}
     unfinished, slices = list(keys), 0
     while unfinished:
@@ -189,10 +180,10 @@ def test_images_in_slices_by_turns_are_seen_as_in_one(checkpoint: Path, monkeypa
         torch.testing.assert_close(logits_seeing(slow, tiles), whole, rtol=0, atol=1e-5)
 
 
-def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, checkpoint: Path) -> None:
+def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, small_checkpoint: Path) -> None:
     """Two of four tiles, one of them in places far apart, one of a single tile, and a text that sees none."""
-    take(runner, checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
-    take(runner, checkpoint, ImageKey("t", b"small"), size=(20, 20))
+    take(runner, small_checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
+    take(runner, small_checkpoint, ImageKey("t", b"small"), size=(20, 20))
     for name, tiles in ((b"one", FOUR), (b"two", SCATTERED), (b"small", (12,))):
         assert runner.encode_image(ImageKey("t", name), tiles)
     prompts = [seeing(row(i * 20, 0, tuple(range(3, 9 + 9 * i))), t) for i, t in enumerate((FOUR, SCATTERED, (12,)))]
@@ -207,8 +198,8 @@ def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, che
     assert together[1].tokens[0] == int(runner.logits(fresh)[-1].argmax())
 
 
-def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRunner, checkpoint: Path) -> None:
-    take(runner, checkpoint, ImageKey("t", b"one"))
+def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRunner, small_checkpoint: Path) -> None:
+    take(runner, small_checkpoint, ImageKey("t", b"one"))
     assert runner.encode_image(ImageKey("t", b"one"), SCATTERED)
     rows = [row(0, 0, (3, 5, 9, 8, 7)), seeing(row(20, 0, tuple(range(5, 20))), SCATTERED), row(40, 0, (6, 7))]
     known = [list(one.tokens) for one in rows]
