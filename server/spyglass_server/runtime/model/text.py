@@ -109,7 +109,8 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = config
         # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size + 8, config.hidden_size))
+        rows, size = config.vocab_size + 8, config.hidden_size
+        self.embedding = nn.Embedding(rows, size, _weight=torch.empty(rows, size))
         layers: list[nn.Module] = []
         for index in range(config.num_layers):
             num_cross = sum(layer < index for layer in config.cross_layers)
