@@ -119,7 +119,9 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = own = sharded_text(config, mesh.size)
         self.mesh = mesh
-        self.embedding = nn.Embedding(per_rank(config.num_embeddings, mesh.size), config.hidden_size)
+        # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
+        rows, size = per_rank(config.num_embeddings, mesh.size), config.hidden_size
+        self.embedding = nn.Embedding(rows, size, _weight=torch.empty(rows, size))
         layers: list[nn.Module] = []
         for index in range(config.num_layers):
             num_cross = sum(layer < index for layer in config.cross_layers)
