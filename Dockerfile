@@ -8,7 +8,10 @@
 #
 #   docker build --target server --build-arg TORCH_INDEX=URL .
 #
-# deploy/compose.yaml runs the two together.
+# deploy/compose.yaml runs the two together. On a machine with a GPU and NVIDIA's container toolkit:
+#
+#   docker run --gpus all --shm-size 2g --publish 127.0.0.1:50051:50051 --volume /models:/models:ro \
+#     spyglass-server --model /models/Llama-3.2-11B-Vision-Instruct
 
 FROM python:3.12-slim-bookworm AS base
 
@@ -99,14 +102,24 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
 ENTRYPOINT ["spyglass-bridge"]
 
 
-# /data keeps keys and the usage ledger, /cache the demo model, which the first start makes.
+# /data keeps keys and the usage ledger, /cache the demo model, which the first start makes, and compiled kernels.
 # Pictures go to the engine through /dev/shm, of which Docker gives only 64 MiB unless --shm-size says more.
 FROM runtime AS server
 RUN install --directory --owner=spyglass --group=spyglass --mode=0700 /data /cache
 COPY --from=server-build /opt/spyglass /opt/spyglass
+# PyTorch for CUDA brings Triton, whose first kernel has a small library compiled against Python's headers and libcuda,
+# which the container toolkit mounts. Only a C compiler is missing for that, and builds for CPUs need none.
+# hadolint ignore=DL3008
+RUN if ls -d /opt/spyglass/lib/python3*/site-packages/triton; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 ENV SPYGLASS_GRPC=0.0.0.0:50051 \
     SPYGLASS_DATA_DIR=/data \
-    XDG_CACHE_HOME=/cache
+    XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/cache/triton \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 VOLUME ["/data", "/cache"]
 EXPOSE 50051
 USER 10001:10001

@@ -49,7 +49,7 @@ bench: $(VENV)/dev  ## compares the speed with others' and with what the machine
 profile: $(VENV)/dev  ## shows where the time of a decode step goes
 	$(BIN)/python benchmarks/step.py --rows 8 --profile $(ARGS)
 
-gpu: $(VENV)/dev  ## checks the engine on a GPU: exactness, speed, serving (ARGS="--cpu-smoke": tiny, on a CPU)
+gpu: $(VENV)/dev  ## checks the engine on a GPU: exactness, kernels, speed, serving (ARGS="--cpu-smoke": tiny, on a CPU)
 	$(BIN)/python benchmarks/gpu/check.py $(ARGS)
 
 clean:  ## removes what the commands installed here

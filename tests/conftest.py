@@ -1,16 +1,22 @@
-"""What all tests share: checkpoints, Ctrl-C, and that no property test fails for being slow."""
+"""What all tests share: checkpoints, one thread, Ctrl-C, and that no property test fails for being slow."""
 
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from checkpoints import random_checkpoint
+from random_weights import Sizes
 
 # Triton's kernels run on the CPU. It reads this when the first kernel is imported.
 os.environ["TRITON_INTERPRET"] = "1"
+# Most models here are so small that a second thread, here or in a process that tests start, takes longer to wait for
+# than what it computes: many times as long where other programs run beside.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 # A shell lets what it starts in the background ignore Ctrl-C, and so would all processes that tests start.
@@ -21,3 +27,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Mllama checkpoint with open gates, float32."""
     return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cross-attention between two layers of self-attention and no more: kernels are slow in Triton's interpreter."""
+    sizes = Sizes(num_layers=3, cross_layers=(1,))
+    return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", sizes=sizes)

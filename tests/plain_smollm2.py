@@ -26,6 +26,6 @@ def greedy_choices(prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
 
     It answers `answer` itself exactly if this is equal to it.
     """
-    logits = plain_smollm2()(torch.tensor([[*prompt, *answer]])).logits[0]
-    chosen: list[int] = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+    logits = plain_smollm2()(torch.tensor([[*prompt, *answer[:-1]]]), logits_to_keep=len(answer)).logits[0]
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
     return chosen

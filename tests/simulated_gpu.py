@@ -52,6 +52,7 @@ def simulated_gpu(make: Callable[[torch.device], Device] = SimulatedGpu, device_
         patch.setitem(backend._MAKERS, device_type, make_backend)
         patch.setitem(ops._MAKERS, device_type, TritonOps)
         patch.setattr(attention, "_PROGRAMS", 1)  # the interpreter runs them one after the other
+        patch.setattr(attention, "_CHUNK", 64)  # so that short contexts have several
         ops.ops_of.cache_clear()
         yield
     ops.ops_of.cache_clear()

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from packaging.requirements import Requirement
 
 from bridge_setup import run_bridge_under_test, run_server
 from fake_service import PATIENCE_S
@@ -115,6 +116,12 @@ def test_the_demo_is_installed_in_the_server_image_only() -> None:
     assert "demo-wheel" in ancestors("server") - ancestors("bridge")
 
 
+def compiler_command() -> str:
+    """What installs the compiler that Triton needs."""
+    [found] = [rest for rest in arguments("server", "RUN") if "apt-get" in rest]
+    return found
+
+
 @pytest.mark.parametrize("name", FINAL)
 class TestFinalStage:
     def test_runs_as_a_numbered_user_who_is_not_root(self, name: str) -> None:
@@ -125,9 +132,10 @@ class TestFinalStage:
         assert f"useradd --uid {uid} " in made
         assert f"groupadd --gid {gid} " in made
 
-    def test_takes_over_the_environment_and_installs_nothing(self, name: str) -> None:
+    def test_takes_over_the_environment_and_installs_no_packages_of_python(self, name: str) -> None:
         assert arguments(name, "COPY") == [f"--from={name}-build /opt/spyglass /opt/spyglass"]
-        commands = [command.strip() for rest in arguments(name, "RUN") for command in rest.split("&&")]
+        runs = [rest for rest in arguments(name, "RUN") if rest != compiler_command()]
+        commands = [command.strip() for rest in runs for command in rest.split("&&")]
         assert {command.split()[0] for command in commands} <= {"python", "rm", "groupadd", "useradd", "install"}
         assert [command for command in commands if command.startswith("python")] == [
             "python -m pip uninstall --yes --quiet --root-user-action ignore pip"
@@ -162,6 +170,35 @@ def test_the_bridge_looks_for_the_server_by_name_at_its_port() -> None:
     assert environ("bridge")["SPYGLASS_GRPC"] == f"server:{arguments('server', 'EXPOSE')[0]}"
 
 
+@pytest.mark.parametrize("has_triton", [True, False])
+def test_the_server_gets_a_compiler_where_there_is_triton(tmp_path: Path, has_triton: bool) -> None:
+    """Its command is run with programs that only tell how they were called."""
+    packages = tmp_path / "spyglass" / "lib" / "python3.12" / "site-packages"
+    (packages / ("triton" if has_triton else "torch")).mkdir(parents=True)
+    told = tmp_path / "told"
+    for program in ("apt-get", "rm"):
+        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >> {told}\n')
+        (tmp_path / program).chmod(0o755)
+    command = compiler_command().replace("/opt/spyglass", str(tmp_path / "spyglass"))
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(["sh", "-c", command], env=os.environ | path, capture_output=True, timeout=PATIENCE_S)
+    assert ended.returncode == 0
+    wanted = (
+        "apt-get update",
+        "apt-get install --yes --no-install-recommends gcc libc6-dev",
+        "rm -rf /var/lib/apt/lists/",
+    )
+    lines = told.read_text().splitlines() if told.exists() else []
+    assert [line[: len(want)] for line, want in zip(lines, wanted, strict=has_triton)] == [*wanted] * has_triton
+
+
+def test_compiled_kernels_go_to_a_folder_that_can_be_written() -> None:
+    """The user has no home, and the root file system may be read-only."""
+    kernels, cache = (Path(environ("server")[name]) for name in ("TRITON_CACHE_DIR", "XDG_CACHE_HOME"))
+    assert cache in kernels.parents
+    assert str(cache) in json.loads(arguments("server", "VOLUME")[-1])
+
+
 def test_the_server_is_left_without_the_build_tool_that_torch_asks_for() -> None:
     assert arguments("server-build", "RUN")[-1].endswith("uninstall --yes setuptools")
 
@@ -180,10 +217,13 @@ def test_versions_are_those_of_the_makefile(package: str) -> None:
     assert pattern.findall((ROOT / "Dockerfile").read_text()) == pattern.findall((ROOT / "Makefile").read_text()) != []
 
 
-def test_torch_is_the_one_that_the_project_asks_for() -> None:
+def test_torch_is_the_newest_that_the_project_allows() -> None:
     server = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["server"]
-    (torch,) = [requirement for requirement in server if requirement.startswith("torch")]
-    assert [rest for rest in arguments("server-build", "RUN") if rest.endswith(torch)]
+    (allowed,) = [Requirement(one).specifier for one in server if one.startswith("torch")]
+    (installed,) = re.findall(r"\btorch==(\d+)\.(\d+)\.\d+", "\n".join(arguments("server-build", "RUN")))
+    major, minor = map(int, installed)
+    assert allowed.contains(f"{major}.{minor}")
+    assert not allowed.contains(f"{major}.{minor + 1}")
 
 
 @pytest.mark.parametrize("extra", FINAL)

@@ -2,102 +2,131 @@
 
     python benchmarks/gpu/check.py
     python benchmarks/gpu/check.py --cpu-smoke
-    python benchmarks/gpu/check.py --only speed --size 90B/8
+    python benchmarks/gpu/check.py --only decode trace
 
-Each part runs in a process of its own, so that a lost device ends only that part, and keeps its results line by line in
-results.jsonl in --out. The table and the verdicts come last, and lie there as report.md. README.md in this folder says
-what the parts do and how to read them.
+Each stage runs in a process of its own, so that what fails costs that stage alone, and keeps its results line by line
+in results.jsonl in --out. The table and the verdicts come last, and lie there as report.md. README.md in this folder
+says what the stages do and how to read them.
 """
 
 import argparse
+import contextlib
+import importlib
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from report import Lines, report
+from stages import PRELOADED, STAGES, Stage, run_stage, smoke_stages
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-FOLDERS = ("protos", "common", "server", "clients", "demo", "tests", "benchmarks")
-"""Where the parts find their modules: the product's of this tree, whatever is installed."""
-PARTS = ("exactness", "speed", "serving", "kernels")
-MIN_S = 10.0
-"""A part is not started with less time than this."""
+FOLDERS = (
+    "protos", "common", "server", "bridge", "clients", "launcher", "demo", "tests", "benchmarks", "benchmarks/gpu",
+)  # fmt: skip
+"""Where the stages find their modules: the product's of this tree, whatever is installed."""
+MIN_S = 5.0
+"""A stage is not started with less time than this."""
 NUM_LOG_LINES = 8
-"""Of a part that failed, so many are shown."""
+"""Of a stage that failed, so many are shown."""
 
 
-def environment(is_smoke: bool, site: Path) -> dict[str, str]:
-    """What the parts run with: the variables of the engine's process, and the wheels that were installed in `site`."""
-    sys.path.append(str(ROOT / "server"))
+def set_environment(out: Path, wheels: Path, *, is_smoke: bool) -> None:
+    """Sets what the stages run with: the variables of the engine's process, and the wheels that lie in a folder."""
+    paths = [str(wheels), *(str(ROOT / folder) for folder in FOLDERS)]
+    sys.path[:0] = paths
     from spyglass_server.engine.handle.process import ENVIRONMENT
 
-    paths = [str(site), *(str(ROOT / folder) for folder in FOLDERS), os.environ.get("PYTHONPATH", "")]
-    found = ENVIRONMENT | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    paths.append(os.environ.get("PYTHONPATH", ""))
+    found = ENVIRONMENT | {"TRITON_CACHE_DIR": str(out / "triton")} | os.environ
+    found |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has asked CUDA itself cannot be copied
     if is_smoke:  # shapes are too small for more threads to be of use
         found |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return found
+    os.environ |= found
 
 
-def install_wheels(site: Path) -> None:
-    """Installs the wheels that were carried along, if any."""
-    wheels = sorted(map(str, (ROOT / ".whl").glob("*.whl")))
-    if wheels:
-        options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--target", str(site))
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)
+class Stages:
+    """Runs stages one after the other, in copies of a process that has imported what all of them need, or in `fresh`
+    ones."""
+
+    def __init__(self, out: Path, deadline: float, *, is_smoke: bool, fresh: bool) -> None:
+        self._out, self._deadline, self._is_smoke = out, deadline, is_smoke
+        self._context: BaseContext = multiprocessing.get_context("spawn" if fresh else "forkserver")
+        self._context.set_forkserver_preload(list(PRELOADED))
+
+    def run(self, stage: Stage) -> str | None:
+        """Runs a stage to its end; returns what went wrong with it as a whole, if anything did."""
+        seconds = min(stage.seconds, self._deadline - time.time())
+        if seconds < MIN_S:
+            return f"not started: {max(0.0, seconds):.0f} s are left"
+        log = self._out / f"{stage.name.replace('/', '-')}.log"
+        work = partial(run_stage, stage, self._out, log, is_smoke=self._is_smoke)
+        process = self._context.Process(target=work, name=stage.name)  # type: ignore[attr-defined]
+        process.start()
+        assert process.pid is not None
+        process.join(seconds)
+        is_late = process.is_alive()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # and all that it has started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        if is_late:
+            return f"took longer than {seconds:.0f} s{_end_of(log)}"
+        return f"ended with {process.exitcode}{_end_of(log)}" if process.exitcode else None
 
 
-def run_part(name: str, options: Sequence[str], deadline: float, out: Path, environ: dict[str, str]) -> str | None:
-    """Runs a part; returns what went wrong with it as a whole, if anything did."""
-    left_s = deadline - time.time()
-    if left_s < MIN_S:
-        return f"not started: {max(0.0, left_s):.0f} s are left"
-    command = [sys.executable, str(HERE / f"{name}.py"), *options]
-    log = out / f"{name}.log"
-    with log.open("wb") as file:
-        try:
-            ended = subprocess.run(command, env=environ, stdout=file, stderr=file, timeout=left_s, check=False)
-        except subprocess.TimeoutExpired:
-            return "ran past the deadline"
-    if ended.returncode == 0:
-        return None
-    return "\n".join([f"ended with {ended.returncode}", *log.read_text(errors="replace").splitlines()[-NUM_LOG_LINES:]])
+def _end_of(log: Path) -> str:
+    """The last lines of a log, each on a line of its own."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "".join(f"\n{line}" for line in lines[-NUM_LOG_LINES:])
 
 
-def parser() -> argparse.ArgumentParser:
+@contextlib.contextmanager
+def unpacked_wheels() -> Iterator[Path]:
+    """A folder with the packages of the wheels that were carried along, as far as this machine lacks them."""
+    with tempfile.TemporaryDirectory() as folder:
+        carried = sorted((ROOT / ".whl").glob("*.whl"))
+        if carried:
+            importlib.import_module("wheels").unpack(carried, Path(folder))
+        yield Path(folder)
+
+
+def parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--cpu-smoke", action="store_true", help="runs the same code on tiny shapes, on a CPU")
     add("--out", type=Path, default=ROOT / ".cache" / "gpu", help="folder of the results (default: .cache/gpu)")
-    add("--seconds", type=float, default=460.0, help="for all parts together (default: %(default)s)")
-    size = "the model whose speed is measured; 90B/8 is 15 of the 100 layers of the 90B model (default: %(default)s)"
-    add("--size", choices=("11B", "90B", "90B/8"), default="11B", help=size)
-    add("--only", choices=PARTS, help="runs a single part")
+    add("--seconds", type=float, default=300.0, help="for all stages together (default: %(default)s)")
+    add("--fresh", action="store_true", help="imports all anew for each stage, should copies of a process not do")
+    names = [stage.name for stage in stages]
+    add("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=f"of {', '.join(names)}")
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
     """Runs the script."""
-    given = parser().parse_args(arguments)
+    given = parser(stages).parse_args(arguments)
     deadline = time.time() + given.seconds
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.jsonl", "limits.json", "report.md"):
         (out / name).unlink(missing_ok=True)
-    size = "smoke" if given.cpu_smoke else given.size
-    options = ["--out", str(out), "--deadline", str(deadline), "--size", size, *["--cpu-smoke"] * given.cpu_smoke]
+    chosen = [stage for stage in stages if stage.name in given.only]
     failures = {}
-    with tempfile.TemporaryDirectory() as site:
-        install_wheels(Path(site))
-        environ = environment(given.cpu_smoke, Path(site))
-        for name in [given.only] if given.only else PARTS:
-            print(f"{name} …", flush=True)
-            if failure := run_part(name, options, deadline, out, environ):
-                failures[name] = failure
+    with unpacked_wheels() as wheels:
+        set_environment(out, wheels, is_smoke=given.cpu_smoke)
+        running = Stages(out, deadline, is_smoke=given.cpu_smoke, fresh=given.fresh)
+        for stage in smoke_stages(chosen) if given.cpu_smoke else chosen:
+            print(f"{stage.name} …", flush=True)
+            if failure := running.run(stage):
+                failures[stage.name] = failure
     text, is_good = report(Lines.read(out / "results.jsonl"), failures)
     (out / "report.md").write_text(text, encoding="utf-8")
     print(text)

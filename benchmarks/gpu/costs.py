@@ -1,4 +1,7 @@
-"""What steps of a model must read and compute at least in bfloat16, by the product's own figures."""
+"""What steps of a model must read and compute at least, by the product's own figures.
+
+All is in bfloat16, but for layers with weights in fp8.
+"""
 
 from spyglass_server.planning import costs
 from spyglass_server.planning.costs import Precision, Step
@@ -8,9 +11,15 @@ from spyglass_server.runtime.config import ModelConfig
 _BF16 = Precision.of(2, "none")
 
 
-def weight_bytes(config: ModelConfig, sees_image: bool) -> float:
-    """What a decode step reads of weights: all layers and the head, without the keys and values of images."""
-    return costs.weight_bytes(_sizes(config), _BF16, sees_images=sees_image)
+def layer_bytes(config: ModelConfig, sees_image: bool, bytes_of_weight: int = 2) -> float:
+    """What a step reads of its layers' weights, without the keys and values of images."""
+    precision = Precision(itemsize=2, linear_itemsize=bytes_of_weight)
+    return costs.weight_bytes(_sizes(config), precision, sees_images=sees_image, has_logits=False)
+
+
+def head_bytes(config: ModelConfig) -> float:
+    """What a step that samples reads of the head."""
+    return float(_BF16.itemsize * _sizes(config).text.head)
 
 
 def kv_bytes(config: ModelConfig, context: int, num_seeing: int) -> float:
@@ -39,7 +48,7 @@ def _sizes(config: ModelConfig) -> ModelSizes:
     return ModelSizes(
         text=TextSizes(
             vocab_size=text.vocab_size,
-            embeddings=text.vocab_size,
+            embeddings=text.num_embeddings,
             hidden_size=text.hidden_size,
             intermediate_size=text.intermediate_size,
             num_layers=text.num_layers,
@@ -51,11 +60,12 @@ def _sizes(config: ModelConfig) -> ModelSizes:
         ),
         vision=VisionSizes(
             hidden_size=vision.hidden_size,
+            patch_outputs=vision.hidden_size,
             intermediate_size=vision.intermediate_size,
             num_layers=vision.num_layers,
             num_global_layers=vision.num_global_layers,
             num_heads=vision.num_heads,
-            head_dim=vision.hidden_size // vision.num_heads,
+            head_dim=vision.head_dim,
             tile_size=vision.tile_size,
             patch_size=vision.patch_size,
             max_tiles=vision.max_tiles,

@@ -1,24 +1,22 @@
-"""A part of the check: whether the engine computes on this device what it computes in float32 on the CPU.
+"""A stage of the check: whether the engine computes on this device what it computes in float32 on the CPU.
 
 A small random checkpoint, loaded by the product's loader, with the head sizes of the published models, so that the same
 kernels run: prompts as a whole and in pieces in scattered pages, images, decode steps with and without CUDA graphs,
-sampling; in float32, bfloat16 and fp8.
+sampling. Once for each way to keep weights: float32, bfloat16 and fp8.
 """
 
 import contextlib
 import itertools
-import platform
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 
 from checkpoints import random_checkpoint
-from engine import (
+from harness import (
     TOP_P,
     ScatteredPages,
     SeenImages,
@@ -27,15 +25,13 @@ from engine import (
     make_runner,
     num_recordings,
 )
-from part import Part
 from random_weights import Sizes, VisionSizes
-from simulated_gpu import simulated_gpu
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.linear import CONVERTERS
 from spyglass_server.runtime.runner import ModelRunner
-from timing import DeviceLimits
+from stage_run import StageRun
 
 Outputs = dict[str, Tensor]
 """All that is compared, on the CPU in float32."""
@@ -76,15 +72,23 @@ SAME = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What is computed by a model of these sizes: a prompt as a whole and in pieces between `borders`; a prompt of
-    `seeing` tokens with two images; then decode steps of rows with prompts of these lengths, of which the last
-    `num_seeing` see images."""
+    `seeing` tokens with an image at position 3 and one at `second`; then decode steps of rows with prompts of these
+    lengths, of which the last `num_seeing` see images: so many steps with these rows apart, one with all together, and
+    so many beside a prompt of `extra` tokens."""
 
     sizes: Sizes
     borders: tuple[int, ...]
     seeing: int
+    second: int
     lengths: tuple[int, ...]
     num_seeing: int
-    steps: int
+    apart: int
+    beside: int
+    extra: int
+
+    @property
+    def steps(self) -> int:
+        return self.apart + 1 + self.beside
 
 
 FULL = Workload(
@@ -96,11 +100,24 @@ FULL = Workload(
     ),
     borders=(0, 1, 50, 51, 200),
     seeing=120,
+    second=40,
     lengths=(1, 17, 64, 700, 300, 40),
     num_seeing=2,
-    steps=12,
+    apart=8,
+    beside=3,
+    extra=30,
 )
-SMOKE = Workload(sizes=Sizes(), borders=(0, 1, 20, 21, 40), seeing=45, lengths=(1, 30, 20), num_seeing=2, steps=4)
+SMOKE = Workload(
+    sizes=Sizes(hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=48, num_layers=2, cross_layers=(1,)),
+    borders=(0, 1, 17, 20),
+    seeing=9,
+    second=6,
+    lengths=(1, 18),
+    num_seeing=1,
+    apart=1,
+    beside=1,
+    extra=5,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +157,7 @@ class Workbench:
         tile_size = self._workload.sizes.vision.tile_size
         encode_noise(self._runner, tile_size, b"four", 2, 2, FOUR)
         encode_noise(self._runner, tile_size, b"one", 1, 1, ONE)
-        seen = SeenImages((FOUR, ONE), (3, 40))
+        seen = SeenImages((FOUR, ONE), (3, self._workload.second))
         seeing = self._runner.logits(make_row(self._tokens[:count], 0, self._pages.take(count), images=seen))
         return {
             "logits of a prompt": whole,
@@ -151,18 +168,18 @@ class Workbench:
     def _decode_steps(self) -> Outputs:
         """Tokens that are given, not chosen, so that one difference does not become many."""
         work, sequences = self._workload, self._prefilled()
-        extra = self._pages.take(30)
+        prompt, extra = self._tokens[7000 : 7000 + work.extra], self._pages.take(work.extra)
         logprobs, chosen = [], []
         for step in range(work.steps):
             rows = [
                 make_row([self._tokens[6000 + 10 * step + i]], length + step, pages, images=images, top_logprobs=8)
                 for i, (length, pages, images) in enumerate(sequences)
             ]
-            batches = [rows[: -work.num_seeing], rows[-work.num_seeing :]]
-            if step >= work.steps - 4:  # all together, of very different lengths
-                batches = [rows]
-            if step >= work.steps - 3:  # beside a prompt: never in a graph
-                batches = [[*rows, make_row(self._tokens[7000:7030], 0, extra, top_logprobs=8)]]
+            batches = [rows]
+            if step < work.apart:
+                batches = [rows[: -work.num_seeing], rows[-work.num_seeing :]]
+            elif step > work.apart:  # never in a graph
+                batches = [[*rows, make_row(prompt, 0, extra, top_logprobs=8)]]
             for output in itertools.chain.from_iterable(map(self._runner.execute, batches)):
                 assert output.error is None, output.error
                 logprobs.append(output.logprobs[0].top)
@@ -187,7 +204,8 @@ class Workbench:
         for i, length in enumerate(work.lengths):
             images = SeenImages()
             if i >= len(work.lengths) - work.num_seeing:
-                images = SeenImages((FOUR, ONE), (3, 40)) if length > 40 else SeenImages((ONE,), (2,))
+                is_long = length > work.second
+                images = SeenImages((FOUR, ONE), (3, work.second)) if is_long else SeenImages((ONE,), (2,))
             pages = self._pages.take(length + work.steps)
             self._runner.execute([make_row(self._tokens[begin : begin + length], 0, pages, images=images)])
             begin += length
@@ -203,49 +221,30 @@ class Workbench:
 
 
 class Exactness:
-    """The stages of this part."""
+    """The cases of this stage."""
 
-    def __init__(self, part: Part, folder: Path) -> None:
-        self._part = part
-        self._workload = SMOKE if part.is_smoke else FULL
+    def __init__(self, run: StageRun, folder: Path) -> None:
+        self._run = run
+        self._workload = SMOKE if run.is_smoke else FULL
         self._folder = random_checkpoint(folder, sizes=self._workload.sizes)
-
-    def facts(self) -> None:
-        is_gpu = self._part.device.type == "cuda"
-        gpu = torch.cuda.get_device_properties(0) if is_gpu else None
-        self._part.record(
-            "facts",
-            python=platform.python_version(),
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            gpu=gpu.name if gpu else "none",
-            memory_gb=round(gpu.total_memory / 1e9, 1) if gpu else 0,
-        )
-        limits = DeviceLimits.kept_in(self._part.out, self._part.device)
-        self._part.record(
-            "limits",
-            copy_tb_s=round(limits.copy_bytes_per_s / 1e12, 3),
-            matvec_tb_s=round(limits.matvec_bytes_per_s / 1e12, 3),
-            matmul16_tb_s=round(limits.matmul16_bytes_per_s / 1e12, 3),
-            bf16_tflops=round(limits.bf16_operations_per_s / 1e12, 3),
-            graphed_kernel_us=round(limits.graphed_kernel_us, 2),
-            launched_kernel_us=round(limits.launched_kernel_us, 2),
-        )
 
     def run(self) -> None:
         """Computes the reference, and every case beside it."""
-        device = self._part.device
+        kind, device = self._run.weights, self._run.device
         reference = self._outputs(Case(name="reference", kind="float32", device=CPU, has_graphs=False))
-        for what, same in SAME.items():
-            self._compare("float32 on the CPU", "float32", {what: reference[what]}, {what: reference[same]})
-        cases = [Case(name="bfloat16 on the CPU", kind="bfloat16", device=CPU, has_graphs=False)]
-        for kind, has_graphs in itertools.product(BARS, (False, True)):
+        cases = []
+        if kind == "float32":
+            for what, same in SAME.items():
+                self._compare("float32 on the CPU", kind, {what: reference[what]}, {what: reference[same]})
+        elif not self._run.is_smoke:
+            cases.append(Case(name=f"{kind} on the CPU", kind=kind, device=CPU, has_graphs=False))
+        # a smoke run computes float32 as on a GPU; the others, which the kernels' interpreter has not, as on a CPU
+        graphs = (kind == "float32",) if self._run.is_smoke else (False, True)
+        for has_graphs in graphs:
             name = f"{kind}, graphs {'on' if has_graphs else 'off'}"
             cases.append(Case(name=name, kind=kind, device=device, has_graphs=has_graphs))
-        if self._part.is_smoke:  # float32 as on a GPU, the others, which the kernels' interpreter has not, as on a CPU
-            cases = [case for case in cases[1:] if case.kind == "float32" or not case.has_graphs]
         for case in cases:
-            self._part.stage(f"exactness of {case.name}", 10.0, partial(self._check, case, reference))
+            self._run.case(f"exactness of {case.name}", partial(self._check, case, reference))
 
     def _check(self, case: Case, reference: Outputs) -> None:
         self._compare(case.name, case.kind, self._outputs(case), reference)
@@ -253,19 +252,23 @@ class Exactness:
     def _outputs(self, case: Case) -> Outputs:
         config = load_config(self._folder)
         model = load_model(self._folder, config, case.dtype, case.device, CONVERTERS.get(case.kind))
-
-        def compute() -> Outputs:
+        with self._kernels(case):
             runner = make_runner(model, NUM_PAGES, NUM_TILES, case.dtype, case.device, case.has_graphs)
             found = Workbench(runner, self._workload).outputs()
             if case.has_graphs:
-                count = num_recordings(runner)
-                self._part.record("graphs", case=case.name, count=count)
-                self._part.compare(case.name, "shapes of decode steps that are not recorded", float(count < 20), 0)
+                count, wanted = num_recordings(runner)
+                self._run.record("graphs", case=case.name, count=count)
+                missing = float(wanted - count) if wanted else 1.0
+                self._run.compare(case.name, "shapes of decode steps that are not recorded", missing, 0)
             return found
 
-        is_simulated = self._part.is_smoke and case.name.startswith("float32")
-        with simulated_gpu() if is_simulated else contextlib.nullcontext():
-            return compute()
+    def _kernels(self, case: Case) -> contextlib.AbstractContextManager[None]:
+        """Where the smoke run stands in for a GPU, the kernels' interpreter; its module needs pytest."""
+        if not (self._run.is_smoke and case.has_graphs):
+            return contextlib.nullcontext()
+        from simulated_gpu import simulated_gpu
+
+        return simulated_gpu()
 
     def _compare(self, case: str, kind: str, ours: Outputs, reference: Outputs) -> None:
         for what, value in ours.items():
@@ -276,17 +279,10 @@ class Exactness:
                 error = float((value - expected).abs().max())
             else:
                 error = float((value - expected).norm() / expected.norm())
-            self._part.compare(case, what, error, bar)
+            self._run.compare(case, what, error, bar)
 
 
-def main() -> None:
-    """Runs the part."""
-    part = Part.from_arguments()
+def run(run: StageRun) -> None:
+    """Runs the stage."""
     with tempfile.TemporaryDirectory() as folder:
-        exactness = Exactness(part, Path(folder))
-        part.stage("facts", 5.0, exactness.facts)
-        part.stage("exactness", 20.0, exactness.run)
-
-
-if __name__ == "__main__":
-    main()
+        Exactness(run, Path(folder)).run()

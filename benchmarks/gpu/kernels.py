@@ -1,207 +1,159 @@
-"""A part of the check: the product's kernels, each alone: whether it is right on this device, how near to the limit.
+"""A stage of the check: the product's attention kernels, each alone: whether it is right, how near to the limit.
 
-Beside them what PyTorch has: attention with copies and masks, attention of variable lengths, products in 8 bits.
+Beside that of prompts, PyTorch's own flash attention on keys and values that lie together.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from part import Part
+from harness import config_of
+from spyglass_server.runtime.kernels import attention
+from spyglass_server.runtime.kernels.attention import QUERY_BLOCK, decode_attention, prefill_attention
 from spyglass_server.runtime.launch import PAGE_SIZE
-from spyglass_server.runtime.model.layers import grouped_attention
-from timing import DeviceLimits, device_ms
+from stage_run import StageRun
+from timing import DeviceLimits, device_ms, num_copies
 
-CASE = "kernels"
+TILE_SIZE = 1601
+"""Slots of an image's tile."""
+ATTENTIONS = (
+    *((rows, context, PAGE_SIZE) for rows, context in ((1, 1024), (1, 32_768), (8, 1024), (64, 1024), (32, 8192))),
+    *((rows, 4 * TILE_SIZE, TILE_SIZE) for rows in (1, 8, 32)),
+)
+"""Rows, their context, and the size of the blocks in which it lies."""
+PROMPTS = ((512, 0), (2048, 0), (512, 7680))
+"""Tokens, and tokens before them."""
+SMOKE_ATTENTIONS, SMOKE_PROMPTS = ((2, 40, PAGE_SIZE), (1, 34, 17)), ((8, 24),)
 BAR = 1e-2
 """Of relative errors in bfloat16."""
-FP8_MAX = 448.0
-FP8_BAR = 6e-2
-CONTEXTS = ((1, 1024), (1, 32_768), (8, 1024), (64, 1024), (32, 8192))
-"""Rows and their context."""
-SMOKE_CONTEXTS = ((3, 300),)
-MATRICES = ((28_672, 4096), (57_344, 8192), (8192, 28_672))
-"""Outputs and inputs of linear layers of the 11B and the 90B model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Keys and values in scattered blocks, k and v [slots, kv_heads * head_dim], tables int32 [rows, blocks]."""
+
+    k: Tensor
+    v: Tensor
+    tables: Tensor
+    block_size: int
+
+    def together(self, row: int, begin: int, end: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Keys and values at positions begin … end - 1 of a row, [tokens, kv_heads, head_dim] each."""
+        at = torch.arange(begin, end, device=self.k.device)
+        slots = self.tables[row].long()[at // self.block_size] * self.block_size + at % self.block_size
+        k, v = (x[slots].view(end - begin, -1, head_dim) for x in (self.k, self.v))
+        return k, v
 
 
 class Kernels:
-    """The stages of this part."""
+    """The cases of this stage, with the heads of the model."""
 
-    def __init__(self, part: Part) -> None:
-        self._part, self._device = part, part.device
-        self._dtype = torch.float32 if part.is_smoke else torch.bfloat16  # the interpreter has no bfloat16
-        self._limits = DeviceLimits.kept_in(part.out, part.device)
-
-    @torch.inference_mode()
-    def paged_attention(self) -> None:
-        if self._lacks_triton("paged attention"):
-            return
-        for rows, context in SMOKE_CONTEXTS if self._part.is_smoke else CONTEXTS:
-            self._attend(rows, context)
-
-    def _attend(self, rows: int, context: int) -> None:
-        from spyglass_server.runtime.kernels.attention import decode_attention
-
-        heads, kv_heads, head_dim = (8, 2, 32) if self._part.is_smoke else (32, 8, 128)
-        pages = -(-context // PAGE_SIZE)
-        block_tables = torch.randperm(rows * pages, device=self._device).to(torch.int32).view(rows, pages)
-        k, v = (self._random(rows * pages * PAGE_SIZE, kv_heads, head_dim) for _ in range(2))
-        q = self._random(rows, heads, head_dim)
-        lens = torch.full((rows,), context, dtype=torch.int32, device=self._device)
-        if rows > 1:
-            lens[0] = context // 3  # what lies behind it must not be read
-        offsets = torch.arange(PAGE_SIZE, device=self._device)
-        slots = (block_tables.long()[:, :, None] * PAGE_SIZE + offsets).flatten(1)[:, :context]
-        unseen = (torch.arange(context, device=self._device) >= lens[:, None])[:, None, None]
-
-        def copying(dtype: torch.dtype) -> Tensor:
-            """What the product does: copies of the keys and values, then attention with a mask."""
-            near = (F.embedding(slots, x.flatten(1)).view(rows, context, kv_heads, head_dim) for x in (k, v))
-            keys, values = (x.to(dtype).transpose(1, 2) for x in near)
-            mask = torch.zeros(unseen.shape, dtype=dtype, device=self._device).masked_fill_(unseen, -torch.inf)
-            return grouped_attention(q.to(dtype)[:, None], keys, values, mask).view(q.shape)
-
-        reads = torch.stack((torch.arange(rows, device=self._device), torch.zeros_like(lens), lens)).int()
-        flat_k, flat_v = k.flatten(1), v.flatten(1)
-
-        def paged() -> Tensor:
-            return decode_attention(q, flat_k, flat_v, block_tables, reads, PAGE_SIZE).view(q.shape)
-
-        self._compare(f"paged attention, {rows} rows, context {context}", paged(), copying(torch.float32))
-        limit_ms = self._limits.ms(2 * int(lens.sum()) * kv_heads * head_dim * k.element_size())
-        ms, copying_ms = device_ms(self._device, paged), device_ms(self._device, lambda: copying(self._dtype))
-        self._part.record(
-            "paged attention",
-            rows=rows,
-            context=context,
-            ms=round(ms, 4),
-            limit_ms=round(limit_ms, 4),
-            ratio=round(limit_ms / ms, 3),
-            copying_ms=round(copying_ms, 4),
-            copying_ratio=round(limit_ms / copying_ms, 3),
-        )
+    def __init__(self, run: StageRun) -> None:
+        self._run, self._device = run, run.device
+        self._dtype = torch.float32 if run.is_smoke else torch.bfloat16  # the interpreter has no bfloat16
+        self._limits = DeviceLimits.kept_in(run.out, run.device)
+        text = config_of(run.size).text
+        self._heads, self._kv_heads, self._head_dim = text.num_heads, text.num_kv_heads, text.head_dim
 
     @torch.inference_mode()
-    def small_kernels(self) -> None:
-        if self._lacks_triton("small kernels"):
-            return
-        from spyglass_server.runtime.kernels.layers import add_rms_norm, silu_mul
-
-        rows, hidden, size = (4, 96, 80) if self._part.is_smoke else (32, 4096, 14_336)
-        x, delta, weight = (
-            torch.randn(rows, hidden, device=self._device),
-            self._random(rows, hidden),
-            self._random(hidden),
-        )
-        total = x + delta.float()
-        expected = total * (total.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.float()
-        self._compare("add and norm", add_rms_norm(x, delta, None, weight, 1e-5), expected)
-        self._compare("the residual stream after add and norm", x, total)
-        gate_up = self._random(rows, 2 * size)
-        expected = F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float()
-        self._compare("SiLU times up", silu_mul(gate_up), expected)
-
-        def norm() -> Tensor:
-            return add_rms_norm(x, delta, None, weight, 1e-5)
-
-        self._part.record(
-            "small kernels",
-            add_rms_norm_us=round(1000 * device_ms(self._device, norm), 2),
-            silu_mul_us=round(1000 * device_ms(self._device, lambda: silu_mul(gate_up)), 2),
-        )
+    def decode(self, rows: int, context: int, block_size: int) -> None:
+        """One token in each row."""
+        num_bytes = rows * context * self._slot_bytes
+        caches = [self._cached(rows, context, block_size) for _ in range(num_copies(num_bytes) if self._is_gpu else 1)]
+        q = self._random(rows, self._heads, self._head_dim)
+        reads = torch.zeros(3, rows, dtype=torch.int32, device=self._device)
+        reads[0] = torch.arange(rows, device=self._device)
+        reads[2] = context
+        if rows > 1:  # what lies before and behind must not be read
+            reads[1, 0], reads[2, 0] = block_size, context // 2
+        case = f"{rows} rows, {context} in blocks of {block_size}"
+        found = [partial(decode_attention, q, one.k, one.v, one.tables, reads, block_size) for one in caches]
+        out = found[0]().view(q.shape)
+        expected = torch.stack([self._expected(q[i, None], caches[0], reads[:, i].tolist())[0] for i in range(rows)])
+        self._compare(f"decode attention, {case}", out, expected)
+        seen = int((reads[2] - reads[1]).sum())
+        limit_ms = self._limits.kernel_ms(seen * self._slot_bytes, count=2)
+        self._run.figure("decode attention", case, device_ms(self._device, *found), limit_ms)
 
     @torch.inference_mode()
-    def flash_attention(self) -> None:
-        """Torch's own, for a chunk of a prompt with what is before it: causal to the bottom right, without a mask."""
-        schemas = str(torch._C._jit_get_schemas_for_operator("aten::_flash_attention_forward"))
-        has = {word: word in schemas for word in ("block_table", "seqused_k", "num_splits")}
-        self._part.record("flash attention's options", **has)
-        if self._device.type != "cuda":
-            return
-        heads, kv_heads, head_dim, tokens, start = 32, 8, 128, 512, 7680
-        context = start + tokens
-        q, k, v = (self._random(n, h, head_dim) for n, h in ((tokens, heads), (context, kv_heads), (context, kv_heads)))
-        ends_q, ends_k = (torch.tensor([0, n], dtype=torch.int32, device=self._device) for n in (tokens, context))
+    def prefill(self, tokens: int, start: int) -> None:
+        """A piece of a prompt: causal to the bottom right."""
+        end = start + tokens
+        cached = self._cached(1, end, PAGE_SIZE)
+        q = self._random(tokens, self._heads, self._head_dim)
+        firsts = range(0, tokens, QUERY_BLOCK)
+        entries = [(first, min(QUERY_BLOCK, tokens - first), 0, 0, start + 1 + first) for first in firsts]
+        blocks = torch.tensor(entries, dtype=torch.int32, device=self._device).t().contiguous()
+        out = torch.empty(tokens, self._heads * self._head_dim, dtype=self._dtype, device=self._device)
+        arguments = (q, cached.k, cached.v, cached.tables, blocks, out, PAGE_SIZE)
+        work = partial(prefill_attention, *arguments, is_causal=True)
+        work()
+        case = f"{tokens} after {start}"
+        expected = self._expected(q, cached, [0, 0, end])
+        self._compare(f"prefill attention, {case}", out.view(q.shape), expected)
+        operations = 4 * self._heads * self._head_dim * tokens * (start + tokens / 2)
+        limit_ms = self._limits.kernel_ms(0, operations)
+        ms = device_ms(self._device, work)
+        self._run.figure("prefill attention", case, ms, limit_ms, f"{operations / ms / 1e9:.0f} TFLOP/s")
+        if self._is_gpu:
+            k, v = (x.contiguous() for x in cached.together(0, 0, end, self._head_dim))
+            self._run.case(f"flash attention, {case}", partial(self._flash, q, k, v, limit_ms, expected, case))
+
+    @torch.inference_mode()
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, limit_ms: float, expected: Tensor, case: str) -> None:
+        """Torch's own."""
+        ends_q, ends_k = (torch.tensor([0, len(x)], dtype=torch.int32, device=self._device) for x in (q, k))
 
         def flash() -> Tensor:
-            found: Tensor = torch.ops.aten._flash_attention_forward(
-                q, k, v, ends_q, ends_k, tokens, context, 0.0, True, False
+            out: Tensor = torch.ops.aten._flash_attention_forward(
+                q, k, v, ends_q, ends_k, len(q), len(k), 0.0, True, False
             )[0]
-            return found
+            return out
 
-        seen = torch.ones(tokens, context, dtype=torch.bool, device=self._device).tril(start)
-        exact_q, exact_k, exact_v = (x.float().transpose(0, 1)[None] for x in (q, k, v))
-        expected = F.scaled_dot_product_attention(exact_q, exact_k, exact_v, seen, enable_gqa=True)
-        self._compare("flash attention of a chunk", flash(), expected[0].transpose(0, 1))
-        ms = device_ms(self._device, flash)
-        operations = 4 * heads * head_dim * tokens * (start + tokens / 2)
-        self._part.record("flash attention of a chunk", ms=round(ms, 3), tflops=round(operations / ms / 1e9))
+        self._compare(f"torch's flash attention, {case}", flash(), expected)
+        self._run.figure("torch's flash attention", case, device_ms(self._device, flash), limit_ms)
 
-    @torch.inference_mode()
-    def fp8_products(self) -> None:
-        """Weights with a scale for each output and inputs with one for each token, by torch's product."""
-        if self._device.type != "cuda":
-            self._part.record("fp8 products", skipped="CPUs have none")
-            return
-        for outputs, inputs in MATRICES:
-            weight = self._random(outputs, inputs)
-            scale = weight.abs().amax(1, keepdim=True).float() / FP8_MAX
-            small = (weight.float() / scale).to(torch.float8_e4m3fn)
-            for rows in (1, 32):
-                x = self._random(rows, inputs)
-                product = _fp8_product(x, small, scale.t().contiguous())
-                expected = x.float() @ weight.float().t()
-                self._compare(f"fp8 product, {rows} x {inputs} by {inputs} x {outputs}", product(), expected, FP8_BAR)
-                self._part.record(
-                    "fp8 products",
-                    rows=rows,
-                    inputs=inputs,
-                    outputs=outputs,
-                    bf16_ms=round(device_ms(self._device, partial(torch.matmul, x, weight.t())), 4),
-                    bf16_limit_ms=round(self._limits.ms(2 * inputs * outputs), 4),
-                    fp8_ms=round(device_ms(self._device, product), 4),
-                    fp8_limit_ms=round(self._limits.ms(inputs * outputs), 4),
-                )
+    def _expected(self, q: Tensor, cached: Cached, read: Sequence[int]) -> Tensor:
+        """Attention in float32 of q [tokens, heads, head_dim], the last of which sees all of row `read`: [row, begin,
+        end]."""
+        row, begin, end = read
+        k, v = (x.float().transpose(0, 1)[None] for x in cached.together(row, begin, end, self._head_dim))
+        seen = torch.ones(len(q), end - begin, dtype=torch.bool, device=self._device).tril(end - begin - len(q))
+        queries = q.float().transpose(0, 1)[None]
+        return F.scaled_dot_product_attention(queries, k, v, seen, enable_gqa=True)[0].transpose(0, 1)
 
-    def _lacks_triton(self, stage: str) -> bool:
-        if find_spec("triton"):
-            return False
-        self._part.record(stage, skipped="no triton", failed=self._device.type == "cuda")
-        return True
+    def _cached(self, rows: int, context: int, block_size: int) -> Cached:
+        blocks = -(-context // block_size)
+        k, v = (self._random(rows * blocks * block_size, self._kv_heads * self._head_dim) for _ in range(2))
+        tables = torch.randperm(rows * blocks, device=self._device).to(torch.int32).view(rows, blocks)
+        return Cached(k, v, tables, block_size)
+
+    @property
+    def _is_gpu(self) -> bool:
+        return self._run.is_gpu
+
+    @property
+    def _slot_bytes(self) -> int:
+        return 2 * self._kv_heads * self._head_dim * self._dtype.itemsize
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, device=self._device, dtype=self._dtype)
 
-    def _compare(self, what: str, value: Tensor, expected: Tensor, bar: float = BAR) -> None:
+    def _compare(self, what: str, value: Tensor, expected: Tensor) -> None:
         error = float((value.float() - expected).norm() / expected.norm())
-        self._part.compare(CASE, what, error if math.isfinite(error) else math.inf, bar)
+        self._run.compare("kernels", what, error, BAR)
 
 
-def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Callable[[], Tensor]:
-    """Of x [rows, in] in bfloat16 and weight [out, in] in float8 with its scale [1, out]; rounds x itself."""
-
-    def product() -> Tensor:
-        x_scale = x.abs().amax(1, keepdim=True).float() / FP8_MAX
-        small = (x.float() / x_scale).to(torch.float8_e4m3fn)
-        return torch._scaled_mm(small, weight.t(), x_scale, scale, out_dtype=torch.bfloat16)
-
-    return product
-
-
-def main() -> None:
-    """Runs the part."""
-    part = Part.from_arguments()
-    kernels = Kernels(part)
-    part.stage("paged attention", 20.0, kernels.paged_attention)
-    part.stage("small kernels", 5.0, kernels.small_kernels)
-    part.stage("flash attention", 5.0, kernels.flash_attention)
-    part.stage("fp8 products", 10.0, kernels.fp8_products)
-
-
-if __name__ == "__main__":
-    main()
+def run(run: StageRun) -> None:
+    """Runs the stage."""
+    if run.is_smoke:  # the interpreter runs programs one after the other
+        attention._PROGRAMS = 1
+    kernels = Kernels(run)
+    for shape in SMOKE_ATTENTIONS if run.is_smoke else ATTENTIONS:
+        run.case(f"decode attention of {shape}", partial(kernels.decode, *shape))
+    for tokens, start in SMOKE_PROMPTS if run.is_smoke else PROMPTS:
+        run.case(f"prefill attention of {tokens} after {start}", partial(kernels.prefill, tokens, start))

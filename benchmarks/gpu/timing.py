@@ -1,6 +1,7 @@
 """Times of work on the device, and what the device can do at best."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import torch
 Work = Callable[[], object]
 
 _SMALL_KERNELS = 500
+_CACHED_BYTES = 300e6
+"""More than any GPU caches."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -34,16 +37,22 @@ def wall_ms(device: torch.device, work: Work, times: int = 20, warmup: int = 3) 
     return statistics.median(found)
 
 
-def device_ms(device: torch.device, work: Work, times: int = 20) -> float:
-    """The median time of some work on the device: in a CUDA graph, so that the host leaves no gaps."""
+def device_ms(device: torch.device, *works: Work, times: int = 20) -> float:
+    """The median time of one of some works that take equally long, on the device: in a CUDA graph, so that the host
+    leaves no gaps."""
+
+    def all_works() -> None:
+        for work in works:
+            work()
+
     if device.type != "cuda":
-        return wall_ms(device, work, times=2, warmup=1)
+        return wall_ms(device, all_works, times=1, warmup=0) / len(works)
     for _ in range(3):
-        work()
+        all_works()
     synchronize(device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
+        all_works()
     found: list[float] = []
     for _ in range(times):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -52,7 +61,13 @@ def device_ms(device: torch.device, work: Work, times: int = 20) -> float:
         end.record()
         end.synchronize()
         found.append(begin.elapsed_time(end))
-    return statistics.median(found)
+    return statistics.median(found) / len(works)
+
+
+def num_copies(num_bytes: float) -> int:
+    """How many sets of data, of so many bytes each, a kernel must go through for none to be in a GPU's cache when its
+    turn comes again."""
+    return max(1, min(64, math.ceil(_CACHED_BYTES / num_bytes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +90,13 @@ class DeviceLimits:
         """The least time for reading so much and computing so much, each at its best rate."""
         return 1000 * max(num_bytes / self.bytes_per_s, operations / self.bf16_operations_per_s)
 
+    def kernel_ms(self, num_bytes: float, operations: float = 0.0, count: int = 1) -> float:
+        """The least time for so many kernels in a graph that read and write so much together."""
+        return max(self.ms(num_bytes, operations), count * self.graphed_kernel_us / 1000)
+
     @classmethod
     def kept_in(cls, folder: Path, device: torch.device) -> "DeviceLimits":
-        """Measured once for all parts, and kept in a folder."""
+        """Measured once for all stages, and kept in a folder."""
         file = folder / "limits.json"
         if file.exists():
             return cls(**json.loads(file.read_text()))
@@ -97,14 +116,14 @@ class DeviceLimits:
         matvec = matrix.nbytes / device_ms(device, lambda: matrix @ vector)
         matmul16 = matrix.nbytes / device_ms(device, lambda: matrix @ columns)
         a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-        operations = 2 * side**3 / device_ms(device, lambda: a @ b, 10)
+        operations = 2 * side**3 / device_ms(device, lambda: a @ b, times=10)
         number = torch.zeros(64, device=device)
 
         def small_kernels() -> None:
             for _ in range(_SMALL_KERNELS):
                 number.add_(1.0)
 
-        graphed = device_ms(device, small_kernels, 10)
+        graphed = device_ms(device, small_kernels, times=10)
         started = time.perf_counter()
         small_kernels()
         launched_s = time.perf_counter() - started

@@ -4,13 +4,10 @@ What the figures say is not looked at beyond what must hold on any machine.
 """
 
 import json
-import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -57,8 +54,7 @@ def rows(output: str, *names: str) -> list[list[float]]:
 
 
 def test_every_benchmark_is_run_here() -> None:
-    """Of `gpu`, check.py runs the rest."""
-    scripts = {file.stem for file in FOLDER.glob("*.py") if "__main__" in file.read_text()} | {"gpu_check"}
+    scripts = {file.stem for file in FOLDER.glob("*.py") if "__main__" in file.read_text()}
     assert len(scripts) > 8
     assert {f"test_{name}" for name in scripts} <= set(globals())
 
@@ -186,48 +182,6 @@ def test_first_token(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert 200 < tokens < later_tokens
     assert 0 < cached < later_tokens
     assert share == pytest.approx(100 * after / before, rel=0.3)
-
-
-def test_gpu_check(tmp_path: Path) -> None:
-    """On a CPU everything is as exact as on a GPU it must be, and each part has its figures."""
-    output = run("gpu/check", "--cpu-smoke", "--out", tmp_path)
-    assert output.endswith((tmp_path / "report.md").read_text() + "\n")
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    found = {line["stage"]: line for line in lines}
-    verdicts = [line for line in lines if line["stage"] == "exactness"]
-    assert {line["case"] for line in verdicts} >= {"float32, graphs on", "bfloat16, graphs off", "fp8, graphs off"}
-    assert all(0 <= line["error"] <= line["bar"] and line["ok"] for line in verdicts)
-    assert f"exactness: {len(verdicts)} met, 0 missed" in output
-    for stage in ("decode", "decode of unlike lengths", "prefill", "image", "trace"):
-        assert max(found[stage].get("ms", 0), found[stage].get("device_ms", 0)) > 0
-    for stage in ("engine", "serving"):
-        assert min(found[stage][name] for name in ("tokens_per_s", "first_token_ms", "answer_tokens")) > 0
-    for stage in ("paged attention", "small kernels"):
-        assert len(found[stage]) > 3 or (found[stage]["skipped"] == "no triton" and not find_spec("triton"))
-    assert not any(line.get("failed") or line["stage"] == "failure" for line in lines)
-
-
-@pytest.mark.parametrize(("seconds", "failure"), [(0, "not started: 0 s are left"), (100, "ended with 3")])
-def test_gpu_check_fails_with_a_part_of_it(tmp_path: Path, seconds: float, failure: str) -> None:
-    """One that has no time left, and one whose process dies."""
-    dying = "import os, sys\nif sys.orig_argv[1].endswith('kernels.py'):\n    os._exit(3)\n"
-    (tmp_path / "sitecustomize.py").write_text(dying)
-    environ = clean_environ()
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), environ.get("PYTHONPATH")]))
-    options = ("--cpu-smoke", "--only", "kernels", "--seconds", str(seconds), "--out", str(tmp_path))
-    command = [sys.executable, str(FOLDER / "gpu" / "check.py"), *options]
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert f"- FAILED kernels {failure}" in ended.stdout
-
-
-def test_gpu_check_fails_when_something_is_not_exact() -> None:
-    module = runpy.run_path(str(FOLDER / "gpu" / "report.py"))
-    line = {"stage": "exactness", "case": "float32", "what": "logits", "error": 0.1, "bar": 0.2, "ok": True}
-    for ok, verdict in ((True, "2 met, 0 missed"), (False, "1 met, 1 missed\n- MISSED float32: logits: 0.1, at most")):
-        text, is_good = module["report"](module["Lines"]((line, line | {"ok": ok})), {})
-        assert is_good is ok
-        assert f"exactness: {verdict}" in text
 
 
 def test_plain_model(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -35,8 +35,10 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def run(stack: Stack, *command: str | Path, **variables: str) -> str:
     """Runs a client and returns what it says; fails with that when it fails."""
     named = {"SPYGLASS_URL": stack.openai_url, "SPYGLASS_KEY": stack.key, "SPYGLASS_MODEL": MODEL}
+    # clients are installed without bytecode, so each process may keep what it compiles for the next ones
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        command, cwd=HERE, env=os.environ | named | variables, capture_output=True, text=True, timeout=600
+        command, cwd=HERE, env=environ | named | variables, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -24,6 +24,16 @@ maker = PromptMaker(Path(sys.argv[1]), max_image_pixels=100_000)
 message = Message("user", (None, "What is it?"))
 assert maker.prepare(ChatInput((message,), (ImageSlot("image"),)), [Path(sys.argv[2]).read_bytes()]).images
 """
+ENGINE = """
+import sys
+from pathlib import Path
+import torch
+from spyglass_server.runtime.checkpoint import load_model
+from spyglass_server.runtime.config import load_config
+from spyglass_server.runtime.runner import ModelRunner
+cpu, folder = torch.device("cpu"), Path(sys.argv[1])
+ModelRunner(load_model(folder, load_config(folder), torch.float32, cpu), 8, 16, 4, torch.float32, cpu)
+"""
 BRIDGE = """
 from spyglass_bridge.app import make_app
 from spyglass_bridge.cli import main
@@ -60,6 +70,13 @@ def test_the_server_makes_prompts_without_the_engines_packages(tiny_checkpoint: 
     imported = imported_by(SERVER, str(tiny_checkpoint), str(PICTURE))
     assert {"grpc", "tokenizers", "PIL"} <= imported
     assert not imported & HEAVY
+
+
+def test_the_engine_starts_without_torchs_compiler(tiny_checkpoint: Path) -> None:
+    """To import it takes half as long as all the rest."""
+    modules = modules_of(ENGINE, str(tiny_checkpoint))
+    assert "torch" in modules
+    assert not modules & {"torch._dynamo", "torch._inductor", "sympy"}
 
 
 def test_the_bridge_imports_neither_the_model_nor_the_other_parts() -> None:

@@ -18,7 +18,7 @@ from spyglass_server.prompt.prompt_maker import ChatInput
 
 pytestmark = pytest.mark.slow
 
-NEW_TOKENS = 64
+NEW_TOKENS = 24
 QUESTIONS = (
     "What is the capital of France?",
     "Hello!",

@@ -11,7 +11,7 @@ from fidelity.ours import Ours
 from fidelity.prompts import PROMPTS
 from fidelity.transformers_model import TransformersModel, corrected
 
-NEW_TOKENS = 48
+NEW_TOKENS = 24
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -280,13 +280,13 @@ class Recorder(SimulatedGpu):
 
 
 @pytest.fixture
-def made(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModelRunner]]:
+def made(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModelRunner]]:
     """Makes runners of the same model, on a GPU that fails at recording as is said."""
 
     def make(*errors: Exception | None) -> ModelRunner:
         monkeypatch.setattr(Recorder, "errors", list(errors))
         monkeypatch.setattr(Recorder, "asked", 0)
-        loaded = load_model(tiny_checkpoint, load_config(tiny_checkpoint), torch.float32, torch.device("cpu"))
+        loaded = load_model(small_checkpoint, load_config(small_checkpoint), torch.float32, torch.device("cpu"))
         return ModelRunner(loaded, 200, PAGE, 0, torch.float32, torch.device("cpu"), max_batch=4)
 
     with simulated_gpu(Recorder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spyglass_client.cli import main
 from spyglass_server.config import EngineConfig
@@ -19,6 +20,9 @@ from spyglass_server.planning.sizes import ModelSizes
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.measurement import allocated_bytes
+from spyglass_server.runtime.mesh import Alone
+from spyglass_server.runtime.sharding import sharded_text
+from spyglass_server.runtime.slot_cache import SlotCache
 from spyglass_server.runtime.weights import count_parameters, empty_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +31,16 @@ Planned = Callable[..., Any]
 _CUT = re.compile(
     r"text\.(embedding|head)\.weight|text\.layers\.\d+\.(qkv|q|kv|o|mlp\.gate_up|mlp\.down)\.weight"
     r"|vision\.(global_)?layers\.\d+\.(attention\.(qkv|o)\.weight|fc1\.(weight|bias)|fc2\.weight)"
+    r"|vision\.(patch|projector)\.weight"
 )
 """Parameters of which each rank has a part."""
+
+
+class Rank(Alone):
+    """The first of some ranks, which sums and joins nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
 
 @pytest.fixture
@@ -60,6 +72,30 @@ def test_parameters_are_those_of_the_model_and_of_a_ranks_part(size: str, num_ra
     assert count.linear + count.other == expected
     if num_ranks == 1:
         assert count == count_parameters(model)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4, 8, 16])
+def test_parameters_of_a_rank_are_those_that_it_holds(num_ranks: int, tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, CONFIGS["90b"]))
+    part = empty_model(config, Rank(num_ranks))
+    assert ModelSizes.of(CONFIGS["90b"]).of_rank(num_ranks).count() == count_parameters(part)
+
+
+def test_predicted_bytes_are_those_of_the_tensors_of_one_of_two_ranks(small: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, small))
+    sizes, text = ModelSizes.of(small).of_rank(2), sharded_text(config.text, 2)
+    units = sizes.cache_units(4)
+    before = allocated_bytes()
+    part = empty_model(config, Rank(2)).to_empty(device="cpu")
+    tokens, tile = 100 * units.page_size, config.vision.tokens_per_tile
+    caches = [
+        SlotCache(layers, slots, text, torch.float32, torch.device("cpu"))
+        for layers, slots in ((text.num_self_layers, tokens), (len(text.cross_layers), 9 * tile))
+    ]
+    allocated = allocated_bytes() - before
+    predicted = sizes.count().nbytes(4, "none") + 100 * units.page_bytes + 9 * units.tile_bytes
+    assert predicted == pytest.approx(allocated, rel=0.05)
+    assert (part.mesh.size, len(caches)) == (2, 2)  # they have lived until here
 
 
 def test_what_does_not_divide_is_padded_and_key_heads_are_repeated() -> None:
@@ -176,6 +212,7 @@ def test_figures_of_the_hardware_are_options(planned: Planned) -> None:
         (("--at-once", "65"), "--max-batch allows 64"),
         (("--tensor-parallel-size", "12"), "cannot be divided among 12 ranks"),
         (("--measure", "--tensor-parallel-size", "2"), "--measure runs on one device"),
+        (("--measure", "--device", "cuda"), "spyglass: --device is cuda, but torch sees no CUDA device"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(

@@ -47,12 +47,13 @@ WAYS = ["on a CPU", "on a CPU, long contexts apart", "as on a GPU"]
 
 @pytest.fixture(params=WAYS)
 def runner(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[ModelRunner]:
     """A runner whose cache holds no number that one could compute with."""
     if request.param == "on a CPU, long contexts apart":
         monkeypatch.setattr(plan_module, "_LONG", 8)
-    loaded = model(tiny_checkpoint)
+    monkeypatch.setattr(plan_module, "_MAX_PADDING", 64)
+    loaded = model(small_checkpoint)
     with simulated_gpu() if request.param == "as on a GPU" else contextlib.nullcontext():
         with monkeypatch.context() as patch:
             patch.setattr(slot_cache, "torch", EmptyIsNan())
@@ -77,7 +78,7 @@ def row(first_page: int, start: int, tokens: tuple[int, ...]) -> Row:
 
 
 def test_rows_of_all_lengths_decode_together_as_alone(runner: ModelRunner) -> None:
-    lengths = (1, 4, 5, 30, 31, 300)  # more than one group of lengths
+    lengths = (1, 4, 5, 30, 31, 100)  # more than one group of lengths
     first_pages = [0, *accumulate(length // PAGE + 1 for length in lengths)]
     for page, length in zip(first_pages, lengths, strict=False):
         runner.execute([row(page, 0, tuple(3 + (page + i) % 40 for i in range(length)))])
@@ -109,8 +110,8 @@ def test_prompt_logprobs_in_pieces_are_as_in_one(runner: ModelRunner) -> None:
     assert len(pieces) == len(tokens) - 1
 
 
-def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, tiny_checkpoint: Path) -> None:
-    follower = made(model(tiny_checkpoint))
+def test_a_second_runner_follows_by_plans_alone(runner: ModelRunner, small_checkpoint: Path) -> None:
+    follower = made(model(small_checkpoint))
     prompts = [row(0, 0, tuple(range(3, 24))), row(10, 0, tuple(range(5, 9)))]
     for rows in (prompts, [row(0, 21, (9,)), row(10, 4, (9,))], [row(10, 5, (7,)), row(0, 22, (7, 8))]):
         plan = runner.plan(rows)
@@ -159,16 +160,16 @@ def seeing(one: Row, tiles: tuple[int, ...]) -> Row:
     return replace(one, request=replace(one.request, image_positions=(1,)), image_tiles=(tiles,))
 
 
-def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_slices_by_turns_are_seen_as_in_one(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [ImageKey("t", name) for name in (b"one", b"two")]
-    runner = made(model(tiny_checkpoint))
-    take(runner, tiny_checkpoint, keys[0])
+    runner = made(model(small_checkpoint))
+    take(runner, small_checkpoint, keys[0])
     assert runner.encode_image(keys[0], FOUR)
     whole = logits_seeing(runner, FOUR)
     monkeypatch.setattr(CpuBackend, "slice_tokens", 7)
     monkeypatch.setattr(CpuBackend, "slice_operations", 1.0)
-    slow = made(model(tiny_checkpoint))
-    take(slow, tiny_checkpoint, *keys)
+    slow = made(model(small_checkpoint))
+    take(slow, small_checkpoint, *keys)
     places = {keys[0]: FOUR, keys[1]: SCATTERED}
     unfinished, slices = list(keys), 0
     while unfinished:
@@ -179,10 +180,10 @@ def test_images_in_slices_by_turns_are_seen_as_in_one(tiny_checkpoint: Path, mon
         torch.testing.assert_close(logits_seeing(slow, tiles), whole, rtol=0, atol=1e-5)
 
 
-def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, tiny_checkpoint: Path) -> None:
+def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, small_checkpoint: Path) -> None:
     """Two of four tiles, one of them in places far apart, one of a single tile, and a text that sees none."""
-    take(runner, tiny_checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
-    take(runner, tiny_checkpoint, ImageKey("t", b"small"), size=(20, 20))
+    take(runner, small_checkpoint, ImageKey("t", b"one"), ImageKey("t", b"two"))
+    take(runner, small_checkpoint, ImageKey("t", b"small"), size=(20, 20))
     for name, tiles in ((b"one", FOUR), (b"two", SCATTERED), (b"small", (12,))):
         assert runner.encode_image(ImageKey("t", name), tiles)
     prompts = [seeing(row(i * 20, 0, tuple(range(3, 9 + 9 * i))), t) for i, t in enumerate((FOUR, SCATTERED, (12,)))]
@@ -197,12 +198,12 @@ def test_images_of_all_sizes_are_seen_together_as_alone(runner: ModelRunner, tin
     assert together[1].tokens[0] == int(runner.logits(fresh)[-1].argmax())
 
 
-def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRunner, tiny_checkpoint: Path) -> None:
-    take(runner, tiny_checkpoint, ImageKey("t", b"one"))
+def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRunner, small_checkpoint: Path) -> None:
+    take(runner, small_checkpoint, ImageKey("t", b"one"))
     assert runner.encode_image(ImageKey("t", b"one"), SCATTERED)
     rows = [row(0, 0, (3, 5, 9, 8, 7)), seeing(row(20, 0, tuple(range(5, 20))), SCATTERED), row(40, 0, (6, 7))]
     known = [list(one.tokens) for one in rows]
-    for step in range(18):  # all three and two of them by turns, which are of one shape where shapes are fixed
+    for step in range(9):  # all three and two of them by turns, which are of one shape where shapes are fixed
         now = rows[step % 3 == 0 :]
         for i, output in enumerate(runner.execute(now), start=len(rows) - len(now)):
             known[i] += output.tokens
@@ -212,7 +213,7 @@ def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRu
     for tokens, one in zip(known, rows, strict=True):
         whole = replace(one, tokens=tuple(tokens[:-1]), start=0, pages=row(60, 0, tuple(tokens)).pages)
         best = runner.logits(whole).argmax(-1).tolist()
-        assert tokens[-12:] == best[-12:]
+        assert tokens[-6:] == best[-6:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,7 @@
 """A training that is stopped goes on as if nothing had happened."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from spyglass_training.learning import encoder
 from spyglass_training.learning.model import adapter_tensors, trainable_model
 from spyglass_training.learning.run import Run, read_log
+from spyglass_training.served import Mllama
 
 pytestmark = pytest.mark.slow
 
-STEPS = 3
+STEPS = 2
 
 
 class ImpatientRun(Run):
@@ -27,8 +29,7 @@ class ImpatientRun(Run):
         raise KeyboardInterrupt
 
 
-def trained(folder: Path) -> dict[str, Any]:
-    model = trainable_model()
+def trained(model: Mllama, folder: Path) -> dict[str, Any]:
     encoder.train_encoder(model.vision, model.config, Run(folder, "encoder", STEPS))
     return adapter_tensors(model)
 
@@ -36,12 +37,15 @@ def trained(folder: Path) -> dict[str, Any]:
 def test_a_stopped_training_ends_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "BATCH", 4)
     monkeypatch.setattr(encoder, "_EXAM_BATCHES", 1)
-    expected = trained(tmp_path / "whole")
     model = trainable_model()
+    expected = trained(deepcopy(model), tmp_path / "whole")
+    interrupted = deepcopy(model)
     with pytest.raises(KeyboardInterrupt):
-        encoder.train_encoder(model.vision, model.config, ImpatientRun(tmp_path / "stopped", "encoder", STEPS))
-    found = trained(tmp_path / "stopped")
-    start = adapter_tensors(trainable_model())
+        encoder.train_encoder(
+            interrupted.vision, interrupted.config, ImpatientRun(tmp_path / "stopped", "encoder", STEPS)
+        )
+    found = trained(deepcopy(model), tmp_path / "stopped")
+    start = adapter_tensors(model)
     changed = [name for name in expected if not np.array_equal(start[name], expected[name])]
     assert len(changed) > 80
     assert all(name.startswith("vision_model.") for name in changed)

@@ -153,8 +153,8 @@ def image_work(model: ModelSizes, precision: Precision, num_tiles: int) -> Work:
         read_bytes=weights + precision.linear_itemsize * states,
         linear_operations=2.0 * real * states,
         operations=encoder + 2.0 * real * projector,
-        num_sums=2 * layers,
-        sum_bytes=_SUM_BYTES * 2.0 * layers * tokens * vision.hidden_size,
+        num_sums=2 * layers + 2,  # two in a layer, the projector's, and the patches joined
+        sum_bytes=_SUM_BYTES * ((2.0 * layers + 1) * tokens * vision.hidden_size + real * text.hidden_size),
         num_kernels=_VISION_KERNELS * layers,
     )
 

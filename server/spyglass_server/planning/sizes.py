@@ -70,9 +70,10 @@ class TextSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSizes:
-    """The vision encoder."""
+    """The vision encoder. `patch_outputs` are the outputs of the patches' embedding."""
 
     hidden_size: int
+    patch_outputs: int
     intermediate_size: int
     num_layers: int
     num_global_layers: int
@@ -102,9 +103,9 @@ class VisionSizes:
         per_layer = self.layer + self.intermediate_size + size + 4 * size
         ratios = self.num_aspect_ratios + 1
         positions = tokens * size + ratios * self.max_tiles * size * (tokens + 2)
-        return (
-            layers * per_layer + 2 * self.num_global_layers + 3 * self.patch_size**2 * size + positions + 5 * size + 3
-        )
+        patches = 3 * self.patch_size**2 * self.patch_outputs
+        gates = 2 * self.num_global_layers + 3
+        return layers * per_layer + patches + positions + 5 * size + gates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,8 @@ class ModelSizes:
             ),
             vision=replace(
                 vision,
+                patch_outputs=_part(vision.patch_outputs, num_ranks),
+                output_size=_part(vision.output_size, num_ranks),
                 num_heads=_part(vision.num_heads, num_ranks),
                 intermediate_size=_part(vision.intermediate_size, num_ranks),
             ),
@@ -250,6 +253,7 @@ def _sizes(raw: Mapping[str, Any]) -> ModelSizes:
         ),
         vision=VisionSizes(
             hidden_size=vision["hidden_size"],
+            patch_outputs=vision["hidden_size"],
             intermediate_size=vision["intermediate_size"],
             num_layers=vision["num_hidden_layers"],
             num_global_layers=vision["num_global_layers"],

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.fp8 import FP8
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.mllama import Mllama, canonical_name, checkpoint_names
 from spyglass_server.runtime.quantized_checkpoint import check_scales, dequantized
+from spyglass_server.runtime.sharding import Cut, Sharding
 from spyglass_server.runtime.transfer import Job, Progress, transfer
 from spyglass_server.runtime.weights import Convert, empty_model, install
 
@@ -34,8 +35,11 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     convert: Convert | None = None,
+    mesh: Mesh = ALONE,
 ) -> Mllama:
-    """Builds the model with a checkpoint's weights; `convert` as in `install`.
+    """Builds the model, or a rank's part of it, with a checkpoint's weights; `convert` as in `install`.
+
+    Of tensors that are cut only the rank's own part is read.
 
     Linear modules of the text model's layers that the checkpoint stores in fp8 are `Fp8Linear`, whatever `convert` is.
     That all tensors are there, in the right shapes, is checked before the first is read.
@@ -44,7 +48,7 @@ def load_model(
         ValueError: tensors are missing or of the wrong shape, or a file is damaged.
         OSError: a file cannot be read.
     """
-    model = empty_model(config)
+    model = empty_model(config, mesh)
     try:
         jobs = _jobs(folder, model, dtype)
         progress = Progress(sum(job.nbytes for job in jobs))
@@ -60,7 +64,7 @@ def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
     jobs = deque(
         job
         for name, parameter in model.named_parameters()
-        for job in _jobs_of(tensors, name, model.config, parameter.shape, dtype)
+        for job in _jobs_of(tensors, name, model, parameter.shape, dtype)
     )
     if unused := tensors.unused():
         log.warning("%d tensors of the checkpoint are not used, such as %s", len(unused), unused[0])
@@ -73,15 +77,10 @@ def _taken(jobs: deque[Job]) -> Iterator[Job]:
         yield jobs.popleft()
 
 
-def _jobs_of(
-    tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size, dtype: torch.dtype
-) -> Iterator[Job]:
+def _jobs_of(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size, dtype: torch.dtype) -> Iterator[Job]:
     """What makes a parameter; for one in fp8, its scales too."""
-    if name == "text.head.weight" and config.text.tied_embeddings:
-        embedding = tensors.find("language_model.embed_tokens.weight")
-        yield Job(name=name, shape=shape, dtype=dtype, parts=[partial(embedding.read, shape[0])])
-        return
-    parts = _parts(tensors, name, config, shape)
+    config = model.config
+    parts = _parts(tensors, name, model, shape)
     scales = [part.scale for part in parts if part.scale]
     if scales and config.quantization == "none":
         raise ValueError(f"{parts[0].name} is in fp8, but config.json has no quantization_config")
@@ -93,42 +92,85 @@ def _jobs_of(
         yield Job(name=name, shape=shape, dtype=dtype, parts=[part.read for part in parts])
 
 
-def _parts(tensors: "_Tensors", name: str, config: ModelConfig, shape: torch.Size) -> Sequence["_Source"]:
-    """What the checkpoint has of a parameter."""
-    parts = [tensors.find(source) for source in checkpoint_names(name, config)]
+def _parts(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size) -> Sequence["_Source"]:
+    """What the checkpoint has of a parameter, cut for the rank."""
+    config, mesh = model.config, model.mesh
+    if name == "text.head.weight" and config.text.tied_embeddings:
+        head = tensors.find("language_model.embed_tokens.weight")
+        found = [replace(head, rows=config.text.vocab_size)]
+    else:
+        found = [tensors.find(source) for source in checkpoint_names(name, config)]
+    cuts = Sharding(config, mesh.rank, mesh.size).cuts(name, len(found))
+    parts = [part if cut is None else part.cut(cut) for part, cut in zip(found, cuts, strict=True)]
     fits = len({part.shape[1:] for part in parts}) == 1 and sum(part.shape[0] for part in parts) == shape[0]
     if not fits or sum(math.prod(part.shape) for part in parts) != shape.numel():
-        found = ", ".join(str(list(part.shape)) for part in parts)
-        raise ValueError(f"{name} should have shape {list(shape)}, but the checkpoint has {found}")
+        shapes = ", ".join(str(list(part.whole_shape)) for part in found)
+        raise ValueError(f"{name} should have shape {_whole(name, model, shape)}, but the checkpoint has {shapes}")
     return parts
+
+
+def _whole(name: str, model: Mllama, shape: torch.Size) -> list[int]:
+    """The shape of a parameter of the whole model."""
+    if model.mesh.size == 1:
+        return list(shape)
+    return list(empty_model(model.config).get_parameter(name).shape)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A tensor in an open file, with the scales of its rows where it is in fp8."""
+    """A tensor in an open file or, with `own`, a rank's part of it; with the scales of its rows where it is in fp8."""
 
     file: Any
     name: str
     scale: "_Source | None" = None
+    rows: int | None = None
+    """Only the first so many count."""
+    own: Cut | None = None
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Never empty: what has no dimensions counts as a row."""
+        shape = tuple(self.file.get_slice(self.name).get_shape()) or (1,)
+        return shape if self.rows is None else (min(self.rows, shape[0]), *shape[1:])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Never empty: what has no dimensions counts as a row."""
-        return tuple(self.file.get_slice(self.name).get_shape()) or (1,)
+        """Of what is read."""
+        shape = list(self.whole_shape)
+        if self.own is not None:
+            shape[self.own.dim] = self.own.size
+        return tuple(shape)
 
     @property
     def is_fp8(self) -> bool:
         return bool(self.file.get_slice(self.name).get_dtype() == "F8_E4M3")
 
-    def read(self, num_rows: int | None = None) -> Tensor:
-        """All rows or the first few, as numbers of their own; where nothing is in fp8, a view of the mapped file."""
+    def cut(self, own: Cut) -> "_Source":
+        """A part of the tensor. Raises ValueError when the tensor is not of the size that is cut."""
+        if own.dim >= len(self.whole_shape) or own.end > self.whole_shape[own.dim]:
+            return self  # which is of the wrong shape, and told as such
+        scale = self.scale and (self.scale.cut(own) if own.dim == 0 else self.scale)
+        return replace(self, own=own, scale=scale)
+
+    def read(self) -> Tensor:
+        """Numbers of their own; where nothing is in fp8 and nothing is cut, a view of the mapped file."""
         tensor = self.read_stored()
-        return (dequantized(tensor, self.scale.read_stored()) if self.scale else tensor)[:num_rows]
+        return dequantized(tensor, self.scale.read_stored()) if self.scale else tensor
 
     def read_stored(self) -> Tensor:
-        """A view of the mapped file; values in fp8 are without their scales."""
-        tensor: Tensor = self.file.get_tensor(self.name)
-        return tensor
+        """A view of the mapped file where nothing is cut; values in fp8 are without their scales."""
+        own = self.own
+        if own is None:
+            tensor: Tensor = self.file.get_tensor(self.name)
+            return tensor if self.rows is None else tensor[: self.rows]
+        part = slice(own.begin, own.end)
+        found: Tensor = self.file.get_slice(self.name)[part if own.dim == 0 else (slice(None), part)]
+        missing = own.size - found.shape[own.dim]
+        if not missing:
+            return found
+        padded = found.new_zeros(self.shape)
+        padded.narrow(own.dim, 0, found.shape[own.dim]).copy_(found)
+        return padded
 
 
 class _Tensors:

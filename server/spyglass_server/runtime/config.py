@@ -34,6 +34,7 @@ class TextConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int
+    head_dim: int
     norm_eps: float
     max_position: int
     cross_layers: tuple[int, ...]
@@ -41,8 +42,9 @@ class TextConfig:
     tied_embeddings: bool
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    def num_embeddings(self) -> int:
+        """Tokens that have an embedding: some, such as the image token, have no logit."""
+        return self.vocab_size + 8
 
     @property
     def num_self_layers(self) -> int:
@@ -58,6 +60,7 @@ class VisionConfig:
     num_layers: int
     num_global_layers: int
     num_heads: int
+    head_dim: int
     norm_eps: float
     tile_size: int
     patch_size: int
@@ -116,6 +119,7 @@ def load_config(folder: Path) -> ModelConfig:
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
             num_kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
             norm_eps=text.rms_norm_eps,
             max_position=text.max_position_embeddings,
             cross_layers=tuple(text.cross_attention_layers),
@@ -128,6 +132,7 @@ def load_config(folder: Path) -> ModelConfig:
             num_layers=vision.num_hidden_layers,
             num_global_layers=vision.num_global_layers,
             num_heads=vision.attention_heads,
+            head_dim=vision.hidden_size // vision.attention_heads,
             norm_eps=vision.norm_eps,
             tile_size=vision.image_size,
             patch_size=vision.patch_size,

@@ -62,7 +62,7 @@ class ModelRunner:
         self._model = model
         self._dtype = dtype
         config = model.config
-        text, tile_size = config.text, config.vision.tokens_per_tile
+        text, tile_size = model.text.config, config.vision.tokens_per_tile
         self._memory = Memory(
             text=SlotCache(text.num_self_layers, (num_pages + 1) * page_size, text, dtype, device),
             images=SlotCache(len(text.cross_layers), num_tiles * tile_size, text, dtype, device),

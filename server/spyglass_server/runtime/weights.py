@@ -9,6 +9,7 @@ from spyglass_server.planning.memory import ParameterCount
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.fp8 import FP8
 from spyglass_server.runtime.linear import Fp8Linear
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.mllama import Mllama
 
 _SCALE = ".weight_scale"
@@ -16,10 +17,14 @@ Convert = Callable[[nn.Linear], nn.Module]
 """Makes another module of a linear one."""
 
 
-def empty_model(config: ModelConfig) -> Mllama:
-    """A model whose parameters have shapes and no memory. Raises ValueError when the configuration is wrong."""
+def empty_model(config: ModelConfig, mesh: Mesh = ALONE) -> Mllama:
+    """A model, or a rank's part of it, whose parameters have shapes and no memory.
+
+    Raises:
+        ValueError: the configuration is wrong, or the model cannot be cut for the mesh.
+    """
     with init_empty_weights():
-        return Mllama(config)
+        return Mllama(config, mesh)
 
 
 def is_layer_linear(name: str, module: nn.Module) -> bool:

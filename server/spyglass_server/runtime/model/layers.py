@@ -24,7 +24,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of x [..., size]."""
-        return self.add(x.reshape(-1, x.shape[-1]))[1].view(x.shape)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()  # a view where only one head lies between its rows
+        return self.add(rows)[1].view(x.shape)
 
     def add(self, x: Tensor, added: Tensor | None = None, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Adds `added`, times `gate` if there is one, to the residual stream x [rows, size].

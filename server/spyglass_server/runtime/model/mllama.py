@@ -8,20 +8,22 @@ import re
 from torch import nn
 
 from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.text import TextModel
 from spyglass_server.runtime.model.vision import VisionEncoder, check_vision_config
 
 
 class Mllama(nn.Module):
-    """Vision encoder and text model."""
+    """Vision encoder and text model, or one rank's part of them. `config` is that of the whole."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Raises ValueError when the configuration contradicts itself."""
+    def __init__(self, config: ModelConfig, mesh: Mesh = ALONE) -> None:
+        """Raises ValueError when the configuration contradicts itself, or cannot be cut for the mesh."""
         super().__init__()
         check_vision_config(config.vision)
         self.config = config
-        self.text = TextModel(config.text)
-        self.vision = VisionEncoder(config.vision, config.text.hidden_size)
+        self.mesh = mesh
+        self.text = TextModel(config.text, mesh)
+        self.vision = VisionEncoder(config.vision, config.text.hidden_size, mesh)
 
 
 _MODULES = {

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import TextConfig
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU
 from spyglass_server.runtime.ops import ops_of
+from spyglass_server.runtime.sharding import per_rank, sharded_text
 
 
 class KVCache(Protocol):
@@ -48,9 +50,10 @@ class CrossCache(Protocol):
 class SelfAttentionLayer(nn.Module):
     """Attention among the tokens of a sequence, and the feed-forward after it."""
 
-    def __init__(self, config: TextConfig, cache_layer: int) -> None:
+    def __init__(self, config: TextConfig, cache_layer: int, mesh: Mesh) -> None:
         super().__init__()
         self.config = config
+        self.mesh = mesh
         self.cache_layer = cache_layer
         width = config.num_heads + 2 * config.num_kv_heads
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -65,16 +68,18 @@ class SelfAttentionLayer(nn.Module):
         Returns the stream, and what is to be added to it.
         """
         x, normed = self.attention_norm.add(x, added)
-        x, normed = self.mlp_norm.add(x, self.o(cache.attend(self.cache_layer, self.qkv(normed))))
-        return x, self.mlp(normed)
+        attended = self.o(cache.attend(self.cache_layer, self.qkv(normed)))
+        x, normed = self.mlp_norm.add(x, self.mesh.sum(attended))
+        return x, self.mesh.sum(self.mlp(normed))
 
 
 class CrossAttentionLayer(nn.Module):
     """Attention of text tokens to the states of the images that they see, behind tanh gates."""
 
-    def __init__(self, config: TextConfig, cache_layer: int) -> None:
+    def __init__(self, config: TextConfig, cache_layer: int, mesh: Mesh) -> None:
         super().__init__()
         self.config = config
+        self.mesh = mesh
         self.cache_layer = cache_layer
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.q = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
@@ -97,28 +102,36 @@ class CrossAttentionLayer(nn.Module):
         """Takes the residual stream x float32 [tokens, hidden], and returns it."""
         seeing, normed = self.attention_norm.add(images.select(x))
         q = self.q_norm(self.q(normed).view(seeing.shape[0], -1, self.config.head_dim))
-        attended = self.o(images.attend(self.cache_layer, q))
+        attended = self.mesh.sum(self.o(images.attend(self.cache_layer, q)))
         seeing, normed = self.mlp_norm.add(seeing, attended, self.attention_gate.float().tanh())
-        return images.merge(x, seeing + self.mlp_gate.float().tanh() * self.mlp(normed))
+        return images.merge(x, seeing + self.mlp_gate.float().tanh() * self.mesh.sum(self.mlp(normed)))
 
 
 class TextModel(nn.Module):
-    """All layers, the embedding before them and the head after them."""
+    """All layers, the embedding before them and the head after them.
 
-    def __init__(self, config: TextConfig) -> None:
+    On a mesh of several ranks this is one rank's part: some heads, of each feed-forward a part, and a range of the
+    vocabulary; `config` has the sizes of what it holds, but for the vocabulary, which is the whole.
+    """
+
+    def __init__(self, config: TextConfig, mesh: Mesh = ALONE) -> None:
+        """Takes the configuration of the whole."""
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+        self.config = own = sharded_text(config, mesh.size)
+        self.mesh = mesh
+        # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
+        rows, size = per_rank(config.num_embeddings, mesh.size), config.hidden_size
+        self.embedding = nn.Embedding(rows, size, _weight=torch.empty(rows, size))
         layers: list[nn.Module] = []
         for index in range(config.num_layers):
             num_cross = sum(layer < index for layer in config.cross_layers)
             if index in config.cross_layers:
-                layers.append(CrossAttentionLayer(config, num_cross))
+                layers.append(CrossAttentionLayer(own, num_cross, mesh))
             else:
-                layers.append(SelfAttentionLayer(config, index - num_cross))
+                layers.append(SelfAttentionLayer(own, index - num_cross, mesh))
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, per_rank(config.vocab_size, mesh.size), bias=False)
 
     @property
     def cross_layers(self) -> list[CrossAttentionLayer]:
@@ -126,7 +139,7 @@ class TextModel(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
         """Hidden states of flat tokens [tokens], float32 [tokens, hidden]. `images` is None where none sees one."""
-        return self.through(self.layers, self.embedding(tokens).float(), cache, images)
+        return self.through(self.layers, self._embed(tokens), cache, images)
 
     def through(self, layers: Iterable[nn.Module], x: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
         """Takes hidden states float32 [tokens, hidden] through some of the layers."""
@@ -140,4 +153,15 @@ class TextModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of hidden states [rows, hidden], float32 [rows, vocabulary]."""
-        return ops_of(x.device.type).logits(self.head, self.norm(x))
+        own = ops_of(x.device.type).logits(self.head, self.norm(x))
+        return self.mesh.join(own)[:, : self.config.vocab_size]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Float32 [tokens, hidden]."""
+        if self.mesh.size == 1:
+            whole: Tensor = self.embedding(tokens)
+            return whole.float()
+        own = tokens - self.mesh.rank * self.embedding.num_embeddings
+        is_here = (own >= 0) & (own < self.embedding.num_embeddings)
+        found = self.embedding(own.clamp(0, self.embedding.num_embeddings - 1)).float()
+        return self.mesh.sum(found * is_here[:, None])

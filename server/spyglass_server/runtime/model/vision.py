@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spyglass_server.runtime.config import VisionConfig
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.layers import LayerNorm
+from spyglass_server.runtime.sharding import per_rank, sharded_vision
 
 T = TypeVar("T")
 Slices = Generator[int, None, T]
@@ -29,11 +31,12 @@ Slices = Generator[int, None, T]
 class VisionAttention(nn.Module):
     """The projections around the attention among the tokens of each image."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, mesh: Mesh) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.num_heads, self.mesh = config.num_heads, mesh
+        width = config.num_heads * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.o = nn.Linear(width, config.hidden_size, bias=False)
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of x [images, tokens, hidden]: [3, images, heads, tokens, head_dim]."""
@@ -42,16 +45,16 @@ class VisionAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What some queries find among the keys: [images, queries, hidden]."""
-        out: Tensor = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        return self.mesh.sum(self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
 
 class VisionLayer(nn.Module):
     """One encoder layer; the layers of the global encoder are gated."""
 
-    def __init__(self, config: VisionConfig, gated: bool) -> None:
+    def __init__(self, config: VisionConfig, mesh: Mesh, gated: bool) -> None:
         super().__init__()
-        self.attention = VisionAttention(config)
+        self.mesh = mesh
+        self.attention = VisionAttention(config, mesh)
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -65,15 +68,17 @@ class VisionLayer(nn.Module):
         projected = []
         for begin, end in _pieces(num_real, tokens, num_tokens):
             projected.append(self.attention.project(self.attention_norm(x[:, begin:end])))
-            yield 6 * images * (end - begin) * hidden**2
+            yield 2 * projected[-1].numel() * hidden
         q, k, v = torch.cat(projected, dim=3)
         pieces = []
         for begin, end in _pieces(num_real, tokens, num_tokens):
             seen = _num_seen(begin, num_real, tokens)
             attended = self.attention.attend(q[:, :, begin:end], k[:, :, :seen], v[:, :, :seen])
             piece = x[:, begin:end] + _gated(self.attention_gate, attended)
-            pieces.append(piece + _gated(self.mlp_gate, self.fc2(F.gelu(self.fc1(self.mlp_norm(piece))))))
-            yield images * (end - begin) * (4 * hidden * seen + 2 * hidden**2 + 4 * hidden * self.fc1.out_features)
+            fed_forward = self.mesh.sum(self.fc2(F.gelu(self.fc1(self.mlp_norm(piece)))))
+            pieces.append(piece + _gated(self.mlp_gate, fed_forward))
+            width = self.attention.o.in_features
+            yield images * (end - begin) * (4 * width * seen + 2 * hidden * (width + 2 * self.fc1.out_features))
         return torch.cat(pieces, dim=1)
 
 
@@ -94,14 +99,19 @@ def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
 
 
 class VisionEncoder(nn.Module):
-    """Encoder and projector: from tiles to states in the text model's hidden size."""
+    """Encoder and projector: from tiles to states in the text model's hidden size.
 
-    def __init__(self, config: VisionConfig, text_hidden_size: int) -> None:
+    On a mesh of several ranks each has some heads and of each feed-forward a part.
+    """
+
+    def __init__(self, config: VisionConfig, text_hidden_size: int, mesh: Mesh = ALONE) -> None:
         super().__init__()
+        own = sharded_vision(config, mesh.size)
         self.config = config
         size, tiles, tokens = config.hidden_size, config.max_tiles, config.tokens_per_tile
         ratios = len(config.aspect_ratios) + 1
-        self.patch = nn.Linear(3 * config.patch_size**2, size, bias=False)
+        self.mesh = mesh
+        self.patch = nn.Linear(3 * config.patch_size**2, per_rank(size, mesh.size), bias=False)
         self.class_embedding = nn.Parameter(torch.empty(size))
         self.position = nn.Parameter(torch.empty(tokens, size))
         self.position_gate = nn.Parameter(torch.empty(1))
@@ -112,9 +122,9 @@ class VisionEncoder(nn.Module):
         self.post_tile_gate = nn.Parameter(torch.empty(1))
         self.pre_norm = LayerNorm(size)
         self.post_norm = LayerNorm(size)
-        self.layers = nn.ModuleList(VisionLayer(config, gated=False) for _ in range(config.num_layers))
-        self.global_layers = nn.ModuleList(VisionLayer(config, gated=True) for _ in range(config.num_global_layers))
-        self.projector = nn.Linear(config.output_size, text_hidden_size)
+        self.layers = nn.ModuleList(VisionLayer(own, mesh, gated=False) for _ in range(config.num_layers))
+        self.global_layers = nn.ModuleList(VisionLayer(own, mesh, gated=True) for _ in range(config.num_global_layers))
+        self.projector = nn.Linear(per_rank(config.output_size, mesh.size), text_hidden_size)
 
     def forward(self, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:
         """Encodes images that have the same canvas, in slices of `num_tokens` tokens in a layer.
@@ -123,9 +133,13 @@ class VisionEncoder(nn.Module):
         Returns [images, tiles * tokens a tile, text hidden].
         """
         features = yield from self.features(pixels, rows, columns, num_tokens)
+        width = self.projector.in_features
+        begin = self.mesh.rank * width
+        own = features[..., begin : begin + width]
+        own = F.pad(own, (0, width - own.shape[-1])).to(self.projector.weight.dtype)
         pieces = []
-        for piece in torch.split(features, num_tokens, dim=1):
-            pieces.append(self.projector(piece.to(self.projector.weight.dtype)))
+        for piece in torch.split(own, num_tokens, dim=1):
+            pieces.append(self.mesh.sum(self.projector(piece)).to(own.dtype))
             yield 2 * piece.numel() * self.projector.out_features
         return torch.cat(pieces, dim=1)
 
@@ -156,7 +170,8 @@ class VisionEncoder(nn.Module):
         padding = pixels.new_zeros(images, config.max_tiles - tiles, *pixels.shape[2:])
         every = torch.cat((pixels, padding), dim=1).flatten(0, 1)
         patches = F.unfold(every, config.patch_size, stride=config.patch_size).transpose(1, 2)
-        x = self.patch(patches).view(images, config.max_tiles, -1, config.hidden_size)
+        x = self.mesh.join(self.patch(patches).flatten(0, 1))[:, : config.hidden_size]
+        x = x.reshape(images, config.max_tiles, -1, config.hidden_size)
         x = x + (self.pre_tile[ratio] * self.pre_tile_gate.tanh())[:, None]
         x = torch.cat((self.class_embedding.expand(images, config.max_tiles, 1, -1), x), dim=2)
         gate = self.position_gate.tanh()
