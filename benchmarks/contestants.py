@@ -75,6 +75,7 @@ class InProcess:
             gpu_memory_utilization=0.9,
             cache_bytes=1 << 30,
             image_cache_bytes=1 << 28,
+            tensor_parallel_size=1,
             max_batch=64,
             max_step_tokens=512,
             max_chunk_tokens=None,

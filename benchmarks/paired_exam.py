@@ -85,6 +85,7 @@ class Examinee:
             gpu_memory_utilization=0.9,
             cache_bytes=1 << 29,
             image_cache_bytes=1 << 29,
+            tensor_parallel_size=1,
             max_batch=PICTURES_AT_ONCE,
             max_step_tokens=512,
             max_chunk_tokens=256,

@@ -32,7 +32,7 @@ BAR = 1e-2
 """Of relative errors in bfloat16."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cached:
     """Keys and values in scattered blocks, k and v [slots, kv_heads * head_dim], tables int32 [rows, blocks]."""
 
@@ -130,7 +130,7 @@ class Kernels:
         blocks = -(-context // block_size)
         k, v = (self._random(rows * blocks * block_size, self._kv_heads * self._head_dim) for _ in range(2))
         tables = torch.randperm(rows * blocks, device=self._device).to(torch.int32).view(rows, blocks)
-        return Cached(k, v, tables, block_size)
+        return Cached(k=k, v=v, tables=tables, block_size=block_size)
 
     @property
     def _is_gpu(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A function `run` of a module, and the model that it measures: its size, and how its weights are kept. `seconds`
     are the most that it may take."""
@@ -23,22 +23,22 @@ class Stage:
 
 
 STAGES: Sequence[Stage] = (
-    Stage("limits", "limits"),
-    Stage("exactness-float32", "exactness", weights="float32"),
-    Stage("exactness-bfloat16", "exactness"),
-    Stage("exactness-fp8", "exactness", weights="fp8"),
-    Stage("kernels", "kernels"),
-    Stage("small-kernels", "small_kernels"),
-    Stage("decode", "decode"),
-    Stage("decode-fp8", "decode", weights="fp8"),
-    Stage("decode-90B/8", "decode", size="90B/8"),
-    Stage("decode-90B/8-fp8", "decode", size="90B/8", weights="fp8"),
-    Stage("prefill", "prefill"),
-    Stage("pictures", "image_encoding"),
-    Stage("sampling", "sampling"),
-    Stage("engine", "engine"),
-    Stage("serving", "serving", seconds=120.0),
-    Stage("trace", "traces"),
+    Stage(name="limits", module="limits"),
+    Stage(name="exactness-float32", module="exactness", weights="float32"),
+    Stage(name="exactness-bfloat16", module="exactness"),
+    Stage(name="exactness-fp8", module="exactness", weights="fp8"),
+    Stage(name="kernels", module="kernels"),
+    Stage(name="small-kernels", module="small_kernels"),
+    Stage(name="decode", module="decode"),
+    Stage(name="decode-fp8", module="decode", weights="fp8"),
+    Stage(name="decode-90B/8", module="decode", size="90B/8"),
+    Stage(name="decode-90B/8-fp8", module="decode", size="90B/8", weights="fp8"),
+    Stage(name="prefill", module="prefill"),
+    Stage(name="pictures", module="image_encoding"),
+    Stage(name="sampling", module="sampling"),
+    Stage(name="engine", module="engine"),
+    Stage(name="serving", module="serving", seconds=120.0),
+    Stage(name="trace", module="traces"),
 )
 """In the order in which they run: what matters most comes first, should the time run out."""
 

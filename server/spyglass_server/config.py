@@ -36,6 +36,7 @@ class EngineConfig:
     gpu_memory_utilization: float
     cache_bytes: int | None
     image_cache_bytes: int | None
+    tensor_parallel_size: int
     max_batch: int
     max_step_tokens: int | None
     max_chunk_tokens: int | None

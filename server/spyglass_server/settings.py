@@ -48,6 +48,11 @@ _ENGINE = (
         None,
         "BYTES",
     ),
+    count(
+        "tensor-parallel-size",
+        "among how many devices of this machine the model is divided: GPUs, or processes on a CPU",
+        1,
+    ),
     count("max-batch", "maximum number of sequences (choices) in a batch", 64),
     count(
         "max-step-tokens",

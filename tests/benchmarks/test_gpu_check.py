@@ -63,7 +63,11 @@ import sys
 from check import main
 from stages import Stage
 
-STAGES = (Stage("dying", "dying"), Stage("hanging", "hanging", seconds=6), Stage("limits", "limits"))
+STAGES = (
+    Stage(name="dying", module="dying"),
+    Stage(name="hanging", module="hanging", seconds=6),
+    Stage(name="limits", module="limits"),
+)
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], STAGES))
 """

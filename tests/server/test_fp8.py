@@ -36,7 +36,7 @@ def loader(folder: Path, **changes: Any) -> CheckpointLoader:
     settings = EngineConfig(
         load_format="auto", dtype="auto", quantization="none", device="cpu", max_model_len=None,
         gpu_memory_utilization=0.9, cache_bytes=8 << 20, image_cache_bytes=8 << 20,
-        max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
+        tensor_parallel_size=1, max_batch=8, max_step_tokens=64, max_chunk_tokens=8,
     )  # fmt: skip
     return CheckpointLoader(folder=folder, settings=replace(settings, **changes))
 

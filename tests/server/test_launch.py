@@ -26,7 +26,7 @@ def loader(tiny_checkpoint: Path) -> CheckpointLoader:
     config = EngineConfig(
         load_format="auto", dtype="auto", quantization="none", device="cpu", max_model_len=None,
         gpu_memory_utilization=0.9, cache_bytes=8 << 20, image_cache_bytes=8 << 20,
-        max_batch=8, max_step_tokens=64, max_chunk_tokens=None,
+        tensor_parallel_size=1, max_batch=8, max_step_tokens=64, max_chunk_tokens=None,
     )  # fmt: skip
     return CheckpointLoader(folder=tiny_checkpoint, settings=config)
 

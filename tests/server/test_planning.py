@@ -132,7 +132,7 @@ def test_predicted_bytes_are_those_of_the_tensors_of_a_running_engine(
     settings = EngineConfig(
         load_format="dummy", dtype=dtype, quantization=quantization, device="cpu", max_model_len=None,
         gpu_memory_utilization=0.9, cache_bytes=100 * units.page_bytes, image_cache_bytes=9 * units.tile_bytes,
-        max_batch=4, max_step_tokens=None, max_chunk_tokens=None,
+        max_batch=4, max_step_tokens=None, max_chunk_tokens=None, tensor_parallel_size=1,
     )  # fmt: skip
     before = allocated_bytes()
     engine = CheckpointLoader(folder=tmp_path, settings=settings).load()

@@ -61,7 +61,8 @@ def loader(tiny_checkpoint: Path) -> CheckpointLoader:
         folder=tiny_checkpoint,
         settings=EngineConfig(
             load_format="auto", dtype="auto", quantization="none", device="cpu", max_model_len=None,
-            gpu_memory_utilization=0.5, cache_bytes=None, image_cache_bytes=None, max_batch=8, max_step_tokens=64,
+            gpu_memory_utilization=0.5, cache_bytes=None, image_cache_bytes=None, tensor_parallel_size=1,
+            max_batch=8, max_step_tokens=64,
             max_chunk_tokens=8,
         ),
     )  # fmt: skip

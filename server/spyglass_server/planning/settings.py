@@ -42,7 +42,7 @@ SETTINGS = (
     Setting("model", "a folder or file with a config.json, or a published size: " + ", ".join(CONFIGS), "11b",
             metavar="|".join((*CONFIGS, "PATH"))),
     Setting("gpu", f"the GPU: {', '.join(GPUS)} (default: h100-sxm)", None, parse=_gpu, metavar="NAME"),
-    count("tensor-parallel-size", "number of GPUs that share the model", 1),
+    _BY_NAME["tensor-parallel-size"],
     _BY_NAME["dtype"],
     _BY_NAME["quantization"],
     count("prompt-tokens", "tokens of a prompt", 1024),

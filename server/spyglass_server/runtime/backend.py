@@ -64,6 +64,9 @@ class Backend(Protocol):
         """Chooses the tokens of each row's choices."""
         ...
 
+    def follow(self, plan: Any) -> None:
+        """Computes a plan whose tokens the first rank samples, and takes part in what it does for that."""
+
     def logits(self, row: Row) -> Tensor:
         """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
         ...

@@ -116,7 +116,7 @@ def _whole(name: str, model: Mllama, shape: torch.Size) -> list[int]:
     return list(empty_model(model.config).get_parameter(name).shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
     """A tensor in an open file or, with `own`, a rank's part of it; with the scales of its rows where it is in fp8."""
 
@@ -178,7 +178,7 @@ class _Tensors:
 
     def __init__(self, folder: Path) -> None:
         files: list[Any] = [safe_open(path, framework="pt", device="cpu") for path in _weight_files(folder)]
-        self._sources = {canonical_name(name): _Source(file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        self._sources = {canonical_name(name): _Source(file=file, name=name) for file in files for name in file.keys()}  # noqa: SIM118
         self._unused = set(self._sources)
 
     def find(self, name: str) -> _Source:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spyglass_server.runtime.config import ModelConfig
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.weights import Convert, empty_model, install
 
@@ -19,7 +20,11 @@ _GATE = 0.1
 
 
 def dummy_model(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, convert: Convert | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    convert: Convert | None = None,
+    mesh: Mesh = ALONE,
 ) -> Mllama:
     """Builds the model with random weights, the same each time on one kind of device; `convert` as in `install`.
 
@@ -29,7 +34,7 @@ def dummy_model(
     Raises:
         ValueError: the configuration contradicts itself.
     """
-    model = empty_model(config)
+    model = empty_model(config, mesh)
     return install(model, _values(model, dtype, device), convert)
 
 

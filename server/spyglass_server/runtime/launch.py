@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineInfo
+from spyglass_server.engine.worker.batch import Runner
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
@@ -24,12 +25,29 @@ from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS
 if TYPE_CHECKING:
     import torch
 
+    from spyglass_server.engine.messages import MemoryInfo
+    from spyglass_server.planning.memory import CacheSizes
     from spyglass_server.runtime.config import ModelConfig
+    from spyglass_server.runtime.mesh import Mesh
     from spyglass_server.runtime.model.mllama import Mllama
+    from spyglass_server.runtime.parallel.group import Group, Place
+    from spyglass_server.runtime.runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
 _CPU_NICENESS = 5
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What a rank loads, and where."""
+
+    config: "ModelConfig"
+    device: "torch.device"
+    dtype: "torch.dtype"
+    quantization: str
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,61 +74,117 @@ class CheckpointLoader:
                 f"--gpu-memory-utilization, --dtype and --quantization make them smaller: {error}"
             ) from error
 
+    def load_rank(self, place: "Place") -> tuple["ModelRunner", "Group"]:
+        """Joins the other ranks, and loads this one's part of the model.
+
+        Raises:
+            ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
+        """
+        from spyglass_server.runtime.parallel.group import Group, open_store
+
+        parts = self._parts(place.rank)
+        group = Group(place, open_store(place, is_first=False), parts.device)
+        return self._runner(parts, group)[0], group
+
     def _load(self) -> tuple[EngineCore, EngineInfo]:
-        import torch
-
-        from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
-        from spyglass_server.runtime.runner import ModelRunner
-        from spyglass_server.runtime.sizing import Sizing
 
-        config = load_config(self.folder)
-        device = _choose_device(self.settings.device)
-        dtype = _choose_dtype(self.settings.dtype, config)
-        if device.type == "cpu":
-            os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
-        # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        limits = self._limits(config, device)
-        quantization = _choose_quantization(self.settings.quantization, config, device)
-        sizing = Sizing(replace(self.settings, quantization=quantization), config, dtype, device, PAGE_SIZE)
-        model = self._model(config, dtype, device, quantization)
-        sizes, memory = sizing.caches(model, limits)
-        max_tokens = sizing.max_tokens(sizes)
-        runner = ModelRunner(
-            model,
-            sizes.num_pages,
-            PAGE_SIZE,
-            sizes.num_tiles,
-            dtype,
-            device,
-            max_batch=self.settings.max_batch,
-            max_tokens=max_tokens,
-        )
-        scheduler = Scheduler(limits, PagePool(sizes.num_pages, PAGE_SIZE), ImageCache(sizes.num_tiles))
+        parts = self._parts(0)
+        group = self._lead(parts) if self.settings.tensor_parallel_size > 1 else None
+        own, sizes, memory, max_tokens = self._runner(parts, group)
+        runner: Runner = own
+        if group is not None:
+            from spyglass_server.runtime.parallel.leading import LeadingRunner
+
+            runner = LeadingRunner(own, group)
+        scheduler = Scheduler(parts.limits, PagePool(sizes.num_pages, PAGE_SIZE), ImageCache(sizes.num_tiles))
         grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
         return EngineCore(scheduler, runner, grammars), EngineInfo(
-            dtype=str(dtype).removeprefix("torch."),
-            quantization=quantization,
-            device=device.type,
+            dtype=str(parts.dtype).removeprefix("torch."),
+            quantization=parts.quantization,
+            device=parts.device.type,
             max_tokens=max_tokens,
             max_image_tiles=sizes.num_tiles,
             max_choices=self.settings.max_batch,
             memory=memory,
         )
 
-    def _model(
-        self, config: "ModelConfig", dtype: "torch.dtype", device: "torch.device", quantization: str
-    ) -> "Mllama":
+    def _parts(self, rank: int) -> "_Parts":
+        """What is known before anything is loaded."""
+        import torch
+
+        from spyglass_server.runtime.config import load_config
+        from spyglass_server.runtime.sharding import sharded
+
+        config = load_config(self.folder)
+        sharded(config, self.settings.tensor_parallel_size)  # tells what cannot be divided
+        device = _choose_device(self.settings.device, rank, self.settings.tensor_parallel_size)
+        if device.type == "cpu":
+            os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
+            if self.settings.tensor_parallel_size > 1:
+                torch.set_num_threads(max(1, torch.get_num_threads() // self.settings.tensor_parallel_size))
+        # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        return _Parts(
+            config=config,
+            device=device,
+            dtype=_choose_dtype(self.settings.dtype, config),
+            quantization=_choose_quantization(self.settings.quantization, config, device),
+            limits=self._limits(config, device),
+        )
+
+    def _lead(self, parts: "_Parts") -> "Group":
+        """Starts the other ranks, and joins them as the first."""
+        from spyglass_server.runtime.parallel.followers import Followers
+        from spyglass_server.runtime.parallel.group import Group, Place, open_store
+        from spyglass_server.runtime.parallel.watch import Watch
+
+        size = self.settings.tensor_parallel_size
+        store = open_store(Place(rank=0, size=size, host=_LOOPBACK, port=0), is_first=True)
+        place = Place(rank=0, size=size, host=_LOOPBACK, port=store.port)
+        followers = Followers(self, place)
+        Watch(open_store(place, is_first=False), 0, range(1, size), followers.end)
+        return Group(place, store, parts.device)
+
+    def _runner(self, parts: "_Parts", group: "Group | None") -> tuple["ModelRunner", "CacheSizes", "MemoryInfo", int]:
+        """Loads the model, or a rank's part, and makes the caches, which are of the same sizes on all ranks."""
+        from spyglass_server.runtime.mesh import ALONE
+        from spyglass_server.runtime.runner import ModelRunner
+        from spyglass_server.runtime.sizing import Sizing
+
+        mesh = group.mesh if group else ALONE
+        settings = replace(self.settings, quantization=parts.quantization)
+        sizing = Sizing(settings, parts.config, parts.dtype, parts.device, PAGE_SIZE, mesh)
+        model = self._model(parts, mesh)
+        sizes, memory = sizing.caches(model, parts.limits)
+        if group is not None:
+            num_pages, num_tiles = group.least(sizes.num_pages, sizes.num_tiles)
+            sizes = replace(sizes, num_pages=num_pages, num_tiles=num_tiles)
+        max_tokens = sizing.max_tokens(sizes)
+        runner = ModelRunner(
+            model,
+            sizes.num_pages,
+            PAGE_SIZE,
+            sizes.num_tiles,
+            parts.dtype,
+            parts.device,
+            max_batch=self.settings.max_batch,
+            max_tokens=max_tokens,
+        )
+        return runner, sizes, memory, max_tokens
+
+    def _model(self, parts: "_Parts", mesh: "Mesh") -> "Mllama":
         from spyglass_server.runtime.checkpoint import load_model
         from spyglass_server.runtime.dummy_weights import dummy_model
         from spyglass_server.runtime.linear import CONVERTERS
 
-        convert = CONVERTERS.get(quantization)
+        config, convert = parts.config, CONVERTERS.get(parts.quantization)
         if self.settings.load_format == "dummy":
             log.warning("--load-format is dummy: the weights are random, and so are the answers")
-            return dummy_model(config, dtype, device, convert)
-        return load_model(self.folder, config, dtype, device, convert if config.quantization == "none" else None)
+            return dummy_model(config, parts.dtype, parts.device, convert, mesh)
+        return load_model(
+            self.folder, config, parts.dtype, parts.device, convert if config.quantization == "none" else None, mesh
+        )
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
         """The limits of a step: as set, and what depends on the model and the device."""
@@ -129,13 +203,17 @@ def step_limits(settings: EngineConfig, device: str) -> dict[str, int]:
     }
 
 
-def _choose_device(name: str) -> "torch.device":
+def _choose_device(name: str, rank: int = 0, num_ranks: int = 1) -> "torch.device":
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, but torch sees no CUDA device")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and num_ranks > 1:
+        if num_ranks > (count := torch.cuda.device_count()):
+            raise ValueError(f"--tensor-parallel-size is {num_ranks}, but this machine has {count} GPUs")
+        torch.cuda.set_device(rank)
     return torch.device(name)
 
 

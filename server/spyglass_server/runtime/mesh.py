@@ -24,6 +24,9 @@ class Mesh(Protocol):
         """All ranks' tensors [rows, columns], side by side in the order of ranks."""
         ...
 
+    def share(self, x: Tensor) -> None:
+        """Gives all ranks the first one's tensor, in the place of their own."""
+
 
 class Alone:
     """A mesh of one rank, where nothing is to be done. Implements `Mesh`."""
@@ -35,6 +38,9 @@ class Alone:
 
     def join(self, x: Tensor) -> Tensor:
         return x
+
+    def share(self, x: Tensor) -> None:
+        """There is nobody."""
 
 
 ALONE = Alone()
@@ -56,3 +62,6 @@ class ProcessMesh:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x)
         return torch.cat(parts, dim=1)
+
+    def share(self, x: Tensor) -> None:
+        dist.broadcast(x, 0)

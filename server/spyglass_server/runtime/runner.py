@@ -82,6 +82,7 @@ class ModelRunner:
         with torch.inference_mode():
             self._backend = make_backend(model.text, self._memory, device)
         self.looks_ahead = self._backend.looks_ahead
+        self.tile_side = config.vision.tile_size
 
     @staticmethod
     def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
@@ -94,11 +95,14 @@ class ModelRunner:
         return config.vision.tokens_per_tile * SlotCache.slot_bytes(len(config.text.cross_layers), config.text, dtype)
 
     def take_image(self, image: ImageInput) -> None:
-        tile = self._model.config.vision.tile_size
-        with shared_pixels(image, tile) as pixels:
-            view = torch.frombuffer(pixels, dtype=torch.uint8).view(image.num_tiles, 3, tile, tile)
-            self._images[image.key] = (image, view.clone())
-            del view  # the memory cannot be closed while a tensor looks at it
+        with shared_pixels(image, self.tile_side) as pixels:
+            self.take_pixels(image, pixels)
+
+    def take_pixels(self, image: ImageInput, pixels: bytes | memoryview) -> None:
+        """Keeps a copy of an image's pixels, uint8 [tiles, 3, tile, tile], until `drop_image`."""
+        tile = self.tile_side
+        view = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(image.num_tiles, 3, tile, tile)
+        self._images[image.key] = (image, view)
 
     def drop_image(self, key: ImageKey) -> None:
         del self._images[key]
@@ -162,7 +166,14 @@ class ModelRunner:
         """
         with _noticing_lost_devices(self._backend):
             plan = self.plan(rows)
-            pending = self._backend.sample(rows, plan, self.forward(plan))
+            output = self.forward(plan)
+        return self.sample(rows, plan, output)
+
+    @torch.inference_mode()
+    def sample(self, rows: Sequence[Row], plan: Any, output: ForwardOutput) -> Pending:
+        """Chooses the rows' tokens by what their plan has given."""
+        with _noticing_lost_devices(self._backend):
+            pending = self._backend.sample(rows, plan, output)
 
         def outputs() -> list[RowOutput]:
             with _noticing_lost_devices(self._backend):
@@ -178,6 +189,11 @@ class ModelRunner:
     def forward(self, plan: Any) -> ForwardOutput:
         """Computes a plan. Another runner of the same model that computes the same plans holds the same caches."""
         return self._backend.forward(plan)
+
+    @torch.inference_mode()
+    def follow(self, plan: Any) -> None:
+        """Computes a plan of the first rank, which alone samples."""
+        self._backend.follow(plan)
 
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:

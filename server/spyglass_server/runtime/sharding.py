@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from spyglass_server.runtime.config import ModelConfig, TextConfig, VisionConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """What a rank has of a tensor: begin … end - 1 along a dimension, filled up with zeros to `size`."""
 
@@ -107,7 +107,7 @@ class Sharding:
             if re.fullmatch(pattern, stem):
                 if dim == 1 and kind == "bias":
                     size = (self.config.text if stem == "vision.projector" else self.config.vision).hidden_size
-                    return [Cut(0, 0, size if self.rank == 0 else 0, size)]
+                    return [Cut(dim=0, begin=0, end=size if self.rank == 0 else 0, size=size)]
                 return [self._cut(dim, unit) for unit in units]
         return [None] * num_parts
 
@@ -130,12 +130,12 @@ class Sharding:
             return self._range(dim, text.num_kv_heads, shared * text.head_dim)
         if unit == _HEADS:
             return self._range(dim, text.num_heads, text.head_dim)
-        kv_head = self.rank * text.num_kv_heads // self.num_ranks
-        return Cut(dim, kv_head * text.head_dim, (kv_head + 1) * text.head_dim, text.head_dim)
+        begin = self.rank * text.num_kv_heads // self.num_ranks * text.head_dim
+        return Cut(dim=dim, begin=begin, end=begin + text.head_dim, size=text.head_dim)
 
     def _range(self, dim: int, count: int, width: int) -> Cut:
         """This rank's of `count` things, each so wide."""
         own = per_rank(count, self.num_ranks)
         begin = min(self.rank * own, count)
         end = min(begin + own, count)
-        return Cut(dim, begin * width, end * width, own * width)
+        return Cut(dim=dim, begin=begin * width, end=end * width, size=own * width)

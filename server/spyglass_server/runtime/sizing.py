@@ -14,10 +14,12 @@ from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes, gigabytes
 from spyglass_server.runtime.config import ModelConfig
 from spyglass_server.runtime.fit import Device, Fit, precision
+from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.probe import PROBES, host_bytes
 from spyglass_server.runtime.profile_run import ProfileRun
 from spyglass_server.runtime.runner import ModelRunner
+from spyglass_server.runtime.sharding import sharded
 from spyglass_server.runtime.weights import count_parameters, empty_model
 
 log = logging.getLogger(__name__)
@@ -32,17 +34,24 @@ class Sizing:
     """The memory of a model that is about to be loaded."""
 
     def __init__(
-        self, settings: EngineConfig, config: ModelConfig, dtype: torch.dtype, device: torch.device, page_size: int
+        self,
+        settings: EngineConfig,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        page_size: int,
+        mesh: Mesh = ALONE,
     ) -> None:
-        """Checks all that can be known before loading.
+        """Checks all that can be known before loading; of a mesh, for one rank's part.
 
         Raises:
             ValueError: weights or caches do not fit, or not what is set; the text is for the operator.
         """
+        self._count = count_parameters(empty_model(config, mesh))
+        config = sharded(config, mesh.size)
         self._settings, self._config, self._dtype, self._device = settings, config, dtype, device
         self._probe = PROBES[device.type](device) if device.type in PROBES else None
         self._units = cache_units(config, dtype, page_size)
-        self._count = count_parameters(empty_model(config))
         text, images = settings.cache_bytes, settings.image_cache_bytes
         if self._probe is None:
             text, images = text or _CPU_CACHE_BYTES, images or _CPU_IMAGE_CACHE_BYTES

@@ -49,6 +49,9 @@ class CpuBackend:
         outputs = self._sample(rows, output)
         return lambda: outputs
 
+    def follow(self, plan: BatchPlan) -> None:
+        self.forward(plan)
+
     def logits(self, row: Row) -> Tensor:
         return self._model.logits(self._hidden(self.plan([row])))
 

@@ -78,6 +78,7 @@ class CudaBackend:
         results = []
         if output.logits is not None and plan.count("draw_rows"):
             results = self._sample(plan, output.logits, numbers)
+        self._model.mesh.share(self._tokens)  # the next step of all ranks may begin with them
         results += [part for found in output.prompts for part in found]
         if not results:
             return lambda: row_outputs(rows, (), plan.failed, iter(()), iter(()))
@@ -85,6 +86,10 @@ class CudaBackend:
         flat = [part.view(torch.int32) if part.dtype is torch.float32 else part.int() for part in parts]
         download = self._device.download(torch.cat(flat) if len(flat) > 1 else flat[0])
         return lambda: _outputs(rows, plan, download())
+
+    def follow(self, plan: PagedPlan) -> None:
+        self.forward(plan)
+        self._model.mesh.share(self._tokens)
 
     def logits(self, row: Row) -> Tensor:
         plan = self._planner.in_shape([row], None)

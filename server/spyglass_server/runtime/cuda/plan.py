@@ -51,7 +51,7 @@ class Section:
         return numbers[self.begin : self.begin + count].view(dtype).view(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSpan:
     """Flat tokens begin … begin + count - 1, after which prompt tokens come whose logprobs are asked for, with `top`
     others each; `name` is the section of these tokens."""
@@ -288,6 +288,8 @@ class PagedPlanner:
         for i, row in enumerate(rows):
             if targets := row.prompt_targets:
                 begin = int(last[i]) + 1 - len(row.tokens) + row.prompt_logprobs_start
-                spans.append(PromptSpan(begin, len(targets), row.request.top_logprobs or 0, f"prompt_{i}"))
+                spans.append(
+                    PromptSpan(begin=begin, count=len(targets), top=row.request.top_logprobs or 0, name=f"prompt_{i}")
+                )
                 packer.add(f"prompt_{i}", targets)
         return tuple(spans)

@@ -1,0 +1,5 @@
+"""One model over several processes: the first rank decides and tells, the others follow.
+
+engine process: EngineCore → LeadingRunner --commands--> followers: follow
+                              ModelRunner   <--sums-->    ModelRunner
+"""
