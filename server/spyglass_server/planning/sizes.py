@@ -1,19 +1,17 @@
 """The sizes of a Mllama model that memory and time follow from, of the whole and of one rank's part."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spyglass_server.planning.division import SPARE_EMBEDDINGS, heads_of_rank, per_rank
 from spyglass_server.planning.memory import PAGE_SIZE, CacheUnits, ParameterCount
 from spyglass_server.planning.published import CONFIGS
 
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number in each precision."""
-_SPARE_EMBEDDINGS = 8
-"""Tokens that have an embedding and no logit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,29 +153,27 @@ class ModelSizes:
     def of_rank(self, num_ranks: int) -> "ModelSizes":
         """The part of one of so many ranks, padded where sizes do not divide.
 
-        Heads that share a key head stay together; where there are more ranks than key heads, several have the same.
-
         Raises:
             ValueError: the heads cannot be divided so.
         """
         text, vision = self.text, self.vision
-        heads, kv_heads = _heads_of_rank(text.num_heads, text.num_kv_heads, num_ranks)
+        heads, kv_heads = heads_of_rank(text.num_heads, text.num_kv_heads, num_ranks)
         return replace(
             self,
             text=replace(
                 text,
                 num_heads=heads,
                 num_kv_heads=kv_heads,
-                intermediate_size=_part(text.intermediate_size, num_ranks),
-                vocab_size=_part(text.vocab_size, num_ranks),
-                embeddings=_part(text.embeddings, num_ranks),
+                intermediate_size=per_rank(text.intermediate_size, num_ranks),
+                vocab_size=per_rank(text.vocab_size, num_ranks),
+                embeddings=per_rank(text.embeddings, num_ranks),
             ),
             vision=replace(
                 vision,
-                patch_outputs=_part(vision.patch_outputs, num_ranks),
-                output_size=_part(vision.output_size, num_ranks),
-                num_heads=_part(vision.num_heads, num_ranks),
-                intermediate_size=_part(vision.intermediate_size, num_ranks),
+                patch_outputs=per_rank(vision.patch_outputs, num_ranks),
+                output_size=per_rank(vision.output_size, num_ranks),
+                num_heads=per_rank(vision.num_heads, num_ranks),
+                intermediate_size=per_rank(vision.intermediate_size, num_ranks),
             ),
         )
 
@@ -206,23 +202,6 @@ def with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, "text_config": {**_TEXT, **text}, "vision_config": {**_VISION, **vision}}
 
 
-def _heads_of_rank(heads: int, kv_heads: int, num_ranks: int) -> tuple[int, int]:
-    """The heads of one rank, and its key heads."""
-    if num_ranks <= kv_heads:
-        own = _part(kv_heads, num_ranks)
-        return own * (heads // kv_heads), own
-    if num_ranks % kv_heads or heads % num_ranks:
-        raise ValueError(
-            f"{heads} heads with {kv_heads} key-value heads cannot be divided among {num_ranks} ranks; "
-            f"more ranks than key-value heads must be a multiple of these and divide the heads"
-        )
-    return heads // num_ranks, 1
-
-
-def _part(count: int, num_ranks: int) -> int:
-    return math.ceil(count / num_ranks)
-
-
 _TEXT = {
     "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 40,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
@@ -241,7 +220,7 @@ def _sizes(raw: Mapping[str, Any]) -> ModelSizes:
     return ModelSizes(
         text=TextSizes(
             vocab_size=text["vocab_size"],
-            embeddings=text["vocab_size"] + _SPARE_EMBEDDINGS,
+            embeddings=text["vocab_size"] + SPARE_EMBEDDINGS,
             hidden_size=text["hidden_size"],
             intermediate_size=text["intermediate_size"],
             num_layers=text["num_hidden_layers"],

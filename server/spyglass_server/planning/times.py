@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -160,13 +160,7 @@ class Clock:
 
     def _step(self, load: Load, step: Step, *, is_end: bool = True) -> Time:
         seen = load.images * image_tokens(self.model, load.tiles)
-        seeing = Step(
-            num_rows=step.num_rows,
-            context=step.context,
-            prompt_tokens=step.prompt_tokens,
-            start=step.start,
-            image_tokens=seen,
-        )
+        seeing = replace(step, image_tokens=seen)
         return self.time(step_work(self.model, self.precision, seeing, is_end=is_end))
 
 

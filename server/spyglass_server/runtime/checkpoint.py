@@ -146,7 +146,7 @@ class _Source:
         return bool(self.file.get_slice(self.name).get_dtype() == "F8_E4M3")
 
     def cut(self, own: Cut) -> "_Source":
-        """A part of the tensor. Raises ValueError when the tensor is not of the size that is cut."""
+        """A part of the tensor; the whole where it is not of the size that is cut."""
         if own.dim >= len(self.whole_shape) or own.end > self.whole_shape[own.dim]:
             return self  # which is of the wrong shape, and told as such
         scale = self.scale and (self.scale.cut(own) if own.dim == 0 else self.scale)

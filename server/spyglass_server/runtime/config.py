@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spyglass_server.planning.division import SPARE_EMBEDDINGS
 from spyglass_server.runtime.quantized_checkpoint import stored_quantization
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,7 +45,7 @@ class TextConfig:
     @property
     def num_embeddings(self) -> int:
         """Tokens that have an embedding: some, such as the image token, have no logit."""
-        return self.vocab_size + 8
+        return self.vocab_size + SPARE_EMBEDDINGS
 
     @property
     def num_self_layers(self) -> int:

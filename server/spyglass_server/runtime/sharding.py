@@ -9,6 +9,7 @@ Norms, gates and tables of positions are on all ranks.
 import re
 from dataclasses import dataclass, replace
 
+from spyglass_server.planning.division import heads_of_rank, per_rank
 from spyglass_server.runtime.config import ModelConfig, TextConfig, VisionConfig
 
 
@@ -22,32 +23,17 @@ class Cut:
     size: int
 
 
-def per_rank(count: int, num_ranks: int) -> int:
-    """How many of so many parts each rank has at most."""
-    return -(-count // num_ranks)
-
-
 def sharded_text(config: TextConfig, num_ranks: int) -> TextConfig:
     """The sizes of one rank's part of the text model; the vocabulary's is the whole.
 
     Raises:
         ValueError: its heads cannot be divided among so many ranks.
     """
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    if num_ranks <= kv_heads:
-        own_kv_heads = per_rank(kv_heads, num_ranks)
-        own_heads = own_kv_heads * (heads // kv_heads)
-    else:
-        if num_ranks % kv_heads or heads % num_ranks:
-            raise ValueError(
-                f"{heads} heads with {kv_heads} key-value heads cannot be divided among {num_ranks} ranks; "
-                f"more ranks than key-value heads must be a multiple of these and divide the heads"
-            )
-        own_heads, own_kv_heads = heads // num_ranks, 1
+    heads, kv_heads = heads_of_rank(config.num_heads, config.num_kv_heads, num_ranks)
     return replace(
         config,
-        num_heads=own_heads,
-        num_kv_heads=own_kv_heads,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         intermediate_size=per_rank(config.intermediate_size, num_ranks),
     )
 

@@ -14,11 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from spyglass_server.planning.division import per_rank
 from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU
 from spyglass_server.runtime.ops import ops_of
-from spyglass_server.runtime.sharding import per_rank, sharded_text
+from spyglass_server.runtime.sharding import sharded_text
 
 
 class KVCache(Protocol):

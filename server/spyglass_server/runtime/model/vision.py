@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spyglass_server.planning.division import per_rank
 from spyglass_server.runtime.config import VisionConfig
 from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.layers import LayerNorm
-from spyglass_server.runtime.sharding import per_rank, sharded_vision
+from spyglass_server.runtime.sharding import sharded_vision
 
 T = TypeVar("T")
 Slices = Generator[int, None, T]

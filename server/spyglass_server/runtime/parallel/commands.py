@@ -41,8 +41,3 @@ class Compute:
     """Compute a plan."""
 
     plan: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End."""

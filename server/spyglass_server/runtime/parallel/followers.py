@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, Stop, TakeImage
+from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
 from spyglass_server.runtime.parallel.group import Group, Place, open_store
 from spyglass_server.runtime.parallel.watch import Lost, Watch, end_process
 from spyglass_server.runtime.runner import ModelRunner
@@ -65,8 +65,8 @@ class Followers:
         self.end(f"rank {rank} (process {process.pid}) has ended with status {status}")
 
 
-def follow(runner: ModelRunner, group: Group) -> None:
-    """Does what the first rank tells, until it says stop."""
+def follow(runner: ModelRunner, group: Group) -> NoReturn:
+    """Does what the first rank tells, as long as this process lives."""
     while True:
         match group.hear():
             case TakeImage(image, pixels):
@@ -79,8 +79,6 @@ def follow(runner: ModelRunner, group: Group) -> None:
                 runner.copy_pages(pairs)
             case Compute(plan):
                 runner.follow(plan)
-            case Stop():
-                return
 
 
 def main() -> None:
@@ -98,7 +96,6 @@ def main() -> None:
     except Exception:
         log.exception("rank %d has failed", place.rank)
         os._exit(_FAILED)
-    os._exit(0)  # without waiting for what other threads wait for
 
 
 def _end_with_the_first(source: int) -> None:

@@ -36,9 +36,7 @@ class Group:
 
     def __init__(self, place: Place, store: TCPStore, device: torch.device) -> None:
         backend = _BACKENDS.get(device.type, "gloo")
-        dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.size, timeout=_FOREVER, device_id=None
-        )
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_FOREVER)
         self.mesh = ProcessMesh()
         self._control = dist.new_group(backend="gloo", timeout=_FOREVER)
 
