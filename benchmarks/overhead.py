@@ -82,6 +82,9 @@ class Metronome:
         self._tokens, self._step_s, self._clock = tokens, step_s, clock
         self._due = time.monotonic()
 
+    def close(self) -> None:
+        """There are no other processes."""
+
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         self._due = max(self._due + self._step_s, time.monotonic())
         time.sleep(max(0.0, self._due - time.monotonic()))
@@ -123,14 +126,17 @@ class Loader:
             max_tokens=_NUM_PAGES * _PAGE_SIZE,
             max_image_tiles=16,
             max_choices=self.streams,
-            memory=MemoryInfo(
-                device_name="fake",
-                device_bytes=1 << 30,
-                weight_bytes=1 << 20,
-                kv_cache_tokens=_NUM_PAGES * _PAGE_SIZE,
-                kv_cache_bytes=_NUM_PAGES * _PAGE_SIZE,
-                image_cache_tiles=16,
-                image_cache_bytes=16,
+            ranks=(
+                MemoryInfo(
+                    host="here",
+                    device_name="fake",
+                    device_bytes=1 << 30,
+                    weight_bytes=1 << 20,
+                    kv_cache_tokens=_NUM_PAGES * _PAGE_SIZE,
+                    kv_cache_bytes=_NUM_PAGES * _PAGE_SIZE,
+                    image_cache_tiles=16,
+                    image_cache_bytes=16,
+                ),
             ),
         )
         return EngineCore(scheduler, Metronome(self.tokens, self.step_s, Clock(self.clock))), info

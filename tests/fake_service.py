@@ -40,6 +40,7 @@ MODEL = pb.Model(
     max_image_bytes=20 << 20,
     tags=["vision"],
     memory=pb.ModelMemory(
+        host="here",
         device_name="cpu",
         device_bytes=24_000_000_000,
         weight_bytes=712_000_000,

@@ -89,6 +89,9 @@ class FakeRunner:
         self.drawn = [token for output in outputs for token in output.tokens]
         return lambda: outputs
 
+    def close(self) -> None:
+        """There are no other processes."""
+
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         if any(token in self.bad_tokens for row in rows for token in row.tokens):
             raise RuntimeError("a bad token")
@@ -151,14 +154,17 @@ class FakeLoader:
             max_tokens=self.num_pages * self.page_size,
             max_image_tiles=self.max_tiles,
             max_choices=self.limits.max_batch,
-            memory=MemoryInfo(
-                device_name="fake",
-                device_bytes=1 << 30,
-                weight_bytes=1 << 20,
-                kv_cache_tokens=self.num_pages * self.page_size,
-                kv_cache_bytes=4 * self.num_pages * self.page_size,
-                image_cache_tiles=self.max_tiles,
-                image_cache_bytes=3 * self.max_tiles,
+            ranks=(
+                MemoryInfo(
+                    host="here",
+                    device_name="fake",
+                    device_bytes=1 << 30,
+                    weight_bytes=1 << 20,
+                    kv_cache_tokens=self.num_pages * self.page_size,
+                    kv_cache_bytes=4 * self.num_pages * self.page_size,
+                    image_cache_tiles=self.max_tiles,
+                    image_cache_bytes=3 * self.max_tiles,
+                ),
             ),
         )
         return EngineCore(scheduler, runner), info

@@ -22,9 +22,11 @@ class Pricing:
 class ModelMemory:
     """What a model takes of a device's memory, in bytes, and what its caches hold: tokens of text, tiles of images.
 
-    Of a CPU, `device_bytes` is the memory of the machine. A server that does not tell leaves all of it empty.
+    Of a CPU, `device_bytes` is the memory of the machine, whose name is `host`. A server that does not tell leaves all
+    of it empty.
     """
 
+    host: str
     device_name: str
     device_bytes: int
     weight_bytes: int
@@ -36,6 +38,7 @@ class ModelMemory:
     @classmethod
     def from_proto(cls, memory: pb.ModelMemory) -> "ModelMemory":
         return cls(
+            host=memory.host,
             device_name=memory.device_name,
             device_bytes=memory.device_bytes,
             weight_bytes=memory.weight_bytes,
@@ -63,6 +66,9 @@ class ModelInfo:
     quantization: str
     """How most weights are kept where that is coarser than `dtype`: "fp8", "int8" or nothing."""
     memory: ModelMemory
+    """Of the first device, where several share the model."""
+    ranks: tuple[ModelMemory, ...]
+    """Of all devices, where several share the model."""
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> "ModelInfo":
@@ -80,6 +86,7 @@ class ModelInfo:
             tags=tuple(model.tags),
             quantization=model.quantization,
             memory=ModelMemory.from_proto(model.memory),
+            ranks=tuple(map(ModelMemory.from_proto, model.ranks)),
         )
 
 

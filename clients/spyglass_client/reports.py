@@ -29,8 +29,8 @@ def run_usage(args: argparse.Namespace) -> int:
 
 
 def _models_table(models: Sequence[ModelInfo]) -> str:
-    told = [model for model in models if model.memory.device_name]
-    return _terms_table(models) + ("\n" + _memory_table(told) if told else "")
+    described = [model for model in models if model.memory.device_name]
+    return _terms_table(models) + ("\n" + _memory_table(described) if described else "")
 
 
 def _terms_table(models: Sequence[ModelInfo]) -> str:
@@ -54,24 +54,26 @@ def _terms_table(models: Sequence[ModelInfo]) -> str:
 
 
 def _memory_table(models: Sequence[ModelInfo]) -> str:
-    """Where the device's memory goes: weights, and caches of text and images with what they hold."""
-    header = ("MODEL", "DEVICE", "MEMORY", "WEIGHTS", "TEXT CACHE", "TOKENS", "IMAGE CACHE", "TILES")
+    """Where each device's memory goes: weights, and caches of text and images with what they hold."""
+    header = ("MODEL", "HOST", "DEVICE", "MEMORY", "WEIGHTS", "TEXT CACHE", "TOKENS", "IMAGE CACHE", "TILES")
     return _table(
         header,
         [
             (
                 model.id,
-                model.memory.device_name,
-                _gigabytes(model.memory.device_bytes),
-                _gigabytes(model.memory.weight_bytes),
-                _gigabytes(model.memory.kv_cache_bytes),
-                f"{model.memory.kv_cache_tokens:,}",
-                _gigabytes(model.memory.image_cache_bytes),
-                f"{model.memory.image_cache_tiles:,}",
+                memory.host,
+                f"{rank}: {memory.device_name}" if model.ranks else memory.device_name,
+                _gigabytes(memory.device_bytes),
+                _gigabytes(memory.weight_bytes),
+                _gigabytes(memory.kv_cache_bytes),
+                f"{memory.kv_cache_tokens:,}",
+                _gigabytes(memory.image_cache_bytes),
+                f"{memory.image_cache_tiles:,}",
             )
             for model in models
+            for rank, memory in enumerate(model.ranks or (model.memory,))
         ],
-        num_words=2,
+        num_words=3,
     )
 
 

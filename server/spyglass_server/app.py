@@ -62,7 +62,12 @@ class Server:
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(
             loader
-            or CheckpointLoader(folder=folder, settings=config.engine, stop_token_ids=self._prompts.stop_token_ids),
+            or CheckpointLoader(
+                folder=folder,
+                settings=config.engine,
+                stop_token_ids=self._prompts.stop_token_ids,
+                launch=config.launch,
+            ),
             self._on_engine_ready,
         )
         self._servicer = InferenceServicer(self._resources())

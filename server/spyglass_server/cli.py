@@ -17,7 +17,10 @@ from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
 from spyglass_server.engine.handle.async_engine import EngineLoadError
+from spyglass_server.runtime.launch import CheckpointLoader
+from spyglass_server.runtime.parallel.keeper import keep_following
 from spyglass_server.settings import SETTINGS
+from spyglass_server.torchrun import Launch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,9 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s server: %(message)s", stream=sys.stderr
     )
     try:
-        uvloop.run(_serve(resolve(options)))
+        config = resolve(options)
+        if config.launch and config.launch.rank:
+            sys.exit(_follow(config, config.launch))
+        uvloop.run(_serve(config))
     except (EngineLoadError, ValueError, OSError, RuntimeError) as error:
         sys.exit(f"spyglass-server: {error}")
+
+
+def _follow(config: ServerConfig, launch: Launch) -> int:
+    """Computes for a server that another process is; returns the exit status."""
+    folder = _demo_checkpoint() if config.folder is None else config.folder
+    return keep_following(CheckpointLoader(folder=folder, settings=config.engine), launch)
 
 
 async def _serve(config: ServerConfig) -> None:

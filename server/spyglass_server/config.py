@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from spyglass_server.torchrun import Launch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
@@ -58,7 +60,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """The configuration of the server process. `folder` None means the demo model."""
+    """The configuration of the server process. `folder` None means the demo model.
+
+    With `launch`, torchrun has started this process; only the first of them serves.
+    """
 
     folder: Path | None
     served_names: tuple[str, ...]
@@ -75,6 +80,7 @@ class ServerConfig:
     request_timeout_s: float
     drain_timeout_s: float
     prices: Prices
+    launch: Launch | None
 
 
 def resolve(options: argparse.Namespace) -> ServerConfig:
@@ -83,6 +89,9 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     Raises:
         ValueError: two settings contradict each other.
     """
+    launch = Launch.of(os.environ)
+    if launch and launch.size != (size := options.tensor_parallel_size):
+        raise ValueError(f"torchrun has started {launch.size} processes, but --tensor-parallel-size is {size}")
     folder = None if options.model == "demo" else Path(options.model).expanduser()
     default_name = folder.resolve().name if folder else "spyglass-demo"
     cached = options.price_input if options.price_cached_input is None else options.price_cached_input
@@ -102,6 +111,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         request_timeout_s=options.request_timeout,
         drain_timeout_s=options.drain_timeout,
         prices=Prices(input=options.price_input, output=options.price_output, cached_input=cached),
+        launch=launch,
     )
 
 

@@ -137,6 +137,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             tags=["text-generation", "multimodal", "vision", info.dtype, *quantization],
             quantization="".join(quantization),
             memory=pb.ModelMemory(**asdict(info.memory)),
+            ranks=[pb.ModelMemory(**asdict(rank)) for rank in info.ranks] if len(info.ranks) > 1 else (),
         )
 
 

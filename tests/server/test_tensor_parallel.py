@@ -158,7 +158,7 @@ def compute_as_rank(rank: int, size: int, folder: Path, store: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    torch.save(computed(model(folder, ProcessMesh()), folder), store.with_suffix(f".{rank}"))
+    torch.save(computed(model(folder, ProcessMesh(rank, size)), folder), store.with_suffix(f".{rank}"))
     dist.destroy_process_group()
 
 

@@ -830,6 +830,7 @@ class Model(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The name to put into Start.model."""
     description: _builtins.str
@@ -860,7 +861,11 @@ class Model(_message.Message):
 
     @_builtins.property
     def memory(self) -> Global___ModelMemory:
-        """Where it runs, and how much memory it and its caches take there."""
+        """Where it runs, and how much memory it and its caches take there; where several devices share it, on the first one."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMemory]:
+        """The same for each of several devices that share it, the first one included; empty where there is one."""
 
     def __init__(
         self,
@@ -877,10 +882,11 @@ class Model(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         quantization: _builtins.str = ...,
         memory: Global___ModelMemory | None = ...,
+        ranks: _abc.Iterable[Global___ModelMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "memory", b"memory", "pricing", b"pricing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "memory", b"memory", "pricing", b"pricing", "quantization", b"quantization", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created", b"created", "description", b"description", "dtype", b"dtype", "id", b"id", "max_image_bytes", b"max_image_bytes", "max_images", b"max_images", "max_tokens", b"max_tokens", "memory", b"memory", "pricing", b"pricing", "quantization", b"quantization", "ranks", b"ranks", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,6 +905,7 @@ class ModelMemory(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     IMAGE_CACHE_TILES_FIELD_NUMBER: _builtins.int
     IMAGE_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     device_name: _builtins.str
     """The name of the device."""
     device_bytes: _builtins.int
@@ -913,6 +920,8 @@ class ModelMemory(_message.Message):
     """How many tiles of images the cross-attention cache holds, of all generations together."""
     image_cache_bytes: _builtins.int
     """What the cross-attention cache takes."""
+    host: _builtins.str
+    """The name of the device's machine."""
     def __init__(
         self,
         *,
@@ -923,10 +932,11 @@ class ModelMemory(_message.Message):
         kv_cache_bytes: _builtins.int = ...,
         image_cache_tiles: _builtins.int = ...,
         image_cache_bytes: _builtins.int = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_name", b"device_name", "image_cache_bytes", b"image_cache_bytes", "image_cache_tiles", b"image_cache_tiles", "kv_cache_bytes", b"kv_cache_bytes", "kv_cache_tokens", b"kv_cache_tokens", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_name", b"device_name", "host", b"host", "image_cache_bytes", b"image_cache_bytes", "image_cache_tiles", b"image_cache_tiles", "kv_cache_bytes", b"kv_cache_bytes", "kv_cache_tokens", b"kv_cache_tokens", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

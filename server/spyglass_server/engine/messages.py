@@ -135,9 +135,10 @@ Command = Submit | CancelRequest | CancelChoice | Shutdown
 class MemoryInfo:
     """Where the memory of a device goes, in bytes, and what that holds, in tokens of text and tiles of images.
 
-    Of a CPU, `device_bytes` is the memory of the machine.
+    Of a CPU, `device_bytes` is the memory of the machine, whose name is `host`.
     """
 
+    host: str
     device_name: str
     device_bytes: int
     weight_bytes: int
@@ -153,7 +154,7 @@ class EngineInfo:
 
     `quantization` is how weights are kept, "none", "fp8" or "int8". `max_tokens` is the longest sequence (prompt and
     answer) that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold,
-    `max_choices` how many choices it may have.
+    `max_choices` how many choices it may have. `ranks` has the memory of each rank, in their order.
     """
 
     dtype: str
@@ -162,7 +163,12 @@ class EngineInfo:
     max_tokens: int
     max_image_tiles: int
     max_choices: int
-    memory: MemoryInfo
+    ranks: tuple[MemoryInfo, ...]
+
+    @property
+    def memory(self) -> MemoryInfo:
+        """The first rank's."""
+        return self.ranks[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@ The server makes a `CheckpointLoader` and sends it to the engine process; torch 
 runs.
 """
 
+import hashlib
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spyglass_server.config import EngineConfig
-from spyglass_server.engine.messages import EngineInfo
+from spyglass_server.engine.messages import EngineInfo, MemoryInfo
 from spyglass_server.engine.worker.batch import Runner
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
@@ -21,22 +22,22 @@ from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.planning.costs import context_cost
 from spyglass_server.planning.memory import PAGE_SIZE as PAGE_SIZE
 from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS
+from spyglass_server.torchrun import Launch
 
 if TYPE_CHECKING:
     import torch
 
-    from spyglass_server.engine.messages import MemoryInfo
-    from spyglass_server.planning.memory import CacheSizes
     from spyglass_server.runtime.config import ModelConfig
     from spyglass_server.runtime.mesh import Mesh
     from spyglass_server.runtime.model.mllama import Mllama
     from spyglass_server.runtime.parallel.group import Group, Place
+    from spyglass_server.runtime.parallel.watch import Tether
     from spyglass_server.runtime.runner import ModelRunner
+    from spyglass_server.runtime.sizing import Sizing
 
 log = logging.getLogger(__name__)
 
 _CPU_NICENESS = 5
-_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,25 @@ class _Parts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A rank's part of the model, and what remains to be known of its memory."""
+
+    parts: _Parts
+    sizing: "Sizing"
+    model: "Mllama"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLoader:
-    """Loads the engine from a checkpoint folder. Structured outputs end in one of `stop_token_ids`."""
+    """Loads the engine from a checkpoint folder. Structured outputs end in one of `stop_token_ids`.
+
+    With `launch`, the other ranks are processes that torchrun has started.
+    """
 
     folder: Path
     settings: EngineConfig
     stop_token_ids: frozenset[int] = frozenset()
+    launch: Launch | None = None
 
     def load(self) -> tuple[EngineCore, EngineInfo]:
         """Loads the model into this process.
@@ -74,55 +88,106 @@ class CheckpointLoader:
                 f"--gpu-memory-utilization, --dtype and --quantization make them smaller: {error}"
             ) from error
 
-    def load_rank(self, place: "Place") -> tuple["ModelRunner", "Group"]:
-        """Joins the other ranks, and loads this one's part of the model.
+    def load_rank(self, place: "Place", tether: "Tether") -> tuple["ModelRunner", "Group"]:
+        """Loads a follower's part of the model, and joins the other ranks.
 
         Raises:
             ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
         """
-        from spyglass_server.runtime.parallel.group import Group, open_store
+        from spyglass_server.runtime.parallel.group import Group, join_store
 
-        parts = self._parts(place.rank)
-        group = Group(place, open_store(place, is_first=False), parts.device)
-        return self._runner(parts, group)[0], group
+        parts = self._parts(place)
+        tether.report(self._given())
+        loaded = self._loaded(parts, place.mesh)
+        tether.report("loaded")
+        group = Group(place, join_store(place.host, tether.store_port), parts.device)
+        runner, memory, _ = self._runner(loaded, group)
+        tether.report(asdict(memory))
+        return runner, group
 
     def _load(self) -> tuple[EngineCore, EngineInfo]:
+        from spyglass_server.runtime.mesh import ALONE
+
+        if self.settings.tensor_parallel_size > 1:
+            return self._load_with_followers()
+        loaded = self._loaded(self._parts(None), ALONE)
+        runner, memory, max_tokens = self._runner(loaded, None)
+        return self._engine(loaded, runner, (memory,), max_tokens)
+
+    def _load_with_followers(self) -> tuple[EngineCore, EngineInfo]:
+        """Loads the first rank's part. Until all have loaded theirs, what is wrong with one of them is raised here."""
+        from spyglass_server.runtime.config import load_config
+        from spyglass_server.runtime.parallel.followers import Followers
+        from spyglass_server.runtime.parallel.leading import LeadingRunner
+        from spyglass_server.runtime.sharding import sharded
+
+        size = self.settings.tensor_parallel_size
+        sharded(load_config(self.folder), size)  # tells what cannot be divided before anything is started
+        followers = Followers(self, size, self.launch)
+        try:
+            parts = self._parts(followers.place)
+            self._compare(followers.gather())
+            loaded = self._loaded(parts, followers.place.mesh)
+            followers.gather()
+            group = followers.join(parts.device)
+            runner, memory, max_tokens = self._runner(loaded, group)
+            others = (MemoryInfo(**report) for report in followers.gather())
+            return self._engine(loaded, LeadingRunner(runner, group, followers), (memory, *others), max_tokens)
+        except BaseException:
+            followers.kill()
+            raise
+
+    def _given(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        config = hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
+        return asdict(self.settings) | {"config.json": config, "weights": [file.name for file in files]}
+
+    def _compare(self, others: list[dict[str, Any]]) -> None:
+        own = self._given()
+        for rank, other in enumerate(others, 1):
+            for name, value in own.items():
+                if other.get(name) == value:
+                    continue
+                if name == "weights":
+                    missing = sorted(set(value) ^ set(other[name]))
+                    raise ValueError(f"rank {rank} does not have the weights of the first one: {', '.join(missing)}")
+                if name == "config.json":
+                    raise ValueError(f"rank {rank} has another config.json than the first one")
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"rank {rank} was started with {option} {other.get(name)}, the first with {value}")
+
+    def _engine(
+        self, loaded: "_Loaded", runner: Runner, ranks: tuple[MemoryInfo, ...], max_tokens: int
+    ) -> tuple[EngineCore, EngineInfo]:
         from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
 
-        parts = self._parts(0)
-        group = self._lead(parts) if self.settings.tensor_parallel_size > 1 else None
-        own, sizes, memory, max_tokens = self._runner(parts, group)
-        runner: Runner = own
-        if group is not None:
-            from spyglass_server.runtime.parallel.leading import LeadingRunner
-
-            runner = LeadingRunner(own, group)
-        scheduler = Scheduler(parts.limits, PagePool(sizes.num_pages, PAGE_SIZE), ImageCache(sizes.num_tiles))
+        parts, first = loaded.parts, ranks[0]
+        pages = PagePool(first.kv_cache_tokens // PAGE_SIZE, PAGE_SIZE)
+        scheduler = Scheduler(parts.limits, pages, ImageCache(first.image_cache_tiles))
         grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=str(parts.dtype).removeprefix("torch."),
             quantization=parts.quantization,
             device=parts.device.type,
             max_tokens=max_tokens,
-            max_image_tiles=sizes.num_tiles,
+            max_image_tiles=first.image_cache_tiles,
             max_choices=self.settings.max_batch,
-            memory=memory,
+            ranks=ranks,
         )
 
-    def _parts(self, rank: int) -> "_Parts":
+    def _parts(self, place: "Place | None") -> "_Parts":
         """What is known before anything is loaded."""
         import torch
 
         from spyglass_server.runtime.config import load_config
-        from spyglass_server.runtime.sharding import sharded
 
         config = load_config(self.folder)
-        sharded(config, self.settings.tensor_parallel_size)  # tells what cannot be divided
-        device = _choose_device(self.settings.device, rank, self.settings.tensor_parallel_size)
+        device = _choose_device(self.settings.device, place)
         if device.type == "cpu":
             os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
-            if self.settings.tensor_parallel_size > 1:
-                torch.set_num_threads(max(1, torch.get_num_threads() // self.settings.tensor_parallel_size))
+            if place is not None:
+                torch.set_num_threads(max(1, torch.get_num_threads() // place.local_size))
         # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
         return _Parts(
@@ -133,36 +198,26 @@ class CheckpointLoader:
             limits=self._limits(config, device),
         )
 
-    def _lead(self, parts: "_Parts") -> "Group":
-        """Starts the other ranks, and joins them as the first."""
-        from spyglass_server.runtime.parallel.followers import Followers
-        from spyglass_server.runtime.parallel.group import Group, Place, open_store
-        from spyglass_server.runtime.parallel.watch import Watch
-
-        size = self.settings.tensor_parallel_size
-        store = open_store(Place(rank=0, size=size, host=_LOOPBACK, port=0), is_first=True)
-        place = Place(rank=0, size=size, host=_LOOPBACK, port=store.port)
-        followers = Followers(self, place)
-        Watch(open_store(place, is_first=False), 0, range(1, size), followers.end)
-        return Group(place, store, parts.device)
-
-    def _runner(self, parts: "_Parts", group: "Group | None") -> tuple["ModelRunner", "CacheSizes", "MemoryInfo", int]:
-        """Loads the model, or a rank's part, and makes the caches, which are of the same sizes on all ranks."""
-        from spyglass_server.runtime.mesh import ALONE
-        from spyglass_server.runtime.runner import ModelRunner
+    def _loaded(self, parts: "_Parts", mesh: "Mesh") -> "_Loaded":
+        """Loads the model, or a rank's part of it; no rank waits for another."""
         from spyglass_server.runtime.sizing import Sizing
 
-        mesh = group.mesh if group else ALONE
         settings = replace(self.settings, quantization=parts.quantization)
         sizing = Sizing(settings, parts.config, parts.dtype, parts.device, PAGE_SIZE, mesh)
-        model = self._model(parts, mesh)
-        sizes, memory = sizing.caches(model, parts.limits)
+        return _Loaded(parts=parts, sizing=sizing, model=self._model(parts, mesh))
+
+    def _runner(self, loaded: "_Loaded", group: "Group | None") -> tuple["ModelRunner", MemoryInfo, int]:
+        """Makes the caches, which are of the same sizes on all ranks; also tells how long a sequence may be."""
+        from spyglass_server.runtime.runner import ModelRunner
+
+        parts, sizing = loaded.parts, loaded.sizing
+        sizes = sizing.caches(loaded.model, parts.limits)
         if group is not None:
             num_pages, num_tiles = group.least(sizes.num_pages, sizes.num_tiles)
             sizes = replace(sizes, num_pages=num_pages, num_tiles=num_tiles)
         max_tokens = sizing.max_tokens(sizes)
         runner = ModelRunner(
-            model,
+            loaded.model,
             sizes.num_pages,
             PAGE_SIZE,
             sizes.num_tiles,
@@ -171,7 +226,7 @@ class CheckpointLoader:
             max_batch=self.settings.max_batch,
             max_tokens=max_tokens,
         )
-        return runner, sizes, memory, max_tokens
+        return runner, sizing.account(loaded.model, sizes), max_tokens
 
     def _model(self, parts: "_Parts", mesh: "Mesh") -> "Mllama":
         from spyglass_server.runtime.checkpoint import load_model
@@ -203,17 +258,17 @@ def step_limits(settings: EngineConfig, device: str) -> dict[str, int]:
     }
 
 
-def _choose_device(name: str, rank: int = 0, num_ranks: int = 1) -> "torch.device":
+def _choose_device(name: str, place: "Place | None" = None) -> "torch.device":
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, but torch sees no CUDA device")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and num_ranks > 1:
-        if num_ranks > (count := torch.cuda.device_count()):
-            raise ValueError(f"--tensor-parallel-size is {num_ranks}, but this machine has {count} GPUs")
-        torch.cuda.set_device(rank)
+    if name == "cuda" and place is not None:
+        if place.local_size > (count := torch.cuda.device_count()):
+            raise ValueError(f"{place.local_size} ranks are to run on this machine, but it has {count} GPUs")
+        torch.cuda.set_device(place.local_rank)
     return torch.device(name)
 
 

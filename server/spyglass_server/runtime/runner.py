@@ -158,6 +158,9 @@ class ModelRunner:
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         return self.start(rows)()
 
+    def close(self) -> None:
+        """There are no other processes."""
+
     @torch.inference_mode()
     def start(self, rows: Sequence[Row]) -> Pending:
         """Begins to compute rows as one batch; what is returned waits for the outputs.

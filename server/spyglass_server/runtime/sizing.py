@@ -5,6 +5,7 @@ On GPUs caches take what weights and the largest step leave of the memory that m
 
 import itertools
 import logging
+import socket
 
 import torch
 
@@ -64,16 +65,36 @@ class Sizing:
         self._check_given()
         self._fit().check()
 
-    def caches(self, model: Mllama, limits: Limits) -> tuple[CacheSizes, MemoryInfo]:
-        """The sizes of the caches beside a loaded model, and an account of all memory, which is logged as well.
+    def caches(self, model: Mllama, limits: Limits) -> CacheSizes:
+        """The sizes of the caches beside a loaded model.
 
         Raises:
             ValueError: too little memory is left for them; the text is for the operator.
         """
+        text, images = self._wishes.cache_bytes, self._wishes.image_cache_bytes
+        if self._probe is None:
+            assert text is not None
+            assert images is not None
+            return CacheSizes(num_pages=text // self._units.page_bytes, num_tiles=images // self._units.tile_bytes)
+        run = ProfileRun(
+            model=model,
+            limits=limits,
+            context=self._wanted_tokens,
+            units=self._units,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        weight_bytes = self._probe.allocated()
+        step_bytes = run.measure(self._probe)
+        log.info("the largest step takes %s beside weights and caches", gigabytes(step_bytes))
+        return self._fit().divide(weight_bytes, step_bytes)
+
+    def account(self, model: Mllama, sizes: CacheSizes) -> MemoryInfo:
+        """Where all memory goes, which is logged as well."""
         weight_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
-        sizes = self._divide(model, limits)
         units, memory = self._units, self._memory()
         info = MemoryInfo(
+            host=socket.gethostname(),
             device_name=memory.name,
             device_bytes=memory.total,
             weight_bytes=weight_bytes,
@@ -94,7 +115,7 @@ class Sizing:
             gigabytes(info.image_cache_bytes),
             info.image_cache_tiles,
         )
-        return sizes, info
+        return info
 
     def max_tokens(self, sizes: CacheSizes) -> int:
         """The longest sequence, for which there is room in pages."""
@@ -107,25 +128,6 @@ class Sizing:
     @property
     def _wanted_tokens(self) -> int:
         return self._settings.max_model_len or min(self._config.text.max_position, _LONGEST_BY_DEFAULT)
-
-    def _divide(self, model: Mllama, limits: Limits) -> CacheSizes:
-        text, images = self._wishes.cache_bytes, self._wishes.image_cache_bytes
-        if self._probe is None:
-            assert text is not None
-            assert images is not None
-            return CacheSizes(num_pages=text // self._units.page_bytes, num_tiles=images // self._units.tile_bytes)
-        run = ProfileRun(
-            model=model,
-            limits=limits,
-            context=self._wanted_tokens,
-            units=self._units,
-            dtype=self._dtype,
-            device=self._device,
-        )
-        weight_bytes = self._probe.allocated()
-        step_bytes = run.measure(self._probe)
-        log.info("the largest step takes %s beside weights and caches", gigabytes(step_bytes))
-        return self._fit().divide(weight_bytes, step_bytes)
 
     def _memory(self) -> Device:
         if self._probe is None:

@@ -100,3 +100,6 @@ class Runner(Protocol):
         whose logits are not finite is reported in its output instead.
         """
         ...
+
+    def close(self) -> None:
+        """Nothing is computed any more: lets go of other processes."""

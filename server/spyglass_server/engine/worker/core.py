@@ -72,6 +72,10 @@ class EngineCore:
         """Asserts that all accounts agree."""
         self._scheduler.check()
 
+    def close(self) -> None:
+        """Nothing is computed any more."""
+        self._runner.close()
+
     def _matcher(self, grammar: str) -> Matcher | None:
         if not grammar:
             return None

@@ -37,15 +37,18 @@ def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")
-    with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the server is gone
-        try:
-            core, info = loader.load()
-        except (ValueError, OSError) as error:
-            log.debug("loading failed", exc_info=True)
+    server_is_gone = contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError)
+    try:
+        core, info = loader.load()
+    except (ValueError, OSError) as error:
+        log.debug("loading failed", exc_info=True)
+        with server_is_gone:
             pipe.send(messages.LoadFailed(str(error)))
-            return
+        return
+    with server_is_gone:
         pipe.send(messages.Ready(info))
         _serve(core, pipe)
+    core.close()
 
 
 def _serve(core: EngineCore, pipe: Connection) -> None:

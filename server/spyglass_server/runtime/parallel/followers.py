@@ -1,34 +1,35 @@
-"""The ranks behind the first one: processes that it starts on its own machine, and what such a process does.
-
-    python -m spyglass_server.runtime.parallel.followers
-
-reads from standard input what to load and which rank it is, and ends when that closes: the first rank is gone then.
-"""
+"""The other ranks, as the first one has them: processes that it starts on its own machine, or torchrun's."""
 
 import logging
-import os
 import pickle
 import subprocess
 import sys
 import threading
 from dataclasses import replace
-from typing import NoReturn, Protocol
+from typing import Any, Protocol
 
-from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
-from spyglass_server.runtime.parallel.group import Group, Place, open_store
-from spyglass_server.runtime.parallel.watch import Lost, Watch, end_process
+import torch
+
+from spyglass_server.runtime.parallel import meeting
+from spyglass_server.runtime.parallel.group import (
+    LOOPBACK,
+    Group,
+    Place,
+    listen,
+    open_store,
+    stay_on_this_machine,
+)
+from spyglass_server.runtime.parallel.watch import Tether, Watch, end_process
 from spyglass_server.runtime.runner import ModelRunner
+from spyglass_server.torchrun import Launch
 
-log = logging.getLogger(__name__)
-
-_FAILED = 3
-"""The exit status of a rank that could not load."""
+FOLLOWER = "spyglass_server.runtime.parallel.follower"
 
 
 class RankLoader(Protocol):
     """Loads one rank's part; can be pickled."""
 
-    def load_rank(self, place: Place) -> tuple[ModelRunner, Group]:
+    def load_rank(self, place: Place, tether: Tether) -> tuple[ModelRunner, Group]:
         """Joins the group and loads this rank's part.
 
         Raises:
@@ -38,72 +39,73 @@ class RankLoader(Protocol):
 
 
 class Followers:
-    """The followers on this machine. When one of them ends, all do at once, and so does this process."""
+    """All ranks but the first. When one of them is lost, all on this machine end at once, and so does this process."""
 
-    def __init__(self, loader: RankLoader, first: Place, end: Lost = end_process) -> None:
-        self._end = end
-        level = logging.getLogger().getEffectiveLevel()
+    def __init__(self, loader: RankLoader, size: int, launch: Launch | None = None) -> None:
+        """Starts them, unless torchrun has.
+
+        Raises:
+            ValueError: the address that torchrun tells is not one of this machine.
+        """
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        for rank in range(1, first.size):
-            process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
+        if launch:
+            self.place = meeting.place_of(launch)
+        else:
+            stay_on_this_machine()
+            self.place = Place(rank=0, size=size, local_rank=0, local_size=size, host=LOOPBACK)
+        try:
+            listener = listen(self.place.host)
+        except OSError as error:
+            raise ValueError(f"the first rank cannot listen at {self.place.host}: {error}") from error
+        self.place = replace(self.place, port=listener.getsockname()[1])
+        self._store = open_store(self.place)
+        self._watch = Watch(listener, size, self._store.port, self._end)
+        if launch:
+            meeting.publish(launch, self.place.port)
+        else:
+            self._start(loader)
+
+    def gather(self) -> list[Any]:
+        """As `Watch.gather`."""
+        return self._watch.gather()
+
+    def join(self, device: torch.device) -> Group:
+        """Begins to compute with them: from now on one that is lost ends this process.
+
+        Raises:
+            ValueError: one was lost before.
+        """
+        self._watch.guard()
+        return Group(self.place, self._store, device)
+
+    def dismiss(self) -> None:
+        """Lets them go for good."""
+        self._watch.dismiss()
+
+    def kill(self) -> None:
+        """Ends those of this machine, also when they are stopped."""
+        for process in self._processes.values():
+            process.kill()
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def _start(self, loader: RankLoader) -> None:
+        level = logging.getLogger().getEffectiveLevel()
+        for rank in range(1, self.place.size):
+            process = subprocess.Popen([sys.executable, "-m", FOLLOWER], stdin=subprocess.PIPE)
             self._processes[rank] = process
             assert process.stdin is not None
-            pickle.dump((loader, replace(first, rank=rank), level), process.stdin)
+            pickle.dump((loader, replace(self.place, rank=rank, local_rank=rank), level), process.stdin)
             process.stdin.flush()
         for rank in self._processes:
             threading.Thread(target=self._wait, args=(rank,), name=f"rank-{rank}", daemon=True).start()
 
-    def end(self, reason: str) -> None:
-        """Ends them, also those that are stopped, and this process."""
-        for process in self._processes.values():
-            process.kill()
-        self._end(reason)
-
     def _wait(self, rank: int) -> None:
-        process = self._processes[rank]
-        status = process.wait()
-        self.end(f"rank {rank} (process {process.pid}) has ended with status {status}")
+        """Of what comes after a rank has met the first one, the watch hears at once."""
+        status = self._processes[rank].wait()
+        if not self._watch.has_met(rank):
+            self._watch.lose(f"rank {rank} has ended with status {status} before it has come")
 
-
-def follow(runner: ModelRunner, group: Group) -> NoReturn:
-    """Does what the first rank tells, as long as this process lives."""
-    while True:
-        match group.hear():
-            case TakeImage(image, pixels):
-                runner.take_pixels(image, pixels)
-            case DropImage(key):
-                runner.drop_image(key)
-            case EncodeImage(key, tiles):
-                runner.encode_image(key, tiles)
-            case CopyPages(pairs):
-                runner.copy_pages(pairs)
-            case Compute(plan):
-                runner.follow(plan)
-
-
-def main() -> None:
-    """A follower's life."""
-    source = sys.stdin.buffer
-    loader, place, level = pickle.load(source)
-    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s rank {place.rank}: %(message)s")
-    threading.Thread(target=_end_with_the_first, args=(source.fileno(),), daemon=True).start()
-    try:
-        Watch(open_store(place, is_first=False), place.rank, [0])
-        follow(*loader.load_rank(place))
-    except (ValueError, OSError) as error:
-        log.error("rank %d cannot load: %s", place.rank, error)
-        os._exit(_FAILED)
-    except Exception:
-        log.exception("rank %d has failed", place.rank)
-        os._exit(_FAILED)
-
-
-def _end_with_the_first(source: int) -> None:
-    """Ends this process when the one that has started it is gone, whatever else waits."""
-    while os.read(source, 1):
-        pass
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    def _end(self, reason: str) -> None:
+        self.kill()
+        end_process(reason)

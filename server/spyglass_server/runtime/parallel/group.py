@@ -1,6 +1,8 @@
 """How ranks find each other, and the channel on which the first one tells the others what to compute."""
 
+import os
 import pickle
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,25 +12,37 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from spyglass_server.runtime.mesh import ProcessMesh
+from spyglass_server.runtime.parallel.watch import JOIN_S
 
 _BACKENDS = {"cuda": "nccl"}
 """What sums tensors on a kind of device; elsewhere gloo."""
 _FIRST_BYTES = 1 << 15
 """A command that fits is one message, a longer one two."""
 _HEADER_BYTES = 8
+_JOIN = timedelta(seconds=JOIN_S)
 _FOREVER = timedelta(days=365)
 """Followers wait for commands as long as nobody asks anything; whether others live is watched apart."""
-_JOIN = timedelta(minutes=10)
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A process among those that compute a model: the address is that of the first rank's store."""
+    """A process among those that compute a model, and where it meets the first of them.
+
+    `local_rank` and `local_size` count those of its machine, `port` is that of the first rank's `Watch`.
+    """
 
     rank: int
     size: int
+    local_rank: int
+    local_size: int
     host: str
-    port: int
+    port: int = 0
+
+    @property
+    def mesh(self) -> ProcessMesh:
+        """Sums nothing before its process is in a `Group`."""
+        return ProcessMesh(self.rank, self.size)
 
 
 class Group:
@@ -37,7 +51,6 @@ class Group:
     def __init__(self, place: Place, store: TCPStore, device: torch.device) -> None:
         backend = _BACKENDS.get(device.type, "gloo")
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_FOREVER)
-        self.mesh = ProcessMesh()
         self._control = dist.new_group(backend="gloo", timeout=_FOREVER)
 
     def tell(self, command: object) -> None:
@@ -72,6 +85,33 @@ class Group:
         dist.broadcast(message, 0, group=self._control)
 
 
-def open_store(place: Place, *, is_first: bool) -> TCPStore:
-    """The store at which ranks meet; with port 0 the first rank takes a free one."""
-    return TCPStore(place.host, place.port, place.size, is_master=is_first, timeout=_JOIN, wait_for_workers=False)
+def listen(host: str) -> socket.socket:
+    """A socket that listens at a free port of an address of this machine, and nowhere else.
+
+    Raises:
+        OSError: the machine has no such address.
+    """
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, 0), family=family)
+
+
+def open_store(place: Place) -> TCPStore:
+    """The store at which processes meet that sum tensors, of the first rank; `port` says where it listens."""
+    listener = listen(place.host)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        place.host, port, place.size, is_master=True, timeout=_JOIN, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+
+
+def join_store(host: str, port: int) -> TCPStore:
+    """Another process's store."""
+    return TCPStore(host, port, None, is_master=False, timeout=_JOIN, wait_for_workers=False)
+
+
+def stay_on_this_machine() -> None:
+    """Has what sums tensors listen on the loopback only, in this process and those it starts."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)

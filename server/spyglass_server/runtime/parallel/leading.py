@@ -7,6 +7,7 @@ from spyglass_server.engine.messages import ImageInput, ImageKey
 from spyglass_server.engine.shared_images import shared_pixels
 from spyglass_server.engine.worker.batch import DeviceLost, Pending, Row, RowOutput
 from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
+from spyglass_server.runtime.parallel.followers import Followers
 from spyglass_server.runtime.parallel.group import Group
 from spyglass_server.runtime.runner import ModelRunner
 
@@ -19,8 +20,8 @@ class LeadingRunner:
     Where one rank fails, the others wait in vain, so nothing is tried again: the engine ends, and starts anew.
     """
 
-    def __init__(self, runner: ModelRunner, group: Group) -> None:
-        self._runner, self._group = runner, group
+    def __init__(self, runner: ModelRunner, group: Group, followers: Followers) -> None:
+        self._runner, self._group, self._followers = runner, group, followers
         self.looks_ahead = runner.looks_ahead
 
     def take_image(self, image: ImageInput) -> None:
@@ -44,6 +45,9 @@ class LeadingRunner:
 
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         return self.start(rows)()
+
+    def close(self) -> None:
+        self._followers.dismiss()
 
     def _together(self, command: object, work: Callable[[], T]) -> T:
         self._group.tell(command)

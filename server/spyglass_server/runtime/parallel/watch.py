@@ -1,23 +1,31 @@
-"""Whether all ranks live: each says so in the store every second, and the first one looks, as the others look at it.
+"""Whether all ranks live, and what they say while they start: each follower has a connection to the first rank.
 
-A rank that is silent cannot be helped: whoever notices ends its own process, at once, whatever it waits for.
+A process that ends closes its connection. Both ends send a beat every second, so that a process that is stopped, or a
+machine that is gone, is noticed as well. A rank that is lost cannot be helped: whoever notices ends its own process at
+once, whatever it waits for.
 """
 
-import itertools
+import json
 import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
-
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 SILENT_S = 8.0
-"""A rank that has said nothing for so long is lost."""
+"""A rank that has sent nothing for so long is lost."""
+JOIN_S = 600.0
+"""How long ranks wait for each other while they start and load."""
 EXIT_STATUS = 70
+_CONNECT_S = 5.0
+_FAREWELL_S = 2.0
+_LONGEST_LINE = 1 << 16
 
 Lost = Callable[[str], None]
 
@@ -29,38 +37,197 @@ def end_process(reason: str) -> None:
     os._exit(EXIT_STATUS)
 
 
-class Watch:
-    """Says that this rank lives, and looks whether others do, in a thread of its own."""
+class _Line:
+    """A connection of two ranks: JSON objects, a line each, and empty lines as beats."""
 
-    def __init__(self, store: TCPStore, rank: int, others: Iterable[int], on_lost: Lost = end_process) -> None:
-        """`store` is this thread's alone."""
-        self._store, self._rank, self._others, self._on_lost = store, rank, tuple(others), on_lost
-        self._seen: dict[int, tuple[bytes, float]] = {}
-        store.set(f"alive/{rank}", "0")
-        threading.Thread(target=self._run, name="rank-watch", daemon=True).start()
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(SILENT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection, self._file, self._lock = connection, connection.makefile("rb"), threading.Lock()
 
-    def _run(self) -> None:
-        for beat in itertools.count(1):
-            time.sleep(_BEAT_S)
+    def send(self, message: dict[str, Any] | None = None) -> bool:
+        """Sends a message, or a beat; returns whether there was still a connection."""
+        data = json.dumps(message).encode() if message else b""
+        try:
+            with self._lock:
+                self._connection.sendall(data + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Until the connection closes.
+
+        Raises:
+            TimeoutError: the other end is silent.
+            ValueError: it has sent what is no message.
+        """
+        while True:
             try:
-                self._store.set(f"alive/{self._rank}", str(beat))
-                silent = [rank for rank in self._others if self._is_silent(rank)]
-            except RuntimeError as error:  # the store was in the first rank's process
-                silent, reason = [0], f"the first rank's store is gone ({error})"
-            else:
-                reason = f"rank {silent[0]} has said nothing for {SILENT_S:.0f} s" if silent else ""
-            if silent:
-                self._on_lost(reason)
+                line = self._file.readline(_LONGEST_LINE)
+            except TimeoutError:
+                raise
+            except OSError:
                 return
+            if not line.endswith(b"\n"):
+                return
+            if line != b"\n":
+                message = json.loads(line)
+                if not isinstance(message, dict):
+                    raise ValueError("a message must be an object")
+                yield message
 
-    def _is_silent(self, rank: int) -> bool:
-        """A rank that has never said anything is still starting."""
-        key = f"alive/{rank}"
-        if not self._store.check([key]):
-            return False
-        beat, now = self._store.get(key), time.monotonic()
-        last, since = self._seen.get(rank, (b"", now))
-        if beat != last:
-            self._seen[rank] = beat, now
-            return False
-        return now - since > SILENT_S
+    def beat(self) -> None:
+        """Sends beats as long as there is a connection."""
+        while self.send():
+            time.sleep(_BEAT_S)
+
+    def close(self) -> None:
+        """Only who reads messages may."""
+        self._file.close()
+        self._connection.close()
+
+
+class Watch:
+    """The first rank's end of all connections.
+
+    Until `guard`, a rank that is lost is what the next `gather` raises; from then on `on_lost` hears of it at once.
+    """
+
+    def __init__(self, listener: socket.socket, size: int, store_port: int, on_lost: Lost = end_process) -> None:
+        """Followers that come are told the port of the store."""
+        self._listener, self._size, self._store_port, self._on_lost = listener, size, store_port, on_lost
+        self._lines: dict[int, _Line] = {}
+        self._reports: dict[int, deque[Any]] = {rank: deque() for rank in range(1, size)}
+        self._lost = ""
+        self._is_guarding = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._accept, name="rank-listener", daemon=True).start()
+
+    def gather(self) -> list[Any]:
+        """Waits for the next report of every follower; in the order of ranks.
+
+        Raises:
+            ValueError: a rank has failed or was lost, or has said nothing for too long; the text is for the operator.
+        """
+        deadline = time.monotonic() + JOIN_S
+        with self._changed:
+            while missing := [rank for rank, reports in self._reports.items() if not reports]:
+                if self._lost:
+                    raise ValueError(self._lost)
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise ValueError(f"rank {missing[0]} has not come within {JOIN_S:.0f} s")
+                self._changed.wait(left)
+            return [reports.popleft() for reports in self._reports.values()]
+
+    def guard(self) -> None:
+        """All have said what they had to say: from now on a rank that is lost ends this one.
+
+        Raises:
+            ValueError: as `gather`.
+        """
+        with self._changed:
+            if self._lost:
+                raise ValueError(self._lost)
+            self._is_guarding = True
+
+    def has_met(self, rank: int) -> bool:
+        return rank in self._lines
+
+    def lose(self, reason: str) -> None:
+        """A rank is lost."""
+        with self._changed:
+            self._lost = self._lost or reason
+            self._changed.notify_all()
+            ends = self._is_guarding
+        if ends:
+            self._on_lost(reason)
+
+    def dismiss(self) -> None:
+        """Lets all followers go for good; what they do then is no loss."""
+        with self._changed:
+            self._is_guarding = False
+        for line in self._lines.values():
+            line.send({"dismissed": True})
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=self._hear, args=(_Line(connection),), name="rank-watch", daemon=True).start()
+
+    def _hear(self, line: _Line) -> None:
+        name = ""
+        try:
+            messages = line.messages()
+            hello = next(messages, {})
+            rank = hello.get("rank")
+            with self._changed:
+                if rank not in self._reports or rank in self._lines:  # or one that comes again before it was lost
+                    return
+                self._lines[rank] = line
+            name = f"rank {rank} on {hello.get('host')}"
+            line.send({"store_port": self._store_port})
+            threading.Thread(target=line.beat, name=f"rank-{rank}-beat", daemon=True).start()
+            for message in messages:
+                if "failed" in message:
+                    self.lose(f"{name}: {message['failed']}")
+                    return
+                with self._changed:
+                    self._reports[rank].append(message["report"])
+                    self._changed.notify_all()
+            self.lose(f"{name} has ended")
+        except TimeoutError:
+            if name:
+                self.lose(f"{name} has said nothing for {SILENT_S:.0f} s")
+        except (ValueError, KeyError):
+            if name:
+                self.lose(f"{name} has sent what is no message")
+        finally:
+            line.close()
+
+
+class Tether:
+    """A follower's end of its connection. When the first rank is gone, `on_lost` hears of it."""
+
+    def __init__(self, address: tuple[str, int], rank: int, on_lost: Lost = end_process) -> None:
+        """Connects.
+
+        Raises:
+            OSError: there is no first rank, or it has not lost this one's predecessor yet.
+        """
+        self._on_lost = on_lost
+        self._line = _Line(socket.create_connection(address, _CONNECT_S))
+        self._messages = self._line.messages()
+        self._line.send({"rank": rank, "host": socket.gethostname()})
+        try:
+            self.store_port = int(next(self._messages)["store_port"])
+        except (StopIteration, ValueError, KeyError) as error:
+            self._line.close()
+            raise ConnectionError("the first rank has no place for this one") from error
+        self._has_failed, self._closed = False, threading.Event()
+        threading.Thread(target=self._line.beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._hear, name="tether", daemon=True).start()
+
+    def report(self, value: Any) -> None:
+        """Says what the first rank gathers."""
+        self._line.send({"report": value})
+
+    def fail(self, text: str) -> None:
+        """Says why this rank cannot go on, and waits a moment until that is heard; the process must end then."""
+        self._has_failed = True
+        self._line.send({"failed": text})
+        self._closed.wait(_FAREWELL_S)
+
+    def _hear(self) -> None:
+        reason = "the first rank has ended"
+        try:
+            for message in self._messages:
+                if "dismissed" in message:
+                    os._exit(0)
+        except TimeoutError:
+            reason = f"the first rank has said nothing for {SILENT_S:.0f} s"
+        except ValueError:
+            reason = "the first rank has sent what is no message"
+        self._closed.set()
+        if not self._has_failed:
+            self._on_lost(reason)

@@ -1,0 +1,78 @@
+"""A rank that is not the first: what its process does.
+
+    python -m spyglass_server.runtime.parallel.follower
+
+reads from standard input what to load and where to meet the first rank. It ends when that is gone, or standard input.
+"""
+
+import logging
+import os
+import pickle
+import sys
+import threading
+from typing import NoReturn
+
+from spyglass_server.runtime.parallel import meeting
+from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
+from spyglass_server.runtime.parallel.group import Group, Place
+from spyglass_server.runtime.parallel.keeper import FAILED, NO_STORE
+from spyglass_server.runtime.parallel.watch import Tether
+from spyglass_server.runtime.runner import ModelRunner
+from spyglass_server.torchrun import Launch
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """A follower's life."""
+    source = sys.stdin.buffer
+    loader, where, level = pickle.load(source)
+    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s rank {where.rank}: %(message)s")
+    threading.Thread(target=_end_with, args=(source.fileno(),), daemon=True).start()
+    place, tether = _met(where)
+    try:
+        follow(*loader.load_rank(place, tether))
+    except (ValueError, OSError) as error:
+        log.debug("loading failed", exc_info=True)
+        tether.fail(str(error))
+    except Exception as error:
+        log.exception("rank %d has failed", place.rank)
+        tether.fail(repr(error))
+    os._exit(FAILED)
+
+
+def follow(runner: ModelRunner, group: Group) -> NoReturn:
+    """Does what the first rank tells, as long as this process lives."""
+    while True:
+        match group.hear():
+            case TakeImage(image, pixels):
+                runner.take_pixels(image, pixels)
+            case DropImage(key):
+                runner.drop_image(key)
+            case EncodeImage(key, tiles):
+                runner.encode_image(key, tiles)
+            case CopyPages(pairs):
+                runner.copy_pages(pairs)
+            case Compute(plan):
+                runner.follow(plan)
+
+
+def _met(where: Place | Launch) -> tuple[Place, Tether]:
+    if isinstance(where, Place):
+        return where, Tether((where.host, where.port), where.rank)
+    try:
+        return meeting.meet(where)
+    except RuntimeError as error:
+        log.error("torchrun's store at %s:%d is gone: %s", where.host, where.port, error)
+        os._exit(NO_STORE)
+
+
+def _end_with(source: int) -> None:
+    """Ends this process when the one that has started it is gone, whatever else waits."""
+    while os.read(source, 1):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Keeps a follower for each process that torchrun starts and that is not the first rank: when one ends, another begins.
+
+Imports no torch: it must be small, and cheap to start.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import time
+from typing import Any
+
+from spyglass_server.torchrun import Launch
+
+FAILED = 3
+"""The exit status of a follower that could not load."""
+NO_STORE = 4
+"""The exit status of a follower that cannot reach torchrun's store: the first rank's machine is gone."""
+_AGAIN_S = 0.5
+_LOOK_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def keep_following(loader: Any, launch: Launch) -> int:
+    """Runs followers, one after the other, until the first rank is done with them or torchrun is gone.
+
+    Returns the exit status.
+    """
+    level, parent = logging.getLogger().getEffectiveLevel(), os.getppid()
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spyglass_server.runtime.parallel.follower"], stdin=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        with process.stdin:
+            pickle.dump((loader, launch, level), process.stdin)
+            process.stdin.flush()
+            status = None
+            while status is None and os.getppid() == parent:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(_LOOK_S)
+        if status is None:  # the follower ends with its standard input
+            return FAILED
+        if status in (0, NO_STORE):
+            return status
+        log.warning("rank %d (process %d) has ended with status %d; it starts again", launch.rank, process.pid, status)
+        time.sleep(_AGAIN_S)
