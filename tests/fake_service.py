@@ -259,7 +259,8 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         self.turns: list[Turn] = []
         self.new_turns: asyncio.Queue[Turn] = asyncio.Queue()
         self.port = 0
-        self._model = model
+        self.model = pb.Model()
+        self.model.CopyFrom(model)
         self._key = key
         self._turns_changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -331,14 +332,14 @@ class FakeService(pb_grpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         await self._enter(context)
-        return pb.ListModelsResponse(models=[self._model])
+        return pb.ListModelsResponse(models=[self.model])
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         await self._enter(context)
-        if request.model != self._model.id:
+        if request.model != self.model.id:
             message = f"no model {request.model}"
             await abort(context, make_status(code_pb2.NOT_FOUND, message, reason="model_not_found", field="model"))
-        return pb.GetModelResponse(model=self._model)
+        return pb.GetModelResponse(model=self.model)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:  # noqa: N802
         await self._enter(context)
@@ -361,7 +362,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         await self._enter(context)
         usage = pb.Usage(prompt_tokens=7, completion_tokens=3, estimated_cost=0.5)
         records = [
-            pb.UsageRecord(request_id=f"r{number}", model=self._model.id, usage=usage, outcome="OK" if number else "")
+            pb.UsageRecord(request_id=f"r{number}", model=self.model.id, usage=usage, outcome="OK" if number else "")
             for number in range(request.max_records)
         ]
         for record in records:

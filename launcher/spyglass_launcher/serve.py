@@ -34,9 +34,11 @@ def run_serve(args: argparse.Namespace) -> int:
     """Runs both until a signal.
 
     Raises:
-        ValueError: an extra of the package that is needed to serve is not installed.
+        ValueError: an extra of the package that is needed to serve is not installed, or torchrun has started this.
         argparse.ArgumentError: the two processes cannot share a setting.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("serve cannot be started by torchrun: start `-m spyglass_server` so, and the bridge by itself")
     if extras := missing_extras():
         raise ValueError(f"serve needs: pip install 'spyglass[{','.join(extras)}]'")
     settings = dict(vars(args))

@@ -160,14 +160,23 @@ async def test_models(run: Run) -> None:
         "MODEL          DTYPE    CONTEXT  MAX TOKENS  IMAGES  $/M IN  $/M OUT\n"
         "spyglass-demo  float32    2,048       1,024      16    0.35     0.40\n"
         "\n"
-        "MODEL          DEVICE    MEMORY  WEIGHTS  TEXT CACHE  TOKENS  IMAGE CACHE  TILES\n"
-        "spyglass-demo  cpu     24.00 GB  0.71 GB     2.15 GB  23,296      1.07 GB  1,234\n",
+        "MODEL          HOST  DEVICE    MEMORY  WEIGHTS  TEXT CACHE  TOKENS  IMAGE CACHE  TILES\n"
+        "spyglass-demo  here  cpu     24.00 GB  0.71 GB     2.15 GB  23,296      1.07 GB  1,234\n",
         "",
     )
     [model] = json.loads((await run("models", "--json"))[1])
     assert (model["id"], model["created"], model["tags"]) == ("spyglass-demo", "2023-11-14T22:13:20+00:00", ["vision"])
     assert model["pricing"] == {"input_tokens": 0.35, "output_tokens": 0.4, "cached_input_tokens": 0.35}
     assert (model["memory"]["weight_bytes"], model["memory"]["image_cache_tiles"]) == (712_000_000, 1234)
+
+
+async def test_models_have_a_line_for_each_device(run: Run, service: FakeService) -> None:
+    for host in ("gpu-a", "gpu-b"):
+        service.model.ranks.add(host=host, device_name="H100", device_bytes=80 * 10**9, weight_bytes=22 * 10**9)
+    lines = (await run("models"))[1].splitlines()[4:]
+    assert [line.split()[1:4] for line in lines] == [["gpu-a", "0:", "H100"], ["gpu-b", "1:", "H100"]]
+    [found] = json.loads((await run("models", "--json"))[1])
+    assert [rank["host"] for rank in found["ranks"]] == ["gpu-a", "gpu-b"]
 
 
 async def test_usage(run: Run) -> None:

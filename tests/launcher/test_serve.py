@@ -168,6 +168,12 @@ def test_a_port_that_nobody_knows_beforehand_is_refused(option: str, capsys: pyt
     assert f"{option}: serve needs a port" in capsys.readouterr().err
 
 
+def test_torchrun_cannot_start_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main(["serve"]) == 1
+    assert "serve cannot be started by torchrun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--http", "--grpc"])
 def test_an_address_where_another_program_listens_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
