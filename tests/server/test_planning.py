@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from spyglass_client.cli import main
 from spyglass_server.config import EngineConfig
@@ -113,33 +114,55 @@ def test_what_a_configuration_leaves_out_has_the_defaults_of_transformers(tmp_pa
     assert ModelSizes.of(raw).dtype == "bfloat16"
 
 
+@pytest.fixture
+def _one_process_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For an engine of several ranks, of which this process is the first."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process_again")
 @pytest.mark.parametrize(
-    ("dtype", "quantization", "changes"),
+    ("dtype", "quantization", "changes", "num_ranks"),
     [
-        ("float32", "none", {}),
-        ("bfloat16", "int8", {"num_hidden_layers": 12, "cross_attention_layers": [1, 5, 9]}),
-        ("bfloat16", "fp8", {"num_key_value_heads": 1, "intermediate_size": 700}),
+        ("float32", "none", {}, 1),
+        ("bfloat16", "int8", {"num_hidden_layers": 12, "cross_attention_layers": [1, 5, 9]}, 1),
+        ("bfloat16", "fp8", {"num_key_value_heads": 1, "intermediate_size": 700}, 1),
+        ("float32", "none", {}, 2),
     ],
 )
 def test_predicted_bytes_are_those_of_the_tensors_of_a_running_engine(
-    dtype: str, quantization: str, changes: Mapping[str, Any], small: dict[str, Any], tokenizer: Path, tmp_path: Path
+    dtype: str,
+    quantization: str,
+    changes: Mapping[str, Any],
+    num_ranks: int,
+    small: dict[str, Any],
+    tokenizer: Path,
+    tmp_path: Path,
 ) -> None:
     raw = {**small, "text_config": {**small["text_config"], **changes}}
     write(tmp_path, raw)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    model, itemsize = ModelSizes.of(raw), 4 if dtype == "float32" else 2
+    model, itemsize = ModelSizes.of(raw).of_rank(num_ranks), 4 if dtype == "float32" else 2
     units = model.cache_units(itemsize)
     settings = EngineConfig(
         load_format="dummy", dtype=dtype, quantization=quantization, device="cpu", max_model_len=None,
         gpu_memory_utilization=0.9, cache_bytes=100 * units.page_bytes, image_cache_bytes=9 * units.tile_bytes,
-        max_batch=4, max_step_tokens=None, max_chunk_tokens=None, tensor_parallel_size=1,
+        max_batch=4, max_step_tokens=None, max_chunk_tokens=None, tensor_parallel_size=num_ranks,
     )  # fmt: skip
     before = allocated_bytes()
-    engine = CheckpointLoader(folder=tmp_path, settings=settings).load()
+    core, info = CheckpointLoader(folder=tmp_path, settings=settings).load()
     allocated = allocated_bytes() - before
+    core.close()
     predicted = model.count().nbytes(itemsize, quantization) + 100 * units.page_bytes + 9 * units.tile_bytes
     assert predicted == pytest.approx(allocated, rel=0.05)
-    assert engine[1].memory.weight_bytes == pytest.approx(model.count().nbytes(itemsize, quantization), rel=0.01)
+    assert len(info.ranks) == num_ranks
+    for rank in info.ranks:
+        assert rank.weight_bytes == pytest.approx(model.count().nbytes(itemsize, quantization), rel=0.01)
 
 
 def test_a_plan_fits_as_the_engine_would_and_says_what_would_where_it_does_not(planned: Planned) -> None:

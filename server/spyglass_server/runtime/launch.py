@@ -215,6 +215,7 @@ class CheckpointLoader:
         if group is not None:
             num_pages, num_tiles = group.least(sizes.num_pages, sizes.num_tiles)
             sizes = replace(sizes, num_pages=num_pages, num_tiles=num_tiles)
+        memory = sizing.account(loaded.model, sizes)  # before the runner packs the weights, which hides their sizes
         max_tokens = sizing.max_tokens(sizes)
         runner = ModelRunner(
             loaded.model,
@@ -226,7 +227,7 @@ class CheckpointLoader:
             max_batch=self.settings.max_batch,
             max_tokens=max_tokens,
         )
-        return runner, sizing.account(loaded.model, sizes), max_tokens
+        return runner, memory, max_tokens
 
     def _model(self, parts: "_Parts", mesh: "Mesh") -> "Mllama":
         from spyglass_server.runtime.checkpoint import load_model
