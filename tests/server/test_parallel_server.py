@@ -62,7 +62,7 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-async def answers(client: AsyncClient, ways: list[dict[str, Any]] = WAYS) -> list[str]:
+async def answers(client: AsyncClient, max_tokens: int = 24) -> list[str]:
     """Of sixteen requests at once, of several kinds, some with one beginning, beside streams that are cancelled."""
 
     async def cancelled() -> None:
@@ -73,8 +73,8 @@ async def answers(client: AsyncClient, ways: list[dict[str, Any]] = WAYS) -> lis
 
     async with asyncio.TaskGroup() as group:
         texts = [
-            group.create_task(client.generate(prompt, images=images, max_tokens=24, **way))
-            for way in ways
+            group.create_task(client.generate(prompt, images=images, max_tokens=max_tokens, **way))
+            for way in WAYS
             for prompt in ("What is it?", "What is it? Say more.")
             for images in ([], [encoded(noise((60, 40)))])
         ]
@@ -113,7 +113,7 @@ async def test_the_demo_model_answers_over_three_ranks_as_over_one(tmp_path: Pat
         folder = demo_checkpoint()
         ranks = settings | {"tensor_parallel_size": num_ranks}
         async with run_test_server(folder, tmp_path / str(num_ranks), **ranks) as server, client_of(server) as client:
-            found.append(await answers(client, WAYS[:2]))
+            found.append(await answers(client, max_tokens=8))
     assert found[0] == found[1]
 
 
