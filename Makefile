@@ -21,7 +21,7 @@ run: $(VENV)/run  ## installs what is missing and serves the demo model (setting
 
 test:  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
 	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/dev $(VENV)/clients
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadfile)
 
 lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
 	$(BIN)/ruff format --check

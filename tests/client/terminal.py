@@ -88,7 +88,8 @@ async def terminal(command: Sequence[str], environ: Mapping[str, str]) -> AsyncI
     # The first terminal that a session opens is its own: only then does Ctrl-C reach the program.
     process = await asyncio.create_subprocess_exec(
         *("sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(slave), *command),
-        env={**environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+        env={name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES")}
+        | {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
         start_new_session=True,
     )
     shown = Terminal(process, master)

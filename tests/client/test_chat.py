@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -140,7 +141,7 @@ async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Pa
     (tmp_path / "notes.md").write_text("some ```text```\n")
     async with chat("--image", str(tmp_path / "red one.png")) as shown:
         await asked_for(shown)
-        assert f"red one.png  60 × 20, {len(red)} bytes" in shown.text
+        assert re.search(rf"red one\.png\s+60 × 20, {len(red)} bytes", shown.text)
         assert "ff0000" in shown.backgrounds()
         shown.type("/im\t")
         await shown.until(lambda text: text.endswith("› /image"))
