@@ -4,9 +4,9 @@ import asyncio
 import io
 import json
 import os
-import re
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -134,35 +134,42 @@ async def test_a_conversation(chat: Chat, service: FakeService) -> None:
     assert all(turn.start.sampling.HasField("temperature") for turn in service.turns)
 
 
-async def test_pictures_and_files(chat: Chat, service: FakeService, tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room in a line of the terminal."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+async def test_pictures_and_files(chat: Chat, service: FakeService, short_path: Path) -> None:
     red, blue = encoded(Image.new("RGB", (60, 20), "red")), encoded(Image.new("RGB", (20, 20), "blue"))
-    (tmp_path / "red one.png").write_bytes(red)
-    (tmp_path / "blue.png").write_bytes(blue)
-    (tmp_path / "notes.md").write_text("some ```text```\n")
-    async with chat("--image", str(tmp_path / "red one.png")) as shown:
+    (short_path / "red one.png").write_bytes(red)
+    (short_path / "blue.png").write_bytes(blue)
+    (short_path / "notes.md").write_text("some ```text```\n")
+    async with chat("--image", str(short_path / "red one.png")) as shown:
         await asked_for(shown)
-        assert re.search(rf"red one\.png\s+60 × 20, {len(red)} bytes", shown.text)
+        assert f"red one.png  60 × 20, {len(red)} bytes" in shown.text
         assert "ff0000" in shown.backgrounds()
         shown.type("/im\t")
         await shown.until(lambda text: text.endswith("› /image"))
-        shown.type(f"{tmp_path}/bl\t")
+        shown.type(f"{short_path}/bl\t")
         await shown.until("/blue.png")
         shown.type("\r")
         await asked_for(shown)
         assert f"blue.png  20 × 20, {len(blue)} bytes" in shown.text
         assert "0000ff" in shown.backgrounds()
-        await enter(shown, f"/file {tmp_path}/notes.md")
+        await enter(shown, f"/file {short_path}/notes.md")
         assert "notes.md  16 characters" in shown.text
-        await enter(shown, f"/file {tmp_path}/blue.png")
+        await enter(shown, f"/file {short_path}/blue.png")
         assert "blue.png is no text in UTF-8" in shown.text
-        await enter(shown, f"/image {tmp_path}/notes.md")
+        await enter(shown, f"/image {short_path}/notes.md")
         assert "notes.md is no picture that can be read" in shown.text
         await enter(shown, "/image none.png")
         assert "none.png: No such file or directory" in shown.text
         await enter(shown, "/image ~nobody-here/none.png")
         assert "~nobody-here/none.png: No such file or directory" in shown.text
         await enter(shown, "What is it?")
-        await enter(shown, f"/file '{tmp_path}/notes.md'")
+        await enter(shown, f"/file '{short_path}/notes.md'")
         await enter(shown, "/detach")
         await enter(shown, "And now?")
         shown.type("/exit\r")
