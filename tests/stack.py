@@ -95,7 +95,8 @@ class Stack:
         """All records of the ledger, oldest first; also after the end."""
         with contextlib.closing(sqlite3.connect(self.data_dir / "usage.sqlite3")) as ledger:
             rows = ledger.execute(
-                "SELECT request_id, prompt_tokens, completion_tokens, cost_usd, outcome FROM generations ORDER BY id"
+                "SELECT request_id, prompt_tokens, completion_tokens, cost_usd, outcome FROM generations "
+                "ORDER BY number"
             )
             return [UsageRow(*row) for row in rows]
 

@@ -90,6 +90,16 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
         parse=whole_number,
         metavar="N",
     )
+    verify = _add_command(
+        usage.add_subparsers(metavar="[verify]"),
+        "verify",
+        _run_verify,
+        "check, beside a server's data folder, that none of its usage records was changed, added or removed",
+    )
+    if command == "usage":
+        from spyglass_server.ledger.command import add_options as add_ledger_options
+
+        add_ledger_options(verify, environ)
     return parser
 
 
@@ -103,6 +113,12 @@ def _run_plan(args: argparse.Namespace) -> int:
     from spyglass_server.planning.command import run_plan
 
     return run_plan(args)
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from spyglass_server.ledger.command import run_verify
+
+    return run_verify(args)
 
 
 def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
 from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.worker.main import EngineLoader
-from spyglass_server.ledger import SqliteLedger, lock_data_dir, read_server_id
+from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.resources import Resources
 from spyglass_server.runtime.launch import CheckpointLoader
@@ -57,7 +57,7 @@ class Server:
         self._lock = lock_data_dir(config.data_dir)
         self._keys, self.new_key = ConfiguredKeys.open(config.data_dir, config.api_keys, config.bridge_key)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
-        self._ledger = SqliteLedger(config.data_dir / "usage.sqlite3", read_server_id(config.data_dir))
+        self._ledger = Ledger(config.data_dir, read_server_id(config.data_dir), config.ledger_url)
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
         self.engine = AsyncEngine(

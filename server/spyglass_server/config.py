@@ -71,6 +71,7 @@ class ServerConfig:
     api_keys: tuple[str, ...]
     bridge_key: str | None
     data_dir: Path
+    ledger_url: str | None
     engine: EngineConfig
     chat_template: Path | None
     max_pending: int
@@ -101,7 +102,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         address=options.grpc,
         api_keys=tuple(options.api_key),
         bridge_key=options.bridge_key,
-        data_dir=Path(options.data_dir).expanduser() if options.data_dir else _default_data_dir(),
+        data_dir=data_dir_of(options.data_dir),
+        ledger_url=options.ledger_url,
         engine=EngineConfig.from_options(options),
         chat_template=Path(options.chat_template).expanduser() if options.chat_template else None,
         max_pending=options.max_pending,
@@ -115,6 +117,9 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _default_data_dir() -> Path:
+def data_dir_of(setting: str | None) -> Path:
+    """The data folder that `--data-dir` says, or that there is by default."""
+    if setting:
+        return Path(setting).expanduser()
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "spyglass"

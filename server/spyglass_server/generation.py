@@ -5,13 +5,13 @@ Whatever happens on the way, exactly one Finished is emitted, and a usage record
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import Identity, find_payer
-from spyglass_server.cancellation import to_the_end
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start
@@ -26,8 +26,10 @@ from spyglass_server.errors import (
     InvalidImage,
     InvalidRequest,
     SpyglassError,
+    Unavailable,
     to_status,
 )
+from spyglass_server.ledger import Record
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
@@ -39,11 +41,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Metered:
-    """A generation with a usage record: what it answers, and to whom it is billed."""
+    """A generation with a usage record, and what it answers."""
 
-    record: int
-    request: EngineRequest
-    cached_tokens: int
+    record: Record
     choices: Choices
 
 
@@ -63,6 +63,8 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._metered: _Metered | None = None
+        self._queued_s = time.time()
+        self._first_token_s: float | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Begins `run` as a task."""
@@ -83,6 +85,19 @@ class Generation:
         except InvalidRequest as error:
             self.end(error)
 
+    def keep_count(self) -> bool:
+        """Has the ledger keep how many tokens there are; returns whether they may be sent.
+
+        Where it cannot, the generation ends.
+        """
+        if self._metered is not None and self._may_be_ended:
+            try:
+                self._resources.ledger.count(self._metered.record.number, self._metered.choices.num_tokens)
+            except Unavailable as error:
+                self.end(error)
+                return False
+        return True
+
     async def run(self) -> None:
         """Runs to the end. Raises only CancelledError, when it was cancelled by others than `end`."""
         error: BaseException | None = None
@@ -98,7 +113,7 @@ class Generation:
             if not isinstance(problem, SpyglassError):
                 log.exception("generation %r failed", self._start.request_id[:128])
         self._may_be_ended = False
-        await to_the_end(self._close(error))
+        self._close(error)
         if isinstance(error, asyncio.CancelledError):
             raise error
 
@@ -110,6 +125,7 @@ class Generation:
         limit_s = resources.request_timeout_s
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
+                resources.ledger.check()
                 with resources.admission.admit():
                     prompt, grammar = await self._prepare(spec)
                     await self._answer(spec, prompt, grammar, payer, model)
@@ -199,7 +215,7 @@ class Generation:
         )
         try:
             cached_tokens = await run.wait_scheduled()
-            await to_the_end(self._meter(request, model, cached_tokens, choices))
+            self._meter(request, model, cached_tokens, choices)
             self._emit_all(echo.begin())
             await run.stream()
         finally:
@@ -208,6 +224,8 @@ class Generation:
     def _on_token(self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun) -> None:
         if (delta := choices.push(output)) is None:
             return
+        if self._first_token_s is None:
+            self._first_token_s = time.time()
         logprobs = None
         if output.logprobs is not None:
             bytes_of = self._resources.prompts.tokenizer.token_bytes
@@ -219,32 +237,41 @@ class Generation:
         elif output.finish is None and delta.finish is not None:
             run.cancel_choice(output.choice)
 
-    async def _meter(self, request: EngineRequest, model: str, cached_tokens: int, choices: Choices) -> None:
+    def _meter(self, request: EngineRequest, model: str, cached_tokens: int, choices: Choices) -> None:
         """Opens the usage record; nothing of an answer is sent before that."""
-        record = await self._resources.ledger.open(
-            request.tenant, self._start.request_id, model, len(request.tokens), cached_tokens
+        prices = self._resources.prices
+        record = self._resources.ledger.open(
+            Record(
+                request_id=self._start.request_id,
+                key_id=request.tenant,
+                model=model,
+                queued_s=self._queued_s,
+                started_s=time.time(),
+                prompt_tokens=len(request.tokens),
+                cached_tokens=cached_tokens,
+                num_images=len(request.images),
+                price_input=prices.input,
+                price_output=prices.output,
+                price_cached_input=prices.cached_input,
+            )
         )
-        self._metered = _Metered(record=record, request=request, cached_tokens=cached_tokens, choices=choices)
-        self._emit(events.started(self._id, len(request.tokens), cached_tokens))
+        self._metered = _Metered(record=record, choices=choices)
+        self._emit(events.started(self._id, record.prompt_tokens, cached_tokens))
 
-    async def _close(self, error: BaseException | None) -> None:
+    def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
         usage = self._usage()
         if self._metered is not None and usage is not None:
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
-            try:
-                await self._resources.ledger.close(
-                    self._metered.record, usage.completion_tokens, usage.estimated_cost, outcome
-                )
-            except Exception:  # the caller has the answer and must learn that it is whole
-                log.exception("the usage of %r could not be written: %r", self._start.request_id, usage)
+            number = self._metered.record.number
+            self._resources.ledger.close(number, usage.completion_tokens, outcome, self._first_token_s)
         self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
 
     def _usage(self) -> pb.Usage | None:
         """What has been used so far; None before the generation is metered."""
         if self._metered is None:
             return None
-        prompt_tokens, cached_tokens = len(self._metered.request.tokens), self._metered.cached_tokens
+        prompt_tokens, cached_tokens = self._metered.record.prompt_tokens, self._metered.record.cached_tokens
         completion_tokens = self._metered.choices.num_tokens
         return pb.Usage(
             prompt_tokens=prompt_tokens,

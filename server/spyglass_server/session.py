@@ -38,9 +38,14 @@ class Session:
         self._no_more = True
         self._close_if_done()
 
-    def frames(self) -> AsyncIterator[pb.GenerateResponse]:
-        """What is to be sent, until nothing can follow."""
-        return self._outbox.frames()
+    async def frames(self) -> AsyncIterator[pb.GenerateResponse]:
+        """What is to be sent, until nothing can follow; the ledger knows of the tokens in it."""
+        async for frame in self._outbox.frames():
+            refused = {event.id for event in frame.events if not self._may_be_sent(event)}
+            if refused:
+                kept = [event for event in frame.events if event.id not in refused]
+                frame = pb.GenerateResponse(events=kept, go_away=frame.go_away if frame.HasField("go_away") else None)
+            yield frame
 
     def drain(self) -> None:
         """Tells the client to go away; what runs goes on to its end."""
@@ -86,6 +91,10 @@ class Session:
         self._tasks.discard(task)
         del self._running[event_id]
         self._close_if_done()
+
+    def _may_be_sent(self, event: pb.Event) -> bool:
+        generation = self._running.get(event.id)
+        return generation is None or generation.keep_count()
 
     def _close_if_done(self) -> None:
         if self._no_more and not self._running:

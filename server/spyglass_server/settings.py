@@ -93,6 +93,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "data-dir", "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)", None, metavar="DIR"
     ),
+    Setting(
+        "ledger-url",
+        "where usage records are kept: postgresql://USER:PASSWORD@HOST/NAME (default: SQLite in the data folder)",
+        None,
+        metavar="URL",
+        secret=True,
+    ),
     *_ENGINE,
     Setting("chat-template", "a Jinja file to use instead of the checkpoint's own chat template", None, metavar="FILE"),
     count(

@@ -1,6 +1,5 @@
 """Keys and the ledger."""
 
-import sqlite3
 import stat
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from spyglass_server.auth import ConfiguredKeys, Scope, identify
 from spyglass_server.config import Prices
 from spyglass_server.errors import Unauthenticated
-from spyglass_server.ledger import SqliteLedger, Total, lock_data_dir, read_server_id
+from spyglass_server.ledger import lock_data_dir, read_server_id
 
 
 async def test_configured_keys_are_valid_and_no_others(tmp_path: Path) -> None:
@@ -44,59 +43,6 @@ def test_keys_that_contradict_each_other_and_damaged_hashes_are_refused(tmp_path
     (tmp_path / "api-key.sha256").write_text("")
     with pytest.raises(ValueError, match="remove it"):
         ConfiguredKeys.open(tmp_path, (), None)
-
-
-async def test_a_record_is_opened_and_closed_once(tmp_path: Path) -> None:
-    ledger = SqliteLedger(tmp_path / "usage.sqlite3", "here")
-    record = await ledger.open("k", "r", "m", prompt_tokens=10, cached_tokens=2)
-    (running,) = await ledger.latest("k", 5)
-    assert (running.finished_s, running.outcome) == (None, "")
-    await ledger.close(record, 7, 0.5, "OK")
-    await ledger.close(record, 70, 5.0, "INTERNAL")
-    (closed,) = await ledger.latest("k", 5)
-    assert (closed.completion_tokens, closed.cost_usd, closed.outcome) == (7, 0.5, "OK")
-    assert await ledger.total("k") == Total(generations=1, prompt_tokens=10, completion_tokens=7, cost_usd=0.5)
-    assert await ledger.total("another") == Total(generations=0, prompt_tokens=0, completion_tokens=0, cost_usd=0.0)
-    await ledger.aclose()
-
-
-async def test_records_that_a_crash_left_open_are_closed_as_lost(tmp_path: Path) -> None:
-    path = tmp_path / "usage.sqlite3"
-    ledger = SqliteLedger(path, "here")
-    await ledger.open("k", "r", "m", 10, 0)
-    again = SqliteLedger(path, "here")  # as another process would, after a crash
-    (lost,) = await again.latest("k", 1)
-    assert lost.outcome == "LOST"
-    await ledger.aclose()
-    await again.aclose()
-    with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    db.close()
-
-
-async def test_a_server_closes_only_its_own_records_as_lost(tmp_path: Path) -> None:
-    path = tmp_path / "usage.sqlite3"
-    ledger = SqliteLedger(path, "there")
-    await ledger.open("k", "r", "m", 10, 0)
-    other = SqliteLedger(path, "here")
-    (running,) = await other.latest("k", 1)
-    assert running.outcome == ""
-    await ledger.aclose()
-    await other.aclose()
-
-
-async def test_a_ledger_of_before_records_named_their_server_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "usage.sqlite3"
-    ledger = SqliteLedger(path, "here")
-    await ledger.open("k", "r", "m", 10, 0)
-    await ledger.aclose()
-    with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE generations DROP COLUMN server_id")
-    db.close()
-    again = SqliteLedger(path, "here")
-    (lost,) = await again.latest("k", 1)
-    assert (lost.prompt_tokens, lost.outcome) == (10, "LOST")
-    await again.aclose()
 
 
 def test_a_data_folder_names_one_server(tmp_path: Path) -> None:

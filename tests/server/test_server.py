@@ -4,7 +4,6 @@ import asyncio
 import io
 import itertools
 import random
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,12 +16,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
+from sqlalchemy.exc import OperationalError
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
 from spyglass_server.engine.handle.async_engine import EngineLoadError
 from spyglass_server.engine.worker.budget import Limits
-from spyglass_server.ledger import SqliteLedger
+from spyglass_server.ledger import Ledger, Record
+from spyglass_server.ledger.database import Database
+from spyglass_server.ledger.journal import Journal, JournalFull
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 Start = Callable[..., Awaitable[TestServer]]
@@ -545,34 +547,64 @@ async def test_more_choices_than_the_batch_holds_are_refused(start: Start) -> No
     assert stream.finished(2).usage.completion_tokens == 4
 
 
-async def test_a_ledger_that_cannot_write_costs_no_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = await start()
-
-    async def full(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(SqliteLedger, "close", full)
-    stream = server.open_stream()
-    await stream.start(1, tokens(2))
-    await stream.finish()
-    assert stream.finished(1).usage.completion_tokens == 2
-
-
-async def test_an_engine_that_dies_just_before_the_submit_is_told_as_such(
+async def test_a_database_that_cannot_be_written_costs_no_answer_and_no_record(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await start()
-    open_record = SqliteLedger.open
+    is_full, save = True, Database.save
 
-    async def open_late(*arguments: Any, **named: Any) -> int:
-        server.kill_engine()
-        while server.server.engine.is_ready:  # noqa: ASYNC110 - the engine tells its server, not tests
-            await asyncio.sleep(0.01)
-        return await open_record(*arguments, **named)
+    def write(database: Database, records: Any) -> None:
+        if is_full:
+            raise OperationalError("database or disk is full", None, Exception())
+        save(database, records)
 
-    monkeypatch.setattr(SqliteLedger, "open", open_late)
+    monkeypatch.setattr(Database, "save", write)
     stream = server.open_stream()
     await stream.start(1, tokens(2))
+    await stream.until(1, "finished")
+    assert stream.finished(1).usage.completion_tokens == 2
+    is_full = False
+    usage = await server.stub.GetUsage(inference_pb2.GetUsageRequest(max_records=1), metadata=auth())
+    assert (usage.completion_tokens, usage.records[0].outcome) == (2, "OK")
+    stream.call.cancel()
+
+
+async def test_nothing_begins_where_no_record_can_be_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await start()
+    stream = server.open_stream()
+    monkeypatch.setattr("spyglass_server.ledger.ledger.MAX_WAITING", 0)
+    await stream.start(1, tokens(2))
+    await stream.until(1, "finished")
+    assert (reason(stream.finished(1).error), error_code(stream.finished(1))) == ("ledger_unavailable", "UNAVAILABLE")
+    monkeypatch.undo()
+    with monkeypatch.context() as change:
+        change.setattr(Journal, "_append", raise_full)
+        await stream.start(2, tokens(2))
+        await stream.until(2, "finished")
+    assert (reason(stream.finished(2).error), stream.finished(2).HasField("usage")) == ("ledger_unavailable", False)
+    await stream.start(3, tokens(2))
+    await stream.until(3, "finished")
+    assert error_code(stream.finished(3)) == "OK"
+    stream.call.cancel()
+
+
+def raise_full(*_: object, **__: object) -> None:
+    raise JournalFull("no space left on device")
+
+
+async def test_an_engine_that_dies_before_the_first_token_is_told_as_such(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start(SLOW)
+    open_record = Ledger.open
+
+    def open_and_kill(ledger: Ledger, record: Record) -> Record:
+        server.kill_engine()
+        return open_record(ledger, record)
+
+    monkeypatch.setattr(Ledger, "open", open_and_kill)
+    stream = server.open_stream()
+    await stream.start(1, tokens(200))
     await stream.until(1, "finished")
     assert reason(stream.finished(1).error) == "engine_restarted"
     stream.call.cancel()

@@ -1,7 +1,7 @@
 """The usage ledger: what each key has used."""
 
 from spyglass_server.ledger.data_dir import lock_data_dir, read_server_id
-from spyglass_server.ledger.ledger import Ledger, Record, Total
-from spyglass_server.ledger.sqlite import SqliteLedger
+from spyglass_server.ledger.ledger import Ledger
+from spyglass_server.ledger.record import Record, Total
 
-__all__ = ["Ledger", "Record", "SqliteLedger", "Total", "lock_data_dir", "read_server_id"]
+__all__ = ["Ledger", "Record", "Total", "lock_data_dir", "read_server_id"]

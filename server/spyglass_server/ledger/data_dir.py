@@ -5,6 +5,8 @@ import secrets
 from pathlib import Path
 from typing import IO
 
+_SERVER_ID = "server-id"
+
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
     """Locks a data folder, which is made if need be, until the returned file is closed or the process ends.
@@ -22,9 +24,21 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
     return file
 
 
+def known_server_id(data_dir: Path) -> str:
+    """The id of the server that a data folder belongs to.
+
+    Raises:
+        ValueError: no server has used it.
+    """
+    path = data_dir / _SERVER_ID
+    if not path.exists():
+        raise ValueError(f"no server has used {data_dir}")
+    return path.read_text("ascii").strip()
+
+
 def read_server_id(data_dir: Path) -> str:
     """The id of the server that a locked data folder belongs to; made at its first start."""
-    path = data_dir / "server-id"
+    path = data_dir / _SERVER_ID
     if not path.exists():
         partial = path.with_suffix(".partial")
         partial.write_text(f"server-{secrets.token_hex(6)}\n", "ascii")

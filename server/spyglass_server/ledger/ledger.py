@@ -1,56 +1,260 @@
-"""What a usage ledger is: one record for each generation.
+"""The usage ledger: one record for each generation, whatever fails.
 
-A record is opened before anything of an answer is sent and closed once, with the tokens and the cost. It names the
-server that writes it, so that servers that share a database close only their own: a record that a crash left open is
-closed as LOST when its server starts again.
+A record begins before anything of an answer is sent and ends once, with its tokens and its cost. The journal has it at
+once; a thread writes it to the database, and tries until that succeeds. What a crash has left in the journal is closed
+as LOST, with the tokens that were counted, when the server starts again.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from spyglass_server.config import Prices
+from spyglass_server.errors import Unavailable
+from spyglass_server.ledger import database
+from spyglass_server.ledger.chain import ChainHead
+from spyglass_server.ledger.journal import Entries, Journal, JournalFull
+from spyglass_server.ledger.record import Record, Total
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""So many closed records may wait for the database; then nothing new is begun."""
+_RETRY_S = (0.1, 1.0)
+"""First and longest time between two tries to reach the database."""
+_LAST_TRY_S = 5.0
+"""So long the end of the server waits for the database; what is still missing is in the journal."""
+_QUERY_S = 10.0
+_RETRY_AFTER_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One generation. Times are seconds since 1970; `finished_s` None and `outcome` empty while it runs."""
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A question to the database, asked after all that was written before it."""
 
-    request_id: str
-    model: str
-    started_s: float
-    finished_s: float | None
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    outcome: str
+    ask: Callable[[Connection], Any]
+    answer: "asyncio.Future[Any]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """Sums over all of a key's generations."""
+class Ledger:
+    """The ledger of one server. Calls never wait for the database, but for the questions."""
 
-    generations: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
+    def __init__(self, folder: Path, server_id: str, url: str | None = None) -> None:
+        """Opens the database at `url`, a file in `folder` by default, and closes what a crash has left.
 
+        Raises:
+            ValueError: the database cannot be reached or used; the text is for the operator.
+            OSError: the journal cannot be written.
+        """
+        self._server_id = server_id
+        self._database = database.Database(url or database.sqlite_url(folder), ChainHead(folder, server_id))
+        self._journal = Journal(folder / "journal")
+        self._live: dict[int, Record] = {}
+        self._last_number = 0
+        self._queue: queue.SimpleQueue[Record | _Query | None] = queue.SimpleQueue()
+        self._waiting: list[Record] = []
+        self._num_waiting = 0
+        """Closed records that are not in the database, also in the queue."""
+        self._count_lock = threading.Lock()
+        for number, entries in self._journal.left.items():
+            self._queue.put(_left(number, entries))
+            self._num_waiting += 1
+        self._ends_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
 
-class Ledger(Protocol):
-    """Where usage is recorded."""
+    def check(self) -> None:
+        """Whether a generation may begin.
 
-    async def open(self, key_id: str, request_id: str, model: str, prompt_tokens: int, cached_tokens: int) -> int:
-        """Opens a record and returns its id."""
-        ...
+        Raises:
+            Unavailable: too many records wait for the database.
+        """
+        if self._num_waiting >= MAX_WAITING:
+            raise _unavailable("the usage ledger cannot be written now")
 
-    async def close(self, record_id: int, completion_tokens: int, cost_usd: float, outcome: str) -> None:
-        """Closes a record, with the outcome OK or the name of a status code; without effect on a closed one."""
+    def open(self, record: Record) -> Record:
+        """Begins a record, which gets its number.
+
+        Raises:
+            Unavailable: it cannot be kept.
+        """
+        self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
+        record = replace(record, number=self._last_number, server_id=self._server_id)
+        try:
+            self._journal.open(record.number, asdict(record))
+        except JournalFull as error:
+            log.error("a generation cannot be recorded: %s", error)
+            raise _unavailable("the usage ledger cannot be written now") from error
+        self._live[record.number] = record
+        self._queue.put(record)
+        return record
+
+    def count(self, number: int, completion_tokens: int) -> None:
+        """A generation that runs has so many tokens; to be called before they are sent.
+
+        Raises:
+            Unavailable: that cannot be kept, so they must not be sent.
+        """
+        try:
+            self._journal.count(number, completion_tokens)
+        except JournalFull as error:
+            log.error("tokens cannot be recorded: %s", error)
+            raise _unavailable("the usage ledger cannot be written now") from error
+
+    def close(self, number: int, completion_tokens: int, outcome: str, first_token_s: float | None = None) -> None:
+        """Ends a record with the outcome OK or the name of a status code; without effect on one that has ended."""
+        if (record := self._live.pop(number, None)) is None:
+            return
+        record = _closed(record, completion_tokens, outcome, first_token_s=first_token_s, finished_s=time.time())
+        changed = ("completion_tokens", "cost_usd", "outcome", "first_token_s", "finished_s")
+        self._journal.close(number, {name: getattr(record, name) for name in changed})
+        with self._count_lock:
+            self._num_waiting += 1
+        self._queue.put(record)
 
     async def total(self, key_id: str) -> Total:
-        """What a key has used so far."""
-        ...
+        """What a key has used so far.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
+        return await self._ask(lambda db: database.total(db, key_id))
 
     async def latest(self, key_id: str, limit: int) -> list[Record]:
-        """A key's latest generations, newest first."""
-        ...
+        """A key's latest generations, newest first.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
+        return await self._ask(lambda db: database.latest(db, key_id, limit))
 
     async def aclose(self) -> None:
-        """Closes the ledger once everything is written."""
+        """Closes the ledger once everything is written, or the database cannot be reached."""
+        self._ends_at = time.monotonic() + _LAST_TRY_S
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._journal.shut()
+
+    async def _ask(self, ask: Callable[[Connection], T]) -> T:
+        query = _Query(ask, asyncio.get_running_loop().create_future())
+        self._queue.put(query)
+        try:
+            async with asyncio.timeout(_QUERY_S):
+                found: T = await query.answer
+                return found
+        except (TimeoutError, SQLAlchemyError) as error:
+            log.error("the usage database does not answer: %r", error)
+            raise _unavailable("the usage database cannot be reached now") from error
+
+    # --- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Writes records, all that wait at once, and asks questions in between."""
+        is_over, pause = False, 0.0
+        while not is_over:
+            queries, is_over = self._take(pause)
+            is_saved = self._save()
+            pause = 0.0 if is_saved else min(2 * pause, _RETRY_S[1]) or _RETRY_S[0]
+            for query in queries:
+                self._answer(query, is_saved=is_saved)
+            if is_over and not is_saved:
+                assert self._ends_at is not None
+                is_over = time.monotonic() > self._ends_at
+                self._queue.put(None)
+        if self._waiting:
+            log.error("%d usage records are in the journal, not in the database", len(self._waiting))
+        self._database.close()
+
+    def _take(self, pause_s: float) -> tuple[list[_Query], bool]:
+        """All that is in the queue, or comes into it: the questions, and whether the end has come."""
+        queries: list[_Query] = []
+        block = not self._waiting
+        time.sleep(pause_s)
+        while True:
+            try:
+                item = self._queue.get(block)
+            except queue.Empty:
+                return queries, False
+            block = False
+            match item:
+                case None:
+                    return queries, True
+                case _Query():
+                    queries.append(item)
+                case Record():
+                    self._waiting.append(item)
+
+    def _save(self) -> bool:
+        """Writes what waits; returns whether nothing waits any more."""
+        if not self._waiting:
+            return True
+        closed = [record.number for record in self._waiting if record.finished_s is not None]
+        try:
+            if closed:
+                self._journal.sync()
+            self._database.save(self._waiting)
+        except (SQLAlchemyError, OSError) as error:
+            log.error("%d usage records cannot be written yet: %s", len(self._waiting), error)
+            return False
+        self._waiting.clear()
+        with self._count_lock:
+            self._num_waiting -= len(closed)
+        self._journal.saved(closed)
+        return True
+
+    def _answer(self, query: _Query, *, is_saved: bool) -> None:
+        found: Any = None
+        failure: Exception | None = None
+        try:
+            if not is_saved:  # the answer would not know of what was written before
+                raise _unavailable("the usage database cannot be reached now")
+            found = self._database.ask(query.ask)
+        except Exception as error:
+            failure = error
+
+        def tell() -> None:
+            if query.answer.done():  # nobody waits any more
+                return
+            if failure is not None:
+                query.answer.set_exception(failure)
+            else:
+                query.answer.set_result(found)
+
+        query.answer.get_loop().call_soon_threadsafe(tell)
+
+
+def _closed(
+    record: Record, completion_tokens: int, outcome: str, *, first_token_s: float | None, finished_s: float
+) -> Record:
+    prices = Prices(input=record.price_input, output=record.price_output, cached_input=record.price_cached_input)
+    return replace(
+        record,
+        completion_tokens=completion_tokens,
+        cost_usd=prices.cost(record.prompt_tokens, record.cached_tokens, completion_tokens),
+        outcome=outcome,
+        first_token_s=first_token_s,
+        finished_s=finished_s,
+    )
+
+
+def _left(number: int, entries: Entries) -> Record:
+    """The record of a generation that an earlier process has had."""
+    record = Record(**entries.opened)
+    if entries.closed is not None:
+        return replace(record, **entries.closed)
+    return _closed(record, entries.tokens, "LOST", first_token_s=None, finished_s=time.time())
+
+
+def _unavailable(text: str) -> Unavailable:
+    return Unavailable(text, reason="ledger_unavailable", retry_after_s=_RETRY_AFTER_S)

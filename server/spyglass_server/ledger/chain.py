@@ -1,0 +1,89 @@
+"""The chain of a server's closed records: each has a hash over itself and the one before.
+
+Where the chain ends is signed and kept in the data folder, outside of the database: whoever changes, adds or removes
+records there, the last one too, cannot make them fit it.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spyglass_server.ledger.record import Record
+
+FIRST_HASH = ""
+"""What comes before the first record."""
+
+_KEY_FILE, _HEAD_FILE = "ledger-key", "ledger-head.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place in the chain: how many records are in it up to here, and the hash of the last of them."""
+
+    position: int
+    hash: str
+
+
+START = Link(0, FIRST_HASH)
+
+
+def link(before: Link, record: Record) -> Link:
+    """The next place, which is the record's."""
+    text = json.dumps([before.position + 1, before.hash, asdict(record)], sort_keys=True, separators=(",", ":"))
+    return Link(before.position + 1, hashlib.sha256(text.encode()).hexdigest())
+
+
+class ChainHead:
+    """The signed end of a server's chain, and the end that it has as soon as a transaction is complete."""
+
+    def __init__(self, folder: Path, server_id: str) -> None:
+        self._folder, self.server_id = folder, server_id
+
+    def read(self) -> tuple[Link, Link]:
+        """The end of the chain, and the one that it may have already where a crash came between.
+
+        Raises:
+            ValueError: the file is damaged, or was not written by this server.
+        """
+        path = self._folder / _HEAD_FILE
+        if not path.exists():
+            return START, START
+        try:
+            raw = json.loads(path.read_text())
+            ends, signature = raw["ends"], raw["signature"]
+            is_right = hmac.compare_digest(self._signature(ends), signature)
+            now, then = (Link(int(position), str(digest)) for position, digest in ends)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged") from error
+        if not is_right:
+            raise ValueError(f"{path} has been changed: its signature is wrong")
+        return now, then
+
+    def write(self, now: Link, then: Link) -> None:
+        """Keeps both ends. Raises OSError."""
+        ends: list[list[int | str]] = [[now.position, now.hash], [then.position, then.hash]]
+        text = json.dumps({"server": self.server_id, "ends": ends, "signature": self._signature(ends)})
+        partial = self._folder / f"{_HEAD_FILE}.partial"
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._folder / _HEAD_FILE)
+
+    def _signature(self, ends: list[list[int | str]]) -> str:
+        text = json.dumps([self.server_id, ends])
+        return hmac.new(self._key(), text.encode(), hashlib.sha256).hexdigest()
+
+    def _key(self) -> bytes:
+        path = self._folder / _KEY_FILE
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+            partial.rename(path)
+        return bytes.fromhex(path.read_text().strip())

@@ -1,0 +1,235 @@
+"""What a server's generations have used and the database may not have yet, in files that are only appended to.
+
+The files are mapped into memory and their blocks taken beforehand: an entry is there as soon as it is written, however
+the process ends, and writing one costs a microsecond and cannot fail for want of room. `sync` makes what was written
+survive the machine as well.
+"""
+
+import json
+import mmap
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SEGMENT_BYTES = 4 << 20
+CLOSING_BYTES = 1 << 10
+"""Room that is kept for the last entry of each generation that runs."""
+
+_WORD = struct.Struct("<I")
+"""An entry begins with its length, which is written last, and the checksum of what follows."""
+_BODY = struct.Struct("<BQ")
+"""Kind and number of the generation."""
+_COUNT = struct.Struct("<Q")
+_OVERHEAD_BYTES = 2 * _WORD.size + _BODY.size
+
+
+class Kind(IntEnum):
+    """What an entry says of a generation: that it began, how many tokens it has, that it ended."""
+
+    OPENED = 1
+    COUNTED = 2
+    CLOSED = 3
+
+
+class JournalFull(Exception):
+    """There is no room for more, and the disk gives none."""
+
+
+@dataclass(slots=True)
+class Entries:
+    """What a journal says of a generation."""
+
+    opened: dict[str, Any]
+    tokens: int = 0
+    closed: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    memory: mmap.mmap | None
+    used: int = 0
+    unsaved: set[int] = field(default_factory=set)
+    """Closed generations of which it must not forget."""
+
+
+class Journal:
+    """The journal of the server that a data folder belongs to. All threads may call it."""
+
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Reads what an earlier process has left: `left` has it until `saved`.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder, self._segment_bytes = folder, segment_bytes
+        self._lock = threading.Lock()
+        self._live: dict[int, Entries] = {}
+        self.left: dict[int, Entries] = {}
+        self._old: list[_Segment] = []
+        paths = sorted(folder.glob("*.log"))
+        for path in paths:
+            segment = _Segment(path=path, memory=None)
+            for number, entries in _read(path).items():
+                self.left[number] = entries
+                segment.unsaved.add(number)
+            self._old.append(segment)
+        self._next = int(paths[-1].stem) + 1 if paths else 1
+        self._segment = self._allocate()
+
+    def open(self, number: int, fields: dict[str, Any]) -> None:
+        """A generation begins.
+
+        Raises:
+            JournalFull: there is no room for all that may follow.
+        """
+        with self._lock:
+            self._append(Kind.OPENED, number, _json(fields), spare=CLOSING_BYTES * (len(self._live) + 1))
+            self._live[number] = Entries(fields)
+
+    def count(self, number: int, tokens: int) -> None:
+        """A generation has so many tokens.
+
+        Raises:
+            JournalFull: that cannot be written.
+        """
+        with self._lock:
+            entries = self._live[number]
+            if tokens != entries.tokens:
+                self._append(Kind.COUNTED, number, _COUNT.pack(tokens), spare=CLOSING_BYTES * len(self._live))
+                entries.tokens = tokens
+
+    def close(self, number: int, fields: dict[str, Any]) -> None:
+        """A generation has ended; there is always room for that."""
+        with self._lock:
+            self._append(Kind.CLOSED, number, _json(fields), spare=0)
+            del self._live[number]
+            self._segment.unsaved.add(number)
+
+    def saved(self, numbers: list[int]) -> None:
+        """These are in the database: they may be forgotten."""
+        with self._lock:
+            for segment in (*self._old, self._segment):
+                segment.unsaved.difference_update(numbers)
+            for number in numbers:
+                self.left.pop(number, None)
+            self._forget()
+
+    def sync(self) -> None:
+        """Has all that was written survive a crash of the machine."""
+        with self._lock:
+            segments = [segment for segment in (*self._old, self._segment) if segment.memory is not None]
+            descriptors = [os.open(segment.path, os.O_RDONLY) for segment in segments]
+        for descriptor in descriptors:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def shut(self) -> None:
+        """Closes the files; those of which nothing is needed go."""
+        with self._lock:
+            if not self._live:
+                self._old.append(self._segment)
+            self._forget()
+            for segment in (*self._old, self._segment):
+                if segment.memory is not None:
+                    segment.memory.close()
+                    segment.memory = None
+
+    def _append(self, kind: Kind, number: int, payload: bytes, spare: int) -> None:
+        """Writes an entry where `spare` bytes are left after it, in another segment if need be."""
+        size = _OVERHEAD_BYTES + len(payload)
+        if self._segment.used + size + spare > self._segment_bytes:
+            self._rotate(size + spare)
+        self._write(self._segment, kind, number, payload)
+
+    def _write(self, segment: _Segment, kind: Kind, number: int, payload: bytes) -> None:
+        assert segment.memory is not None
+        body = _BODY.pack(kind, number) + payload
+        start, end = segment.used + _WORD.size, segment.used + 2 * _WORD.size + len(body)
+        segment.memory[start:end] = _WORD.pack(zlib.crc32(body)) + body
+        _WORD.pack_into(segment.memory, segment.used, end - segment.used)
+        segment.used = end
+
+    def _rotate(self, needed: int) -> None:
+        """Goes on in a new segment, which begins with what runs now."""
+        carried = [(number, entries, _json(entries.opened)) for number, entries in self._live.items()]
+        needed += sum(2 * _OVERHEAD_BYTES + _COUNT.size + len(opened) for _, _, opened in carried)
+        if needed > self._segment_bytes:
+            raise JournalFull("more generations run than the journal has room for")
+        try:
+            segment = self._allocate()
+        except OSError as error:
+            raise JournalFull(f"the journal cannot grow: {error.strerror}") from error
+        for number, entries, opened in carried:
+            self._write(segment, Kind.OPENED, number, opened)
+            self._write(segment, Kind.COUNTED, number, _COUNT.pack(entries.tokens))
+        self._old.append(self._segment)
+        self._segment = segment
+        self._forget()
+
+    def _allocate(self) -> _Segment:
+        path = self._folder / f"{self._next:08}.log"
+        with path.open("xb+") as file:
+            try:
+                _take_blocks(file, self._segment_bytes)
+                memory = mmap.mmap(file.fileno(), self._segment_bytes)
+            except OSError:
+                path.unlink()
+                raise
+        self._next += 1
+        return _Segment(path=path, memory=memory)
+
+    def _forget(self) -> None:
+        """Removes old segments of which everything is saved or carried on."""
+        for segment in [segment for segment in self._old if not segment.unsaved]:
+            if segment.memory is not None:
+                segment.memory.close()
+            segment.path.unlink(missing_ok=True)
+            self._old.remove(segment)
+
+
+def _read(path: Path) -> dict[int, Entries]:
+    """What a segment says of each generation."""
+    found: dict[int, Entries] = {}
+    for kind, number, payload in _entries(path.read_bytes()):
+        match kind:
+            case Kind.OPENED:
+                found[number] = Entries(json.loads(payload))
+            case Kind.COUNTED:
+                found[number].tokens = _COUNT.unpack(payload)[0]
+            case Kind.CLOSED:
+                found[number].closed = json.loads(payload)
+    return found
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, number and payload of all entries that were written whole."""
+    used = 0
+    while used + _OVERHEAD_BYTES <= len(data) and (size := _WORD.unpack_from(data, used)[0]):
+        body = data[used + 2 * _WORD.size : used + size]
+        if zlib.crc32(body) != _WORD.unpack_from(data, used + _WORD.size)[0]:
+            return  # the machine has crashed while it was written
+        yield *_BODY.unpack_from(body), body[_BODY.size :]
+        used += size
+
+
+def _take_blocks(file: BinaryIO, num_bytes: int) -> None:
+    """Has the disk keep room for a file."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    else:
+        file.write(bytes(num_bytes))
+        file.flush()
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()

