@@ -3,7 +3,10 @@
 import asyncio
 import io
 import itertools
+import os
 import random
+import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass_server.engine.handle import watchdog
 from spyglass_server.engine.handle.async_engine import EngineLoadError
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.ledger import Ledger, Record
@@ -703,3 +707,84 @@ async def _until_records_closed(server: TestServer) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("a record was never closed")
+
+
+# --- an engine that hangs --------------------------------------------------------------------------
+
+
+async def health(server: TestServer) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(server.channel)
+    return int((await stub.Check(health_pb2.HealthCheckRequest())).status)
+
+
+async def until_health(server: TestServer, status: int, within_s: float) -> None:
+    async with asyncio.timeout(within_s):
+        while await health(server) != status:  # noqa: ASYNC110 - over the wire
+            await asyncio.sleep(0.1)
+
+
+async def test_an_engine_that_is_stopped_is_replaced(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    for number in range(8):
+        await stream.start(number, tokens(2000))
+    for number in range(8):
+        await stream.until(number, "delta")
+    stopped = server.server.engine.pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    await until_health(server, health_pb2.HealthCheckResponse.NOT_SERVING, 10)
+    late = server.open_stream()
+    await late.start(1, tokens(1, timeout=duration_pb2.Duration(seconds=2)))
+    began = time.monotonic()
+    await late.until(1, "finished")
+    assert (error_code(late.finished(1)), time.monotonic() - began < 3) == ("DEADLINE_EXCEEDED", True)
+    for number in range(8):
+        await stream.until(number, "finished")
+        assert reason(stream.finished(number).error) == "engine_restarted"
+    await until_health(server, health_pb2.HealthCheckResponse.SERVING, 10)
+    await stream.start(8, tokens(2))
+    await stream.finish()
+    assert error_code(stream.finished(8)) == "OK"
+    assert server.server.engine.pid != stopped
+    late.call.cancel()
+
+
+async def test_an_engine_that_was_stopped_for_a_moment_goes_on(start: Start) -> None:
+    server = await start(SLOW)
+    stream = server.open_stream()
+    await stream.start(1, tokens(400))
+    await stream.until(1, "delta")
+    pid = server.server.engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    await until_health(server, health_pb2.HealthCheckResponse.NOT_SERVING, 10)
+    os.kill(pid, signal.SIGCONT)
+    await until_health(server, health_pb2.HealthCheckResponse.SERVING, 5)
+    await stream.finish()
+    assert (error_code(stream.finished(1)), server.server.engine.pid) == ("OK", pid)
+
+
+async def test_an_engine_whose_step_never_ends_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "STALLED_STEP_S", 1.0)
+    monkeypatch.setattr(watchdog, "DEAD_STEP_S", 3.0)
+    server = await start(FakeLoader(step_s=3600))
+    stream = server.open_stream()
+    await stream.start(1, tokens(1))
+    await until_health(server, health_pb2.HealthCheckResponse.NOT_SERVING, 5)
+    await stream.until(1, "finished")
+    assert reason(stream.finished(1).error) == "engine_restarted"
+    await until_health(server, health_pb2.HealthCheckResponse.SERVING, 10)
+    stream.call.cancel()
+
+
+def test_a_step_may_take_as_long_as_others_did_and_more() -> None:
+    dog = watchdog.Watchdog()
+    for step_s in (1.0, 30.0, 0.0):
+        dog.hear(step_s)
+    dog.hear(80.0)
+    assert dog.tick() is watchdog.Pulse.WELL
+    dog.hear(100.0)
+    assert dog.tick() is watchdog.Pulse.STALLED
+    dog.hear(601.0)
+    assert dog.tick() is watchdog.Pulse.LOST

@@ -253,4 +253,11 @@ class StepEvents:
         return (TokenOutput._make(event) if isinstance(event, tuple) else event for event in self._packed)
 
 
-Message = Ready | LoadFailed | StepEvents
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The process lives. `step_s` is how long the step takes that it computes now, 0 where it computes none."""
+
+    step_s: float
+
+
+Message = Ready | LoadFailed | StepEvents | Alive

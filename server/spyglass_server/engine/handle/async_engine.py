@@ -1,6 +1,6 @@
 """The engine as the server sees it: submits requests, dispatches their events, and restarts the process when it dies.
 
-A dead process fails its running requests at once.
+A dead process fails its running requests at once, and one that hangs is ended.
 """
 
 import asyncio
@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable
 
 from spyglass_server.engine.handle.process import EngineProcess
+from spyglass_server.engine.handle.watchdog import Pulse, Watchdog
 from spyglass_server.engine.messages import (
+    Alive,
     CancelChoice,
     CancelRequest,
     EngineInfo,
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.2
 _LAST_BACKOFF_S = 30.0
+_TICK_S = 1.0
 
 
 class EngineLoadError(Exception):
@@ -56,6 +59,8 @@ class AsyncEngine:
         self._first: asyncio.Future[None] | None = None
         self._backoff_s = _FIRST_BACKOFF_S
         self._restart: asyncio.TimerHandle | None = None
+        self._watchdog = Watchdog()
+        self._tick: asyncio.TimerHandle | None = None
         self._stopping = False
 
     @property
@@ -86,8 +91,9 @@ class AsyncEngine:
     async def stop(self) -> None:
         """Ends the process; running requests hear that it died."""
         self._stopping = True
-        if self._restart:
-            self._restart.cancel()
+        for timer in (self._restart, self._tick):
+            if timer:
+                timer.cancel()
         if self._process:
             await self._process.stop()
             await asyncio.sleep(0)  # lets the process's last message, its end, be handled
@@ -140,10 +146,13 @@ class AsyncEngine:
             case Ready(info):
                 self._info = info
                 self._backoff_s = _FIRST_BACKOFF_S
-                self._ready.set()
-                self._on_ready(True)
+                self._watchdog = Watchdog()
+                self._watch()
+                self._set_ready(True)
                 if self._first and not self._first.done():
                     self._first.set_result(None)
+            case Alive(step_s):
+                self._watchdog.hear(step_s)
             case LoadFailed(text):
                 log.error("the model cannot be loaded: %s", text)
                 if self._first and not self._first.done():
@@ -165,11 +174,30 @@ class AsyncEngine:
             self.cancel(event.id)
             on_event(RequestFailed(event.id, "its event could not be handled"))
 
+    def _watch(self) -> None:
+        """Looks every second how the process is; one that hangs takes nothing new, and is ended when that lasts."""
+        self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._watch)
+        pulse = self._watchdog.tick()
+        if pulse is Pulse.LOST and self._process:
+            log.error("the engine process hangs; it is ended")
+            self._tick.cancel()
+            self._process.kill()
+        self._set_ready(pulse is Pulse.WELL)
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready == self._ready.is_set():
+            return
+        if ready:
+            self._ready.set()
+        else:
+            self._ready.clear()
+        self._on_ready(ready)
+
     def _ended(self) -> None:
         self._process = None
-        if self._ready.is_set():
-            self._ready.clear()
-            self._on_ready(False)
+        if self._tick:
+            self._tick.cancel()
+        self._set_ready(False)
         running, self._running = self._running, {}
         for on_event in running.values():
             on_event(EngineDied())

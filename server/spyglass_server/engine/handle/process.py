@@ -81,6 +81,10 @@ class EngineProcess:
         """Queues a command; never blocks. Lost without a word when the process has ended."""
         self._commands.put(command)
 
+    def kill(self) -> None:
+        """Ends the process at once, also one that is stopped."""
+        self._process.kill()
+
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Ends the process: kindly, then by force."""
         self.send(Shutdown())

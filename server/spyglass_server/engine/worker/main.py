@@ -6,6 +6,9 @@ It loads the runner by itself, after it was spawned, so the server never imports
 import contextlib
 import logging
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -18,6 +21,37 @@ _BLOCKED_S = 0.001
 """How long the engine waits for commands while all its requests wait for grammars."""
 _IDLE_S = 1.0
 """After so long without work the engine checks its accounts."""
+
+
+_BEAT_S = 1.0
+
+
+class _Pulse:
+    """Says every second that this process lives, and how long its step has taken, whatever the step waits for."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+        self._step_began: float | None = None
+        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def send(self, message: messages.Message) -> None:
+        """Sends something else in between."""
+        with self._lock:
+            self._pipe.send(message)
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """While a step is computed."""
+        self._step_began = time.monotonic()
+        yield
+        self._step_began = None
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the server is gone
+            while True:
+                began = self._step_began
+                self.send(messages.Alive(time.monotonic() - began if began else 0.0))
+                time.sleep(_BEAT_S)
 
 
 class EngineLoader(Protocol):
@@ -47,11 +81,11 @@ def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
         return
     with server_is_gone:
         pipe.send(messages.Ready(info))
-        _serve(core, pipe)
+        _serve(core, pipe, _Pulse(pipe))
     core.close()
 
 
-def _serve(core: EngineCore, pipe: Connection) -> None:
+def _serve(core: EngineCore, pipe: Connection, pulse: _Pulse) -> None:
     while True:
         events: list[messages.Event] = []
         if not core.has_work and not pipe.poll(_IDLE_S):
@@ -67,8 +101,9 @@ def _serve(core: EngineCore, pipe: Connection) -> None:
                 case messages.Shutdown():
                     return
         if core.has_work:
-            events += core.step()
+            with pulse.step():
+                events += core.step()
         if events:
-            pipe.send(messages.StepEvents(events))
+            pulse.send(messages.StepEvents(events))
         elif core.is_blocked:
             pipe.poll(_BLOCKED_S)
