@@ -27,9 +27,9 @@ from transformers.models.mllama import processing_mllama
 from first_token import ask, picture
 from large_encoder import TILE, make_large_encoder
 from processes import MODEL, Spyglass, checkpoint_or_demo, run_as_engine
+from spyglass_server.images import decode_image
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
-from spyglass_server.prompt.images import decode_image
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
 
 _QUESTION = "What colour is the circle?"
@@ -51,7 +51,7 @@ class Transformers:
         started = time.perf_counter()
         chat = ChatInput((Message("user", (None, question)),), (ImageSlot("image"),))
         ids = list(self._maker.prepare(chat, [file]).tokens)
-        found = self._processor([[decode_image(file, 1 << 30, "image")]], return_tensors="pt")
+        found = self._processor([[decode_image(file, 1 << 30)]], return_tensors="pt")
         spans = processing_mllama.get_cross_attention_token_mask(ids, self._model.config.image_token_index)
         mask = processing_mllama.convert_sparse_cross_attention_mask_to_dense(
             [spans], found.pop("num_tiles"), self._processor.max_image_tiles, len(ids)

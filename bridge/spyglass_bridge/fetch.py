@@ -6,7 +6,7 @@ compression, and connected only to addresses that `AddressGuard` allows.
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
 
 import aiohttp
@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from spyglass_bridge.addresses import AddressGuard, AddressRefused
+from spyglass_common.fair_slots import FairSlots
 
 # (host, port) to numeric addresses; raises OSError.
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -41,7 +42,7 @@ class ImageFetcher:
     def __init__(self, guard: AddressGuard, max_bytes: int, resolve: Resolve = resolve_by_system) -> None:
         self._guard = guard
         self._max_bytes = max_bytes
-        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._slots = FairSlots(_MAX_AT_ONCE, share=_MAX_AT_ONCE // 2)
         self._session = aiohttp.ClientSession(
             # Each connection is made anew, so that each is checked.
             connector=aiohttp.TCPConnector(
@@ -61,10 +62,10 @@ class ImageFetcher:
     ) -> None:
         await self._session.close()
 
-    async def fetch(self, url: str) -> bytes:
-        """Returns the encoded image. Raises FetchFailed."""
+    async def fetch(self, url: str, tenant: Hashable) -> bytes:
+        """Returns the encoded image. Tenants take turns. Raises FetchFailed."""
         try:
-            async with self._slots, asyncio.timeout(_TOTAL_S):
+            async with asyncio.timeout(_TOTAL_S), self._slots.hold(tenant):
                 return await self._follow(url)
         except AddressRefused as error:
             raise FetchFailed(f"The image URL is refused: {error}.") from error

@@ -7,8 +7,9 @@ An image is never decoded here. Which images travel inside the Start is decided 
 import asyncio
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import unquote
 
 from spyglass_bridge.errors import ApiError, invalid
@@ -41,6 +42,7 @@ class ImageUrl:
 
 
 ImageSource = ImageData | ImageUrl
+Fetch = Callable[[str], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +101,16 @@ def invalid_image(message: str, param: str) -> ApiError:
     return invalid(message, param, code="invalid_image")
 
 
-async def send_images(generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher) -> bool:
+async def send_images(
+    generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher, tenant: Hashable
+) -> bool:
     """Sends the images as soon as that is welcome. Returns whether the generation started; it ended if not.
 
     Raises ApiError when an image cannot be fetched.
     """
     if not images:
         return await generation.wait_started()
-    sending = asyncio.create_task(_send_when_accepted(generation, images, fetcher))
+    sending = asyncio.create_task(_send_when_accepted(generation, images, partial(fetcher.fetch, tenant=tenant)))
     waiting = asyncio.create_task(generation.wait_started())
     try:
         await asyncio.wait((sending, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -119,25 +123,23 @@ async def send_images(generation: RemoteGeneration, images: Sequence[AnnouncedIm
         await asyncio.gather(sending, waiting, return_exceptions=True)
 
 
-async def _send_when_accepted(
-    generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher
-) -> None:
+async def _send_when_accepted(generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetch: Fetch) -> None:
     if not await generation.wait_accepted():
         return
     try:
         async with asyncio.TaskGroup() as group:
             for image in images:
-                group.create_task(_send(generation, image, fetcher))
+                group.create_task(_send(generation, image, fetch))
     except* ApiError as errors:
         raise errors.exceptions[0] from None
 
 
-async def _send(generation: RemoteGeneration, image: AnnouncedImage, fetcher: ImageFetcher) -> None:
+async def _send(generation: RemoteGeneration, image: AnnouncedImage, fetch: Fetch) -> None:
     if isinstance(image.source, ImageData):
         data = image.source.data
     else:
         try:
-            data = await fetcher.fetch(image.source.url)
+            data = await fetch(image.source.url)
         except FetchFailed as error:
             raise invalid_image(str(error), image.source.param) from error
     generation.send_image(image.index, data)

@@ -1,6 +1,6 @@
-"""Runs several programs as one: all of them, or none.
+"""Runs several programs as one.
 
-Starts the processes, waits until all are ready, stops them together, and leaves none behind.
+Starts the processes, waits until all are ready, starts again one that dies, stops them together and leaves none behind.
 """
 
 import asyncio
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 READY_INTERVAL_S = 0.1
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 30.0
+_STEADY_S = 60.0
+"""A program that has run for so long is no longer one that cannot start."""
 _TETHER = Path(__file__).with_name("tether.py")
 
 
@@ -32,10 +35,11 @@ class Program:
 
 
 class Supervisor:
-    """Runs `programs` until one ends or `stop` is called.
+    """Runs `programs` until `stop` is called, or until one ends before all were ready.
 
-    `on_ready` is awaited once, when all are ready. `report` gets a line about everything that is not as
-    it should be. After SIGTERM a program has `stop_timeout_s` seconds to end; then it is killed.
+    `on_ready` is awaited once, when all are ready; a program that ends later is started again. `report` gets a line
+    about everything that is not as it should be. After SIGTERM a program has `stop_timeout_s` seconds to end; then
+    it is killed.
     """
 
     def __init__(
@@ -64,17 +68,37 @@ class Supervisor:
         """Runs to the end of all programs. Returns 0 after a clean stop, else 1."""
         try:
             for program in self._programs:
-                await self._start(program)
-            dead = await self._until_stop_or_death()
+                self._children.append(await _Child.start(program))
+            dead = await self._until_ready_or_death()
+            if not dead:
+                await asyncio.gather(*(self._keep(number) for number in range(len(self._programs))))
         finally:
             clean = await self._end()
         return 0 if clean and not dead else 1
 
-    async def _start(self, program: Program) -> None:
-        self._children.append(await _Child.start(program))
+    async def _keep(self, number: int) -> None:
+        """Starts a program again whenever it dies, until the stop."""
+        backoff_s, loop = FIRST_BACKOFF_S, asyncio.get_running_loop()
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            while True:
+                child, began = self._children[number], loop.time()
+                await asyncio.wait([stop, child.exit], return_when=asyncio.FIRST_COMPLETED)
+                if stop.done():
+                    return
+                self._report(f"the {child.name} ended unexpectedly, {child.how_it_ended()}; it is started again")
+                if loop.time() - began > _STEADY_S:
+                    backoff_s = FIRST_BACKOFF_S
+                await asyncio.wait([stop], timeout=backoff_s)
+                if stop.done():
+                    return
+                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                self._children[number] = await _Child.start(self._programs[number])
+        finally:
+            stop.cancel()
 
-    async def _until_stop_or_death(self) -> bool:
-        """Returns whether a child died before it was asked to."""
+    async def _until_ready_or_death(self) -> bool:
+        """Waits until all are ready, or the stop; returns whether a child died before that."""
         ready = asyncio.create_task(self._announce_readiness())
         stop = asyncio.create_task(self._stop.wait())
         over: list[asyncio.Task[Any]] = [stop, *(child.exit for child in self._children)]
@@ -82,7 +106,7 @@ class Supervisor:
             await asyncio.wait([ready, *over], return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 ready.result()
-                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+                return False
         finally:
             ready.cancel()
             stop.cancel()

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc
+from spyglass_common.fair_slots import FairSlots
 from spyglass_common.limits import MAX_MESSAGE_BYTES
 from spyglass_server.admission import Admission
 from spyglass_server.auth import ConfiguredKeys
@@ -23,6 +24,7 @@ from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
 from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.worker.main import EngineLoader
+from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.resources import Resources
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
-_ABANDON_TIMEOUT_S = 1.0
+_ABANDON_TIMEOUT_S = 0.3
+"""How long what still runs at the end may take to say so."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -57,6 +60,7 @@ class Server:
         self._lock = lock_data_dir(config.data_dir)
         self._keys, self.new_key = ConfiguredKeys.open(config.data_dir, config.api_keys, config.bridge_key)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
+        self._decoder = ImageDecoder(config.max_image_pixels)
         self._ledger = Ledger(config.data_dir, read_server_id(config.data_dir), config.ledger_url)
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending)
@@ -114,14 +118,16 @@ class Server:
         self._servicer.abandon()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._admission.wait_idle(), _ABANDON_TIMEOUT_S)
-        if self._server:
-            await self._server.stop(_ABANDON_TIMEOUT_S)
-        await self.engine.stop()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(
+            *([self._server.stop(_ABANDON_TIMEOUT_S)] if self._server else []),
+            self.engine.stop(),
+            asyncio.to_thread(self._decoder.close),
+        )
         if self._health_report:
             await self._health_report
         await self._ledger.aclose()
         self._lock.close()
-        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _resources(self) -> Resources:
         config = self._config
@@ -132,6 +138,8 @@ class Server:
             keys=self._keys,
             admission=self._admission,
             workers=self._workers,
+            slots=FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2),
+            decoder=self._decoder,
             served_names=config.served_names,
             image_limits=ImageLimits(config.max_images, config.max_image_bytes),
             prices=config.prices,

@@ -126,18 +126,18 @@ class Generation:
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
                 resources.ledger.check()
-                with resources.admission.admit():
-                    prompt, grammar = await self._prepare(spec)
+                with resources.admission.admit(payer.key_id):
+                    prompt, grammar = await self._prepare(spec, payer)
                     await self._answer(spec, prompt, grammar, payer, model)
         except TimeoutError as error:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
-    async def _prepare(self, spec: Spec) -> tuple[Prompt, str]:
+    async def _prepare(self, spec: Spec, payer: Identity) -> tuple[Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer."""
         self._upload.expect(spec, self._resources.image_limits)
         self._emit(events.accepted(self._id))
         images = await self._upload.complete()
-        prepared = await self._resources.prepare(spec, images)
+        prepared = await self._resources.prepare(spec, images, payer.key_id)
         await self._resources.engine.wait_ready()
         return prepared
 

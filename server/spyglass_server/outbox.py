@@ -17,6 +17,10 @@ _MAX_LOGPROBS = 512
 """Maximum number of tokens with logprobs in a delta; each takes up to a kilobyte."""
 
 
+_MAX_EVENTS = 4096
+"""So many events may wait for a reader before nothing more is taken from it; what runs adds few, since deltas join."""
+
+
 class Outbox:
     """The events of one stream; one reader takes frames, anyone may push."""
 
@@ -24,7 +28,8 @@ class Outbox:
         self._events: list[pb.Event] = []
         self._open_deltas: dict[tuple[int, int], pb.Delta] = {}
         self._go_away: pb.GoAway | None = None
-        self._wake = asyncio.Event()
+        self._wake, self._room = asyncio.Event(), asyncio.Event()
+        self._room.set()
         self._closed = False
 
     def push(self, event: pb.Event) -> None:
@@ -37,7 +42,13 @@ class Outbox:
                 return
             self._open_deltas[key] = event.delta
         self._events.append(event)
+        if len(self._events) >= _MAX_EVENTS:
+            self._room.clear()
         self._wake.set()
+
+    async def has_room(self) -> None:
+        """Waits until the reader has taken enough."""
+        await self._room.wait()
 
     def go_away(self, reason: str) -> None:
         """Tells the client to start nothing more on this stream."""
@@ -70,6 +81,8 @@ class Outbox:
         frame = pb.GenerateResponse(events=self._events[:count], go_away=self._go_away)
         self._events, self._go_away = self._events[count:], None
         self._open_deltas = {(e.id, e.delta.index): e.delta for e in self._events if e.HasField("delta")}
+        if len(self._events) < _MAX_EVENTS:
+            self._room.set()
         if self._events:
             self._wake.set()
         return frame

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from spyglass_common.fair_slots import FairSlots
 from spyglass_server.admission import Admission
 from spyglass_server.auth import KeyStore
 from spyglass_server.cancellation import to_the_end
@@ -15,9 +16,12 @@ from spyglass_server.constraints.grammar import calls_grammar, to_grammar
 from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import ImageKey
 from spyglass_server.engine.shared_images import SharedImages
-from spyglass_server.errors import ModelNotFound, Unavailable
+from spyglass_server.errors import ModelNotFound, SpyglassError, Unavailable
+from spyglass_server.image_decoder import ImageDecoder
+from spyglass_server.images import ImageTiles
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
+from spyglass_server.prompt.prompt_maker import ChatInput
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,9 @@ class Resources:
     keys: KeyStore
     admission: Admission
     workers: futures.Executor
+    slots: FairSlots
+    """For work in `workers`."""
+    decoder: ImageDecoder
     served_names: tuple[str, ...]
     image_limits: ImageLimits
     prices: Prices
@@ -47,8 +54,8 @@ class Resources:
             raise ModelNotFound(f"the model {name!r} is not served here", field="model")
         return name or self.served_names[0]
 
-    async def prepare(self, spec: Spec, images: list[bytes]) -> tuple[Prompt, str]:
-        """Makes the prompt, and the grammar of the answer if it must have a shape, in a worker thread."""
+    async def prepare(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[Prompt, str]:
+        """Makes the prompt, and the grammar of the answer if it must have a shape; tenants take turns."""
 
         def work() -> tuple[Prompt, str]:
             grammar = ""
@@ -56,9 +63,27 @@ class Resources:
                 grammar = to_grammar(spec.shape)
             elif spec.tool_use and spec.tool_use.needs_grammar:
                 grammar = calls_grammar(spec.tool_use.tools, spec.tool_use.must_call, spec.tool_use.several)
-            return self.prompts.prepare(spec.input, images, self.engine.info.max_tokens), grammar
+            return self.prompts.write(spec.input, self.engine.info.max_tokens), grammar
 
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
+        async with self.slots.hold(tenant):
+            prompt, grammar = await asyncio.get_running_loop().run_in_executor(self.workers, work)
+        if images:
+            prompt = replace(prompt, images=await self._decode(spec, images, tenant))
+        return prompt, grammar
+
+    async def _decode(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[ImageTiles, ...]:
+        assert isinstance(spec.input, ChatInput)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(
+                        self.decoder.tiles(data, self.prompts.image_spec(slot), tenant=tenant, field=slot.field)
+                    )
+                    for data, slot in zip(images, spec.input.images, strict=True)
+                ]
+        except* SpyglassError as errors:
+            raise errors.exceptions[0] from None
+        return tuple(task.result() for task in tasks)
 
     async def share(self, tiles: SharedImages, prompt: Prompt, tenant: str) -> None:
         """Copies a prompt's images into shared memory, in a worker thread.

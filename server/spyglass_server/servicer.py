@@ -19,13 +19,15 @@ from spyglass_server.auth import find_payer
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
-from spyglass_server.errors import InvalidRequest
+from spyglass_server.errors import DeadlineExceeded, InvalidRequest
 from spyglass_server.ledger import Record
 from spyglass_server.resources import Resources
 from spyglass_server.session import Session
 
 _MAX_TEXT_BYTES = 3 << 20
 _MAX_RECORDS = 1000
+_STALLED_S = 60.0
+"""A client that takes nothing for so long is dropped."""
 
 if TYPE_CHECKING:  # generic only in the stubs
     Context = aio.ServicerContext[Any, Any]
@@ -47,7 +49,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reader = asyncio.create_task(session.read(request_iterator), name="stream-reader")
         try:
             async for frame in session.frames():
-                await context.write(frame)
+                try:
+                    async with asyncio.timeout(_STALLED_S):
+                        await context.write(frame)
+                except TimeoutError as error:
+                    raise DeadlineExceeded(f"nothing was read from the stream for {_STALLED_S:.0f} s") from error
             if reader.done():
                 reader.result()  # raises what was wrong with the stream
         finally:
@@ -68,8 +74,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         images = [data for data in spec.images if data is not None]
         if len(images) < len(spec.images):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
-        with self._resources.admission.admit():
-            prompt, _ = await self._resources.prepare(spec, images)
+        key_id = caller().key_id
+        if spec.caller_key is not None:
+            key_id = (await find_payer(self._resources.keys, caller(), spec.caller_key)).key_id
+        with self._resources.admission.admit(key_id):
+            prompt, _ = await self._resources.prepare(spec, images, key_id)
         token_ids = prompt.tokens if request.with_tokens else ()
         return pb.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
 

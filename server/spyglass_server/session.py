@@ -32,6 +32,7 @@ class Session:
         try:
             async for request in requests:
                 self._take(request)
+                await self._outbox.has_room()
         except BaseException:
             self._outbox.close()
             raise

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fidelity.meta_imports import Meta
 from fidelity.prompts import picture
-from spyglass_server.prompt.images import ImageSpec, choose_canvas, decode_image, tile_image
+from spyglass_server.images import ImageSpec, choose_canvas, decode_image, tile_image
 
 sides = st.integers(1, 3000)
 
@@ -72,7 +72,7 @@ def test_other_modes_are_read_as_in_metas_chat_format(mode: str, form: str) -> N
     buffer = io.BytesIO()
     picture((40, 30)).convert(mode).save(buffer, form)
     expected = Image.open(buffer).convert("RGB")
-    assert decode_image(buffer.getvalue(), 1200, "image").tobytes() == expected.tobytes()
+    assert decode_image(buffer.getvalue(), 1200).tobytes() == expected.tobytes()
 
 
 def _keeps_a_pixel(width: int, height: int, spec: ImageSpec) -> bool:

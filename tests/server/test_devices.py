@@ -27,8 +27,8 @@ from spyglass_server.engine.messages import EngineRequest, ImageKey, RequestSche
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.images import tile_image
 from spyglass_server.prompt.files import read_prompt_files
-from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config
 from spyglass_server.runtime.cpu.plan import Planner

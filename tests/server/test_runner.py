@@ -17,8 +17,8 @@ from simulated_gpu import simulated_gpu
 from spyglass_server.engine.messages import EngineRequest, ImageKey, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
+from spyglass_server.images import tile_image
 from spyglass_server.prompt.files import read_prompt_files
-from spyglass_server.prompt.images import tile_image
 from spyglass_server.runtime import slot_cache
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import load_config

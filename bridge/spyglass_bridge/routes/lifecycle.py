@@ -159,7 +159,8 @@ async def _start_all(
 
 
 async def _start(services: Services, generation: RemoteGeneration, submission: Submission) -> None:
-    if not await send_images(generation, submission.images, services.fetcher):
+    tenant = submission.start.caller.bearer_key
+    if not await send_images(generation, submission.images, services.fetcher, tenant):
         _check(await generation.next())
 
 

@@ -9,7 +9,7 @@ import torch
 from fidelity.ours import Ours
 from pictures import noise
 from spyglass_demo.checkpoint import write_checkpoint
-from spyglass_server.prompt.images import tile_image
+from spyglass_server.images import tile_image
 from spyglass_training.learning.answers import look, read_prefixes
 from spyglass_training.learning.conversations import Talks
 from spyglass_training.learning.labels import SPEC

@@ -3,7 +3,7 @@
 Every other module here imports them from this one.
 """
 
-from spyglass_server.prompt.images import ImageSpec, choose_canvas, tile_image
+from spyglass_server.images import ImageSpec, choose_canvas, tile_image
 from spyglass_server.runtime.checkpoint import load_model
 from spyglass_server.runtime.config import ModelConfig, TextConfig, VisionConfig, load_config
 from spyglass_server.runtime.model.layers import rotary_angles, rotary_frequencies, rotate

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spyglass_server.prompt.images import ImageSpec
+from spyglass_server.images import ImageSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from spyglass_server.errors import ContextTooLong, InvalidRequest
+from spyglass_server.errors import ContextTooLong, InvalidImage, InvalidRequest
+from spyglass_server.images import ImageError, ImageSpec, ImageTiles, decode_tiles
 from spyglass_server.prompt.conversation import Message, Tool
 from spyglass_server.prompt.files import read_prompt_files
-from spyglass_server.prompt.images import ImageTiles, decode_image, tile_image
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
@@ -101,25 +101,42 @@ class PromptMaker:
         """Makes the prompt of a request. `images` are encoded pictures, in reading order.
 
         Raises:
+            InvalidImage: one of them cannot be used.
+            InvalidRequest, ContextTooLong: as `write`.
+        """
+        slots = given.images if isinstance(given, ChatInput) else ()
+        tiles = [self._tile(data, slot) for data, slot in zip(images, slots, strict=True)]
+        return replace(self.write(given, max_tokens), images=tuple(tiles))
+
+    def write(self, given: Input, max_tokens: int = 1 << 30) -> Prompt:
+        """Makes the prompt of a request, but for the tiles of its images.
+
+        Raises:
             InvalidRequest: the input cannot be a prompt of this model.
             ContextTooLong: it is far longer than `max_tokens`; one that is a little longer is returned.
         """
+        num_images = 0
         match given:
             case ChatInput(messages, slots, tools):
-                tokens = self._render(messages, tools, max_tokens)
-                tiles = [self._tile(data, slot) for data, slot in zip(images, slots, strict=True)]
+                tokens, num_images = self._render(messages, tools, max_tokens), len(slots)
             case TextInput(text):
                 self._check_length(text, max_tokens, given.field)
-                tokens, tiles = self.tokenizer.encode_prompt(text), []
+                tokens = self.tokenizer.encode_prompt(text)
             case TokensInput(ids):
-                tokens, tiles = list(ids), []
+                tokens = list(ids)
         positions = tuple(i for i, token in enumerate(tokens) if token == self._image_token_id)
-        self._check(given, tokens, positions, len(tiles))
-        return Prompt(tuple(tokens), positions, tuple(tiles))
+        self._check(given, tokens, positions, num_images)
+        return Prompt(tuple(tokens), positions)
+
+    def image_spec(self, slot: ImageSlot) -> ImageSpec:
+        """What the model wants of an image."""
+        return replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
 
     def _tile(self, data: bytes, slot: ImageSlot) -> ImageTiles:
-        spec = replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
-        return tile_image(decode_image(data, self._max_image_pixels, slot.field), spec)
+        try:
+            return decode_tiles(data, self._max_image_pixels, self.image_spec(slot))
+        except ImageError as error:
+            raise InvalidImage(str(error), field=slot.field) from error
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Tool], max_tokens: int) -> list[int]:
         text, restore = self._template.render(messages, tools)

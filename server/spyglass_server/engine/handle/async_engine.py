@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.2
 _LAST_BACKOFF_S = 30.0
 _TICK_S = 1.0
+_STOP_S = 0.5
+"""How long the process may take to end by itself: when the server stops, nobody waits for its step any more."""
 
 
 class EngineLoadError(Exception):
@@ -95,7 +97,7 @@ class AsyncEngine:
             if timer:
                 timer.cancel()
         if self._process:
-            await self._process.stop()
+            await self._process.stop(_STOP_S)
             await asyncio.sleep(0)  # lets the process's last message, its end, be handled
 
     async def wait_ready(self) -> None:

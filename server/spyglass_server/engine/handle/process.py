@@ -85,7 +85,7 @@ class EngineProcess:
         """Ends the process at once, also one that is stopped."""
         self._process.kill()
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float) -> None:
         """Ends the process: kindly, then by force."""
         self.send(Shutdown())
         await asyncio.to_thread(self._process.join, timeout_s)

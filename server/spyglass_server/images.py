@@ -1,7 +1,7 @@
 """Decodes images and cuts them into tiles.
 
 Equal to Meta's image_transform.py, except that EXIF rotation is applied, transparency is put on white, 16-bit grey is
-scaled, and slivers keep a pixel.
+scaled, and slivers keep a pixel. Imports as little as it can: it runs in processes of its own.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from spyglass_server.errors import InvalidImage
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _MAX_JPEG_SCANS = 100
 """Progressive pictures have about ten; each costs a pass over all pixels, however few bytes it has."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the text is for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +41,26 @@ class ImageTiles:
     digest: bytes
 
 
-def decode_image(data: bytes, max_pixels: int, field: str) -> Image.Image:
-    """Decodes a picture to RGB. `field` is the request's field that it came from.
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decodes a picture to RGB.
 
     Raises:
-        InvalidImage: it is of another format, damaged, or larger than `max_pixels`.
+        ImageError: it is of another format, damaged, or larger than `max_pixels`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise InvalidImage(
-                    f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed", field=field
-                )
+                raise ImageError(f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed")
             if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-                raise InvalidImage(f"the JPEG image has more than {_MAX_JPEG_SCANS} scans", field=field)
+                raise ImageError(f"the JPEG image has more than {_MAX_JPEG_SCANS} scans")
             image.load()  # the first frame, if there are several
             return _to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidImage(f"the image has too many pixels; {max_pixels} are allowed", field=field) from error
-    except InvalidImage:
+        raise ImageError(f"the image has too many pixels; {max_pixels} are allowed") from error
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise InvalidImage("the image is damaged, or is not a JPEG, PNG, WebP or GIF", field=field) from error
+        raise ImageError("the image is damaged, or is not a JPEG, PNG, WebP or GIF") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -83,6 +83,11 @@ def tile_image(image: Image.Image, spec: ImageSpec) -> ImageTiles:
     digest = hashlib.sha256(f"{rows}x{columns}x{spec.tile_size}:".encode())
     digest.update(pixels.data)
     return ImageTiles(rows=rows, columns=columns, pixels=pixels, digest=digest.digest())
+
+
+def decode_tiles(data: bytes, max_pixels: int, spec: ImageSpec) -> ImageTiles:
+    """The tiles of an encoded picture. Raises ImageError as `decode_image`."""
+    return tile_image(decode_image(data, max_pixels), spec)
 
 
 def choose_canvas(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:

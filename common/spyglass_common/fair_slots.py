@@ -1,0 +1,61 @@
+"""Places for work that tenants take by turns, so that none keeps another from its work."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+
+class FairSlots:
+    """A number of places. A tenant holds at most a share of them, so that there is always room for others.
+
+    Of those that wait, the tenant that holds fewest is next; among equals the one that has waited longest.
+    """
+
+    def __init__(self, num_slots: int, share: int) -> None:
+        self._free, self._share = num_slots, share
+        self._held: Counter[Hashable] = Counter()
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def hold(self, tenant: Hashable) -> AsyncIterator[None]:
+        """Waits for a place and holds it."""
+        await self._take(tenant)
+        try:
+            yield
+        finally:
+            self._give(tenant)
+
+    async def _take(self, tenant: Hashable) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was this one's turn already
+                self._give(tenant)
+            raise
+
+    def _give(self, tenant: Hashable) -> None:
+        self._free += 1
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._free and (tenant := self._next()) is not None:
+            turns = self._waiting.pop(tenant)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[tenant] = turns  # behind all others that wait
+            if not turn.done():
+                self._free -= 1
+                self._held[tenant] += 1
+                turn.set_result(None)
+
+    def _next(self) -> Hashable | None:
+        """The tenant whose turn it is."""
+        with_room = [tenant for tenant in self._waiting if self._held[tenant] < self._share]
+        return min(with_room, key=self._held.__getitem__, default=None)

@@ -1,0 +1,70 @@
+"""Decodes pictures in processes of their own, with limits on time and memory: pictures are strangers' input."""
+
+import asyncio
+import multiprocessing
+import re
+import resource
+import signal
+from concurrent.futures import TimeoutError as Overdue
+from pathlib import Path
+
+from pebble import ProcessExpired, ProcessPool
+
+from spyglass_common.fair_slots import FairSlots
+from spyglass_server.errors import InvalidImage
+from spyglass_server.images import ImageError, ImageSpec, ImageTiles, decode_tiles
+
+_NUM_WORKERS = 2
+_DECODE_S = 10.0
+"""The largest picture that is allowed takes about a second."""
+_BYTES_A_PIXEL = 20
+"""Of a picture with transparency, which is put on white: each step has a copy."""
+_SPARE_BYTES = 256 << 20
+
+
+class ImageDecoder:
+    """A few processes for the pictures of all tenants, who take turns."""
+
+    def __init__(self, max_pixels: int) -> None:
+        """Starts the processes in the background."""
+        self._max_pixels = max_pixels
+        self._slots = FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2)
+        self._pool = ProcessPool(
+            max_workers=_NUM_WORKERS,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_limit_memory,
+            initargs=(max_pixels * _BYTES_A_PIXEL + _SPARE_BYTES,),
+        )
+        for _ in range(_NUM_WORKERS):
+            self._pool.schedule(_nothing)
+
+    async def tiles(self, data: bytes, spec: ImageSpec, *, tenant: str, field: str) -> ImageTiles:
+        """The tiles of an encoded picture; `field` is the request's field that it came from.
+
+        Raises:
+            InvalidImage: it is of another format, damaged or too large, or takes too much time or memory.
+        """
+        async with self._slots.hold(tenant):
+            work = self._pool.schedule(decode_tiles, args=(data, self._max_pixels, spec), timeout=_DECODE_S)
+            try:
+                return await asyncio.wrap_future(work)
+            except ImageError as error:
+                raise InvalidImage(str(error), field=field) from error
+            except (Overdue, MemoryError, ProcessExpired) as error:
+                raise InvalidImage("the image takes too much time or memory to decode", field=field) from error
+
+    def close(self) -> None:
+        """Ends the processes, whatever they do."""
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Gives this process so much memory beside what it has."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    has = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (has + num_bytes, has + num_bytes))
+
+
+def _nothing() -> None:
+    """Has a process start."""
