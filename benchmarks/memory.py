@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from processes import Spyglass, checkpoint_or_demo, command_of, family
+from processes import Spyglass, checkpoint_or_demo, command_of, family, name_of
 
 _OVERHEAD_MB = 800
 """What Python, torch and the rest may take beside the weights."""
@@ -26,11 +26,12 @@ def share_mb(pid: int) -> float:
     raise RuntimeError(f"process {pid} has no Pss")
 
 
-def name_of(command: str) -> str:
-    """What a process of `spyglass serve` is, by its command line."""
-    words = {"spawn_main": "engine", "resource_tracker": "tracker", "spyglass_bridge": "bridge"}
-    words["spyglass_server"] = "server"
-    return next((name for word, name in words.items() if word in command), "spyglass serve")
+def part_of(pid: int) -> str:
+    """What a process of `spyglass serve` is, by its name or its command line."""
+    if (name := name_of(pid)).startswith("spyglass-"):
+        return name.removeprefix("spyglass-")
+    words = {"resource_tracker": "tracker", "spyglass_bridge": "bridge", "spyglass_server": "server"}
+    return next((name for word, name in words.items() if word in command_of(pid)), "spyglass serve")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     with Spyglass.started(folder) as spyglass:
         time.sleep(given.settle)
-        shares = [(name_of(command_of(pid)), share_mb(pid)) for pid in family(spyglass.pid)]
+        shares = [(part_of(pid), share_mb(pid)) for pid in family(spyglass.pid)]
     print("| process | MB |\n| --- | ---: |")
     for name, share in shares:
         print(f"| {name} | {share:.0f} |")
-    served = sum(share for name, share in shares if name in ("server", "engine", "tracker"))
+    served = sum(share for name, share in shares if name in ("server", "engine", "images", "tracker"))
     print(f"\nserver and engine {served:.0f} MB; weights {weights_mb:.0f} MB;", end=" ")
     print(f"1.1 times the weights and {_OVERHEAD_MB} MB are {1.1 * weights_mb + _OVERHEAD_MB:.0f} MB")
     return 0

@@ -28,7 +28,7 @@ import numpy as np
 import uvloop
 
 from load import percentile
-from processes import MODEL, checkpoint_or_demo, command_of, family, free_ports, until_ready
+from processes import MODEL, checkpoint_or_demo, family, free_ports, name_of, until_ready
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
@@ -244,7 +244,7 @@ def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tupl
         )
         stack.callback(front.terminate)
         asyncio.run(until_ready(f"http://{http}/ready", front, server))
-        engine = next(pid for pid in family(server.pid) if "spawn_main" in command_of(pid))
+        engine = next(pid for pid in family(server.pid) if name_of(pid) == "spyglass-engine")
         processes = [Process("server", server.pid), Process("engine", engine), Process("bridge", front.pid)]
         yield f"http://{http}", key, ticks, processes
 

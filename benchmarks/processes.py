@@ -68,6 +68,11 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def name_of(pid: int) -> str:
+    """The name of a process, where it has given itself one: `spyglass-engine`, `spyglass-images`."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def command_of(pid: int) -> str:
     """The command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spyglass_client import Client
+from spyglass_client import Client, SpyglassError
 
 KEY = "sk-end-to-end"
 START_TIMEOUT_S = 120.0
@@ -84,7 +84,7 @@ class Stack:
 
     def engine_pid(self) -> int:
         """The engine process of the moment."""
-        [pid] = [pid for pid in children(self.server_pid) if "spawn_main" in command_line(pid)]
+        [pid] = filter(is_engine, children(self.server_pid))
         return pid
 
     def client(self) -> Client:
@@ -93,6 +93,8 @@ class Stack:
 
     def usage(self) -> list[UsageRow]:
         """All records of the ledger, oldest first; also after the end."""
+        with contextlib.suppress(SpyglassError), self.client() as client:
+            client.usage()  # answered when all that was recorded before is in the database
         with contextlib.closing(sqlite3.connect(self.data_dir / "usage.sqlite3")) as ledger:
             rows = ledger.execute(
                 "SELECT request_id, prompt_tokens, completion_tokens, cost_usd, outcome FROM generations "
@@ -165,6 +167,14 @@ def free_ports(number: int) -> list[int]:
         for each in opened:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in opened]
+
+
+def is_engine(pid: int) -> bool:
+    """Whether a process is an engine's."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "spyglass-engine\n"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def command_line(pid: int) -> str:

@@ -9,7 +9,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
-from spyglass_server.errors import TooManyRequests, Unavailable
+from spyglass_server.errors import TooManyRequests, going_down
 
 _RETRY_AFTER_S = 1.0
 _OWN_SHARE = 1 / 16
@@ -37,7 +37,7 @@ class Admission:
             Unavailable: the server is going down.
         """
         if self._draining:
-            raise Unavailable("the server is going down", retry_after_s=_RETRY_AFTER_S)
+            raise going_down()
         has_own = self._held[tenant] < self._own and self._pending < 2 * self._max_pending
         if self._pending >= self._max_pending and not has_own:
             raise TooManyRequests("the server's queue is full", retry_after_s=_RETRY_AFTER_S)

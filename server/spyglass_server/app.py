@@ -27,6 +27,7 @@ from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.replays import Replays
 from spyglass_server.resources import Resources
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.servicer import InferenceServicer
@@ -137,6 +138,7 @@ class Server:
             ledger=self._ledger,
             keys=self._keys,
             admission=self._admission,
+            replays=Replays(),
             workers=self._workers,
             slots=FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2),
             decoder=self._decoder,

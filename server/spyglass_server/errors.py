@@ -94,6 +94,13 @@ class Forbidden(SpyglassError):
     default_reason = "permission_denied"
 
 
+class Conflict(SpyglassError):
+    """The request contradicts an earlier one."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    default_reason = "conflict"
+
+
 class TooManyRequests(SpyglassError):
     """The queue is full."""
 
@@ -120,6 +127,11 @@ class Unavailable(SpyglassError):
 
     code = grpc.StatusCode.UNAVAILABLE
     default_reason = "server_draining"
+
+
+def going_down() -> Unavailable:
+    """What callers hear when the server stops."""
+    return Unavailable("the server is going down", retry_after_s=1.0)
 
 
 def to_status(error: BaseException) -> status_pb2.Status:

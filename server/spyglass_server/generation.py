@@ -14,7 +14,7 @@ from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.auth import Identity, find_payer
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
-from spyglass_server.codec.start import Spec, decode_start
+from spyglass_server.codec.start import Spec, decode_start, request_digest
 from spyglass_server.constraints.grammar import constraint_failed
 from spyglass_server.engine.messages import EngineRequest, PromptLogprobs, TokenOutput
 from spyglass_server.engine.shared_images import SharedImages
@@ -33,6 +33,7 @@ from spyglass_server.ledger import Record
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
+from spyglass_server.replays import Answer
 from spyglass_server.resources import Resources
 from spyglass_server.upload import Upload
 
@@ -63,6 +64,10 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._metered: _Metered | None = None
+        self._followed: Answer | None = None
+        """The answer that this one repeats, and its last event."""
+        self._last_event: pb.Event | None = None
+        self._sends_images = True
         self._queued_s = time.time()
         self._first_token_s: float | None = None
 
@@ -80,6 +85,10 @@ class Generation:
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
         """Takes a piece of an announced image; a wrong one ends the generation."""
+        if self._followed is not None:
+            if self._sends_images:
+                self._followed.add_chunk(chunk)
+            return
         try:
             self._upload.add(chunk)
         except InvalidRequest as error:
@@ -90,6 +99,8 @@ class Generation:
 
         Where it cannot, the generation ends.
         """
+        if self._followed is not None:
+            return self._followed.keep_count()
         if self._metered is not None and self._may_be_ended:
             try:
                 self._resources.ledger.count(self._metered.record.number, self._metered.choices.num_tokens)
@@ -125,12 +136,38 @@ class Generation:
         limit_s = resources.request_timeout_s
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
+                if spec.idempotency_key is not None:
+                    await self._follow(payer, spec.idempotency_key)
+                    return
                 resources.ledger.check()
                 with resources.admission.admit(payer.key_id):
                     prompt, grammar = await self._prepare(spec, payer)
                     await self._answer(spec, prompt, grammar, payer, model)
         except TimeoutError as error:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
+
+    async def _follow(self, payer: Identity, key: str) -> None:
+        """Emits the events of the generation that was or is now begun for an idempotency key."""
+        answer, is_new = self._resources.replays.find(payer.key_id, key, request_digest(self._start))
+        self._followed, self._sends_images = answer, is_new
+        if is_new:
+            start = pb.Start()
+            start.CopyFrom(self._start)
+            start.ClearField("idempotency_key")
+            answer.begin(Generation(self._id, start, self._identity, self._resources, answer.emit))
+        try:
+            async for event in answer.follow():
+                own = pb.Event()
+                own.CopyFrom(event)
+                own.id = self._id
+                if own.HasField("finished"):
+                    self._last_event = own
+                else:
+                    self._emit(own)
+        except asyncio.CancelledError:
+            if is_new and not answer.has_started:  # nobody else sends its images
+                answer.end(self._ending or Cancelled("the caller is gone"))
+            raise
 
     async def _prepare(self, spec: Spec, payer: Identity) -> tuple[Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer."""
@@ -260,6 +297,9 @@ class Generation:
 
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
+        if self._last_event is not None:
+            self._emit(self._last_event)
+            return
         usage = self._usage()
         if self._metered is not None and usage is not None:
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"

@@ -13,7 +13,9 @@ from pebble import ProcessExpired, ProcessPool
 from spyglass_common.fair_slots import FairSlots
 from spyglass_server.errors import InvalidImage
 from spyglass_server.images import ImageError, ImageSpec, ImageTiles, decode_tiles
+from spyglass_server.process_name import name_process
 
+PROCESS_NAME = "spyglass-images"
 _NUM_WORKERS = 2
 _DECODE_S = 10.0
 """The largest picture that is allowed takes about a second."""
@@ -61,6 +63,7 @@ class ImageDecoder:
 
 def _limit_memory(num_bytes: int) -> None:
     """Gives this process so much memory beside what it has."""
+    name_process(PROCESS_NAME)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     has = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (has + num_bytes, has + num_bytes))

@@ -22,6 +22,7 @@ from spyglass_server.images import ImageTiles
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
+from spyglass_server.replays import Replays
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Resources:
     ledger: Ledger
     keys: KeyStore
     admission: Admission
+    replays: Replays
     workers: futures.Executor
     slots: FairSlots
     """For work in `workers`."""

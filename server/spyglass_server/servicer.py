@@ -19,7 +19,7 @@ from spyglass_server.auth import find_payer
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
-from spyglass_server.errors import DeadlineExceeded, InvalidRequest
+from spyglass_server.errors import DeadlineExceeded, InvalidRequest, going_down
 from spyglass_server.ledger import Record
 from spyglass_server.resources import Resources
 from spyglass_server.session import Session
@@ -125,6 +125,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Ends all generations that still run."""
         for session in self._sessions:
             session.abandon()
+        self._resources.replays.abandon(going_down())
 
     def _model(self, name: str) -> pb.Model:
         resources, info = self._resources, self._resources.engine.info

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.auth import Identity
-from spyglass_server.errors import InvalidRequest, Unavailable
+from spyglass_server.errors import InvalidRequest, going_down
 from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
 from spyglass_server.resources import Resources
@@ -57,7 +57,7 @@ class Session:
     def abandon(self) -> None:
         """Ends what still runs, because the server goes down now."""
         for generation in list(self._running.values()):
-            generation.end(Unavailable("the server is going down", retry_after_s=1.0))
+            generation.end(going_down())
 
     async def aclose(self) -> None:
         """Cancels what still runs and waits until it has let go of everything."""

@@ -36,7 +36,7 @@ def test_a_key_is_made_on_the_first_start_and_shown_once(tiny_checkpoint: Path, 
             assert client.generate("Hello!", max_tokens=4).token_ids
         assert stack.stop() == 0
         assert key not in stack.log_file.read_text()
-    kept = [file.read_bytes() for file in data_dir.iterdir()]
+    kept = [file.read_bytes() for file in data_dir.rglob("*") if file.is_file()]
     assert not any(key.encode() in content for content in kept)
     with Stack(data_dir, *options, key=None) as stack:
         assert shown_key(stack) is None

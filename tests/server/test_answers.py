@@ -63,7 +63,7 @@ async def test_usage_so_far(server: TestServer) -> None:
     stream = await answers(server, [ask(n=2, output={"running_usage": True}), ask()])
     told = [event.delta for event in stream.events(1) if event.HasField("delta")]
     counts = [delta.usage.completion_tokens for delta in told]
-    assert counts == list(range(1, len(told) + 1))
+    assert counts == sorted(counts)  # a delta that waited is joined with the next
     assert told[-1].usage == stream.finished(1).usage
     assert not any(delta.HasField("usage") for delta in deltas(stream, 2))
 

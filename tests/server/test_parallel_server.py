@@ -26,7 +26,7 @@ from spyglass_client import Answer, AsyncClient, SpyglassError
 from spyglass_server.config import EngineConfig
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.runner import ModelRunner
-from stack import free_ports
+from stack import free_ports, is_engine
 
 EIGHT_HEADS = Sizes(hidden_size=128, num_heads=8, num_kv_heads=4)
 SETTINGS = {"image_cache_bytes": 8 << 20, "max_batch": 8, "max_step_tokens": 64}
@@ -272,7 +272,8 @@ class Machines:
     @property
     def engine(self) -> int:
         (server,) = started_by(self.groups[0].pid, b"spyglass_server")
-        return next(pid for pid in started_by(server, b"spawn_main"))
+        [engine] = filter(is_engine, started_by(server, b"spawn_main"))
+        return engine
 
     @property
     def follower(self) -> int:

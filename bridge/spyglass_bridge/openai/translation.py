@@ -45,6 +45,9 @@ class CallContext:
     caller_key: str
     timeout_s: float
     max_image_bytes: int
+    idempotency_key: str | None = None
+    body_digest: bytes = b""
+    """Of the whole request, where it has an idempotency key: images are not in the Start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,10 @@ def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
 def translate_completions(request: CompletionRequest, context: CallContext) -> list[Submission]:
     """Turns a request into a Start for each of its prompts. Raises ApiError 400."""
     submissions = []
-    for prompt in request.prompts:
+    for number, prompt in enumerate(request.prompts):
         start = _start(request, context)
+        if number and context.idempotency_key is not None:
+            start.idempotency_key = f"{number}:{context.idempotency_key}"
         if isinstance(prompt, str):
             start.text = prompt
         else:
@@ -124,6 +129,8 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> pb
         caller=pb.Caller(bearer_key=context.caller_key),
     )
     start.timeout.FromNanoseconds(int(context.timeout_s * 1e9))
+    if context.idempotency_key is not None:
+        start.idempotency_key, start.idempotency_digest = context.idempotency_key, context.body_digest
     return start
 
 

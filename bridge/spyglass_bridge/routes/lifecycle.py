@@ -4,6 +4,7 @@ An answer's headers are not sent before all of its generations have started, so 
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,6 +29,8 @@ _GRACE_S = 0.5
 # How long an error event may take to reach a client that reads slowly.
 _LAST_WORDS_S = 1.0
 
+_IDEMPOTENCY_KEY = "Idempotency-Key"
+_MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 _LARGE_BODY_BYTES = 64 << 10
 # Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
 _LARGE_ANSWER_TOKENS = 1000
@@ -81,12 +84,18 @@ class Source(Protocol):
 async def read_request(request: web.Request, read: Callable[[bytes, CallContext], T]) -> T:
     """Reads the body, and what it asks for."""
     config = request.app[SERVICES].config
+    key = request.headers.get(_IDEMPOTENCY_KEY)
+    if key is not None and not (0 < len(key) <= _MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
+        message = f"{_IDEMPOTENCY_KEY} has 1 to {_MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
+        raise ApiError(400, message, code="invalid_idempotency_key")
     body = await read_json_body(request, config.max_body_bytes)
     context = CallContext(
         request_id=request[REQUEST_ID],
         caller_key=request[CALLER_KEY],
         timeout_s=config.request_timeout_s,
         max_image_bytes=config.max_image_bytes,
+        idempotency_key=key,
+        body_digest=hashlib.sha256(body).digest() if key else b"",
     )
     large = len(body) > _LARGE_BODY_BYTES  # reading it would hold up the streams of others
     return await asyncio.to_thread(read, body, context) if large else read(body, context)

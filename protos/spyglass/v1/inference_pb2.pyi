@@ -118,6 +118,7 @@ class Start(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's own name for the generation, for logs and the ledger; at most 128 characters.
     The server makes one up when it is empty.
@@ -133,11 +134,16 @@ class Start(_message.Message):
     keys, where the one that was served the fewest tokens is next.
     """
     idempotency_key: _builtins.str
-    """Makes a repeated Start answer with the first one's generation. Not honoured yet."""
+    """A name for the request itself: a Start with the key of an earlier one of the same caller gets that one's events, while
+    it runs and for ten minutes after its end, and is not billed. Another request with it is ALREADY_EXISTS. The
+    generation goes on when its caller is gone; one that failed may be tried anew. At most 255 printable characters.
+    """
     traceparent: _builtins.str
     """W3C trace context. Not honoured yet."""
     cache_salt: _builtins.str
     """Separates caches of prompts within a tenant. Not honoured yet."""
+    idempotency_digest: _builtins.bytes
+    """With idempotency_key: a digest of what tells the request from others and is not in its Start, such as announced images."""
     @_builtins.property
     def chat(self) -> _chat_pb2.Chat:
         """A conversation, which the model's chat template turns into a prompt. Text in it never becomes
@@ -193,10 +199,11 @@ class Start(_message.Message):
         idempotency_key: _builtins.str | None = ...,
         traceparent: _builtins.str | None = ...,
         cache_salt: _builtins.str | None = ...,
+        idempotency_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_key", b"idempotency_key", "input", b"input", "n", b"n", "output", b"output", "priority", b"priority", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_key", b"idempotency_key", "input", b"input", "model", b"model", "n", b"n", "output", b"output", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_digest", b"idempotency_digest", "idempotency_key", b"idempotency_key", "input", b"input", "model", b"model", "n", b"n", "output", b"output", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015

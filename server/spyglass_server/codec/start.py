@@ -1,5 +1,6 @@
 """Decodes and validates a Start, field by field. A field that is not honoured yet is refused by name."""
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from spyglass_server.prompt.prompt_maker import Input, TextInput, TokensInput
 
 _MAX_REQUEST_ID_CHARACTERS = 128
 
-_NOT_HONOURED = ("idempotency_key", "traceparent", "cache_salt")
+_MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
+_NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempotency_key")
+"""Fields that may differ between two tries of one request."""
+
+_NOT_HONOURED = ("traceparent", "cache_salt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Spec:
     timeout_s: float | None
     caller_key: str | None
     priority: int
+    idempotency_key: str | None
 
 
 def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
@@ -78,7 +84,29 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
         timeout_s=_decode_timeout(start),
         caller_key=start.caller.bearer_key if start.HasField("caller") else None,
         priority=start.priority,
+        idempotency_key=_decode_idempotency_key(start),
     )
+
+
+def request_digest(start: pb.Start) -> bytes:
+    """A digest of what a Start asks for, by which two tries of one request are the same."""
+    request = pb.Start()
+    request.CopyFrom(start)
+    for name in _NOT_THE_REQUEST:
+        request.ClearField(name)  # type: ignore[arg-type]
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
+def _decode_idempotency_key(start: pb.Start) -> str | None:
+    if not start.HasField("idempotency_key"):
+        return None
+    key = start.idempotency_key
+    if not (0 < len(key) <= _MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
+        raise InvalidRequest(
+            f"an idempotency key has 1 to {_MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters",
+            field="idempotency_key",
+        )
+    return key
 
 
 def _refuse_unsupported(start: pb.Start) -> None:

@@ -110,9 +110,11 @@ class Database:
             with self._engine.begin() as db:
                 migrate(db, head)
                 end = _end(db, head.server_id)
-        except SQLAlchemyError as error:
+        except Exception as error:
             self._engine.dispose()
-            raise ValueError(f"the usage database cannot be used: {error}") from error
+            if isinstance(error, SQLAlchemyError):
+                raise ValueError(f"the usage database cannot be used: {error}") from error
+            raise
         if end not in (now, then) and head.read()[1] != end:
             log.error("usage records of this server were changed, added or removed: see `spyglass usage verify`")
 

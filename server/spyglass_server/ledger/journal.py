@@ -50,7 +50,7 @@ class Entries:
     closed: dict[str, Any] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Segment:
     path: Path
     memory: mmap.mmap | None

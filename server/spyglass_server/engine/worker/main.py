@@ -14,9 +14,11 @@ from typing import Protocol
 
 from spyglass_server.engine import messages
 from spyglass_server.engine.worker.core import EngineCore
+from spyglass_server.process_name import name_process
 
 log = logging.getLogger(__name__)
 
+PROCESS_NAME = "spyglass-engine"
 _BLOCKED_S = 0.001
 """How long the engine waits for commands while all its requests wait for grammars."""
 _IDLE_S = 1.0
@@ -68,6 +70,7 @@ class EngineLoader(Protocol):
 
 def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
     """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
+    name_process(PROCESS_NAME)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")

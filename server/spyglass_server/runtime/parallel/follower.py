@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from spyglass_server.process_name import name_process
 from spyglass_server.runtime.parallel import meeting
 from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
 from spyglass_server.runtime.parallel.group import Group, Place
@@ -22,9 +23,12 @@ from spyglass_server.torchrun import Launch
 
 log = logging.getLogger(__name__)
 
+PROCESS_NAME = "spyglass-rank"
+
 
 def main() -> None:
     """A follower's life."""
+    name_process(PROCESS_NAME)
     source = sys.stdin.buffer
     loader, where, level = pickle.load(source)
     logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s rank {where.rank}: %(message)s")

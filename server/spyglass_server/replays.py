@@ -1,0 +1,135 @@
+"""Answers that are given again: a Start with the idempotency key of an earlier one gets that one's events.
+
+A generation with such a key belongs to nobody's stream: it goes on when its caller is gone, so that the caller's next
+try finds it, running or complete. One that fails is forgotten, and may be tried anew.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_server.errors import Conflict, SpyglassError, TooManyRequests
+
+WINDOW_S = 600.0
+"""So long after its end an answer is given again."""
+MAX_BYTES = 64 << 20
+"""Of all answers that are kept; the oldest that are complete go first."""
+_RETRY_AFTER_S = 5.0
+
+Emit = Callable[[pb.Event], None]
+
+
+class Work(Protocol):
+    """A generation that emits the events of an answer."""
+
+    def start(self) -> asyncio.Task[None]:
+        """Begins it as a task, which ends after its last event."""
+        ...
+
+    def add_chunk(self, chunk: pb.ImageChunk) -> None:
+        """Takes a piece of an announced image."""
+
+    def keep_count(self) -> bool:
+        """Has the ledger keep how many tokens there are; returns whether they may be sent."""
+        ...
+
+    def end(self, error: SpyglassError | None = None) -> None:
+        """Ends it early."""
+
+
+class Answer:
+    """The events of one generation, which several callers may follow from the first on."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+        self.num_bytes = 0
+        self.ended_s: float | None = None
+        self.has_started = self.failed = False
+        self._events: list[pb.Event] = []
+        self._more = asyncio.Event()
+        self._work: Work | None = None
+
+    def begin(self, work: Work) -> None:
+        """Has the generation run, whoever follows."""
+        self._work = work
+        self._task = work.start()
+
+    def emit(self, event: pb.Event) -> None:
+        """Takes the generation's next event."""
+        self._events.append(event)
+        self.num_bytes += event.ByteSize()
+        self.has_started = self.has_started or event.HasField("started")
+        if event.HasField("finished"):
+            self.ended_s = time.monotonic()
+            self.failed = event.finished.HasField("error")
+        self._more.set()
+
+    def add_chunk(self, chunk: pb.ImageChunk) -> None:
+        """Hands a piece of an image to the generation."""
+        if self._work is not None:
+            self._work.add_chunk(chunk)
+
+    def keep_count(self) -> bool:
+        """Has the ledger keep how many tokens there are; returns whether they may be sent."""
+        return self._work is None or self._work.keep_count()
+
+    def end(self, error: SpyglassError) -> None:
+        """Ends the generation early."""
+        if self._work is not None:
+            self._work.end(error)
+
+    async def follow(self) -> AsyncIterator[pb.Event]:
+        """All events from the first to the last, as they come."""
+        taken = 0
+        while True:
+            while taken < len(self._events):
+                yield self._events[taken]
+                taken += 1
+            if self.ended_s is not None:
+                return
+            self._more.clear()
+            await self._more.wait()
+
+
+class Replays:
+    """The answers of a server that may be asked for again, by tenant and key."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, str], Answer] = {}
+
+    def find(self, tenant: str, key: str, digest: bytes) -> tuple[Answer, bool]:
+        """The answer to an earlier request, or a new one that is to be begun; and whether it is new.
+
+        Raises:
+            Conflict: the earlier request was another.
+            TooManyRequests: all room is taken by answers that are being made.
+        """
+        self._forget()
+        answer = self._answers.get((tenant, key))
+        if answer is not None and answer.digest != digest:
+            raise Conflict("another request was made with this idempotency key", field="idempotency_key")
+        if answer is not None:
+            return answer, False
+        if sum(one.num_bytes for one in self._answers.values()) > MAX_BYTES:
+            raise TooManyRequests("too many answers are kept for their keys", retry_after_s=_RETRY_AFTER_S)
+        answer = self._answers[tenant, key] = Answer(digest)
+        return answer, True
+
+    def abandon(self, error: SpyglassError) -> None:
+        """Ends all that still run."""
+        for answer in self._answers.values():
+            if answer.ended_s is None:
+                answer.end(error)
+
+    def _forget(self) -> None:
+        """Drops what has failed or is old and, where there is no room, the oldest."""
+        now = time.monotonic()
+        total = sum(answer.num_bytes for answer in self._answers.values())
+        ended = [(answer.ended_s, key) for key, answer in self._answers.items() if answer.ended_s is not None]
+        for ended_s, key in sorted(ended):
+            answer = self._answers[key]
+            if answer.failed or now - ended_s > WINDOW_S or total > MAX_BYTES:
+                total -= answer.num_bytes
+                del self._answers[key]

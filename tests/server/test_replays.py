@@ -1,0 +1,158 @@
+"""Idempotency keys: one generation and one charge, however often it is asked for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
+from pictures import encoded, noise
+from spyglass.v1 import inference_pb2 as pb
+from spyglass.v1 import options_pb2
+from spyglass_server import replays
+
+OTHER = "other-key"
+
+
+@pytest.fixture
+async def server(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[TestServer]:
+    loader = FakeLoader(step_s=0.01)
+    async with run_test_server(tiny_checkpoint, tmp_path, loader, api_key=(KEY, OTHER)) as one:
+        yield one
+
+
+def story(text: str = "hi", key: str | None = "one", count: int = 20, **fields: Any) -> pb.Start:
+    return chat(text, stopping=options_pb2.Stopping(max_tokens=count), idempotency_key=key, **fields)
+
+
+def said(stream: Stream, event_id: int) -> tuple[str, pb.Finished]:
+    """The text and how it ended."""
+    return stream.text(event_id), stream.finished(event_id)
+
+
+async def generations(server: TestServer, key: str = KEY) -> int:
+    usage = await server.stub.GetUsage(pb.GetUsageRequest(), metadata=auth(key))
+    return int(usage.generations)
+
+
+async def test_the_same_key_gives_the_same_answer_and_one_charge(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, story(request_id="first"))
+    await stream.start(2, story(request_id="at once"))
+    await stream.until(1, "finished")
+    await stream.start(3, story(request_id="afterwards"))
+    await stream.finish()
+    first = said(stream, 1)
+    assert len(first[0]) > 10
+    assert first[1].usage.completion_tokens == 20
+    assert said(stream, 2) == said(stream, 3) == first
+    assert await generations(server) == 1
+
+
+async def test_another_key_or_tenant_or_none_is_another_request(server: TestServer) -> None:
+    stream, other = server.open_stream(), server.open_stream(OTHER)
+    for number, key in enumerate(("one", "two", None)):
+        await stream.start(number, story(key=key))
+    await other.start(0, story())
+    await stream.finish()
+    await other.finish()
+    assert (await generations(server), await generations(server, OTHER)) == (3, 1)
+
+
+async def test_another_request_with_the_key_is_refused(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, story())
+    await stream.until(1, "started")
+    await stream.start(2, story("something else"))
+    await stream.start(3, story(idempotency_digest=b"another image"))
+    await stream.finish()
+    for number in (2, 3):
+        error = said(stream, number)[1].error
+        assert (error.code, "another request" in error.message) == (6, True)
+    assert await generations(server) == 1
+
+
+async def test_it_goes_on_when_its_caller_is_gone(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, story(count=60))
+    await stream.until(1, "delta")
+    stream.call.cancel()
+    again = server.open_stream()
+    await again.start(1, story(count=60))
+    await again.until(1, "delta")
+    await again.cancel(1)
+    await again.until(1, "finished")
+    assert again.finished(1).error.code == 1
+    await again.start(2, story(count=60))
+    await again.finish()
+    assert said(again, 2)[1].usage.completion_tokens == 60
+    assert await generations(server) == 1
+
+
+async def test_what_failed_may_be_tried_anew(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, story(count=400))
+    await stream.until(1, "delta")
+    server.kill_engine()
+    await stream.until(1, "finished")
+    assert stream.finished(1).HasField("error")
+    await stream.start(2, story(count=400))
+    await stream.finish()
+    assert said(stream, 2)[1].usage.completion_tokens == 400
+    assert await generations(server) == 2
+
+
+async def test_images_are_taken_from_the_first_alone(server: TestServer) -> None:
+    stream = server.open_stream()
+    for number in (1, 2):
+        await stream.start(number, image_chat("hi", [None], idempotency_key="picture"))
+        await stream.until(number, "accepted")
+    for number in (1, 2):
+        await stream.send_chunk(number, 0, encoded(noise((20, 20))), last=True)
+    await stream.finish()
+    assert said(stream, 1) == said(stream, 2)
+    assert not stream.finished(1).HasField("error")
+    assert await generations(server) == 1
+
+
+async def test_images_that_do_not_come_may_be_sent_by_the_next(server: TestServer) -> None:
+    stream = server.open_stream()
+    await stream.start(1, image_chat("hi", [None], idempotency_key="picture"))
+    await stream.until(1, "accepted")
+    await stream.cancel(1)
+    await stream.until(1, "finished")
+    await stream.start(2, image_chat("hi", [None], idempotency_key="picture"))
+    await stream.until(2, "accepted")
+    await stream.send_chunk(2, 0, encoded(noise((20, 20))), last=True)
+    await stream.finish()
+    assert not stream.finished(2).HasField("error")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
+async def test_a_key_that_is_none_is_refused(server: TestServer, key: str) -> None:
+    stream = server.open_stream()
+    await stream.start(1, story(key=key))
+    await stream.finish()
+    assert "1 to 255 printable characters" in stream.finished(1).error.message
+
+
+async def test_answers_are_forgotten_in_time_and_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = replays.Replays()
+
+    def make(key: str) -> replays.Answer:
+        answer, is_new = kept.find("tenant", key, b"")
+        assert is_new
+        answer.emit(pb.Event(delta=pb.Delta(text="x" * 100)))
+        answer.emit(pb.Event(finished=pb.Finished()))
+        return answer
+
+    first, second = make("first"), make("second")
+    assert kept.find("tenant", "first", b"") == (first, False)
+    monkeypatch.setattr(replays, "MAX_BYTES", 150)
+    assert kept.find("tenant", "second", b"") == (second, False)
+    assert kept.find("tenant", "first", b"")[1]
+    monkeypatch.setattr(replays, "WINDOW_S", 0.01)
+    await asyncio.sleep(0.02)
+    assert kept.find("tenant", "second", b"")[1]
