@@ -78,6 +78,8 @@ class Generation:
 
     def end(self, error: SpyglassError | None = None) -> None:
         """Ends the generation early, with an error that says why; a cancel by default."""
+        if self._followed is not None and isinstance(error, Unavailable):
+            self._followed.end(error)
         if self._ending is None:
             self._ending = error or Cancelled("the caller cancelled the generation")
             if self._task is not None and self._may_be_ended:
@@ -94,20 +96,14 @@ class Generation:
         except InvalidRequest as error:
             self.end(error)
 
-    def keep_count(self) -> bool:
-        """Has the ledger keep how many tokens there are; returns whether they may be sent.
-
-        Where it cannot, the generation ends.
-        """
+    @property
+    def count(self) -> tuple[int, int] | None:
+        """The number of its usage record while that is open, and how many tokens there are."""
         if self._followed is not None:
-            return self._followed.keep_count()
-        if self._metered is not None and self._may_be_ended:
-            try:
-                self._resources.ledger.count(self._metered.record.number, self._metered.choices.num_tokens)
-            except Unavailable as error:
-                self.end(error)
-                return False
-        return True
+            return self._followed.count
+        if self._metered is None or not self._may_be_ended:
+            return None
+        return self._metered.record.number, self._metered.choices.num_tokens
 
     async def run(self) -> None:
         """Runs to the end. Raises only CancelledError, when it was cancelled by others than `end`."""

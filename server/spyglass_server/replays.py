@@ -31,8 +31,9 @@ class Work(Protocol):
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
         """Takes a piece of an announced image."""
 
-    def keep_count(self) -> bool:
-        """Has the ledger keep how many tokens there are; returns whether they may be sent."""
+    @property
+    def count(self) -> tuple[int, int] | None:
+        """The number of its usage record while that is open, and how many tokens there are."""
         ...
 
     def end(self, error: SpyglassError | None = None) -> None:
@@ -71,9 +72,10 @@ class Answer:
         if self._work is not None:
             self._work.add_chunk(chunk)
 
-    def keep_count(self) -> bool:
-        """Has the ledger keep how many tokens there are; returns whether they may be sent."""
-        return self._work is None or self._work.keep_count()
+    @property
+    def count(self) -> tuple[int, int] | None:
+        """As the generation's."""
+        return self._work.count if self._work is not None else None
 
     def end(self, error: SpyglassError) -> None:
         """Ends the generation early."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.auth import Identity
-from spyglass_server.errors import InvalidRequest, going_down
+from spyglass_server.errors import InvalidRequest, Unavailable, going_down
 from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
 from spyglass_server.resources import Resources
@@ -42,8 +42,7 @@ class Session:
     async def frames(self) -> AsyncIterator[pb.GenerateResponse]:
         """What is to be sent, until nothing can follow; the ledger knows of the tokens in it."""
         async for frame in self._outbox.frames():
-            refused = {event.id for event in frame.events if not self._may_be_sent(event)}
-            if refused:
+            if refused := self._keep_counts(frame):
                 kept = [event for event in frame.events if event.id not in refused]
                 frame = pb.GenerateResponse(events=kept, go_away=frame.go_away if frame.HasField("go_away") else None)
             yield frame
@@ -93,9 +92,23 @@ class Session:
         del self._running[event_id]
         self._close_if_done()
 
-    def _may_be_sent(self, event: pb.Event) -> bool:
-        generation = self._running.get(event.id)
-        return generation is None or generation.keep_count()
+    def _keep_counts(self, frame: pb.GenerateResponse) -> set[int]:
+        """Has the ledger keep the tokens of a frame. Where it cannot, generations end; returns their ids."""
+        counts: dict[int, int] = {}
+        counted: list[int] = []
+        for event in frame.events:
+            generation = self._running.get(event.id)
+            if generation is not None and (count := generation.count) is not None:
+                counts[count[0]] = count[1]
+                counted.append(event.id)
+        try:
+            if counts:
+                self._resources.ledger.count(counts)
+        except Unavailable as error:
+            for event_id in counted:
+                self._running[event_id].end(error)
+            return set(counted)
+        return set()
 
     def _close_if_done(self) -> None:
         if self._no_more and not self._running:

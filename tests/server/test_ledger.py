@@ -115,8 +115,8 @@ async def test_what_a_crash_has_left_is_closed_with_the_tokens_that_were_counted
 ) -> None:
     one = opened()
     record = one.open(RECORD)
-    one.count(record.number, 3)
-    one.count(record.number, 500_000)
+    one.count({record.number: 3})
+    one.count({record.number: 500_000})
     again = opened()  # as another process would, after a crash
     (lost,) = await again.latest("k", 5)
     assert (lost.number, lost.outcome, lost.completion_tokens, lost.cost_usd) == (record.number, "LOST", 500_000, 1.5)
@@ -317,7 +317,7 @@ def test_a_journal_says_after_a_crash_what_was_written_before(steps: list[tuple[
                     counted[number] = 0
                 elif what == "count" and running:
                     chosen = running[which % len(running)]
-                    one.count(chosen, counted[chosen] + 3)
+                    one.count({chosen: counted[chosen] + 3})
                     counted[chosen] += 3
                 elif what == "close" and running:
                     chosen = running.pop(which % len(running))
@@ -341,9 +341,9 @@ def test_a_journal_says_after_a_crash_what_was_written_before(steps: list[tuple[
 def test_a_journal_whose_end_was_torn_keeps_what_came_before(tmp_path: Path) -> None:
     one = Journal(tmp_path, 4096)
     one.open(1, {"a": 1})
-    one.count(1, 5)
+    one.count({1: 5})
     used = one._segment.used
-    one.count(1, 6)
+    one.count({1: 6})
     one.shut()
     (path,) = tmp_path.glob("*.log")
     data = bytearray(path.read_bytes())
@@ -370,7 +370,7 @@ def test_a_full_disk_refuses_what_is_new_and_keeps_what_runs(tmp_path: Path, mon
 
     def count_all() -> None:
         for tokens in range(10_000):
-            one.count(running[0], tokens)
+            one.count({running[0]: tokens})
 
     for work in (open_all, count_all):
         with pytest.raises(JournalFull, match=r"No space left on device|more generations"):
@@ -393,10 +393,10 @@ async def test_a_journal_forgets_what_is_in_the_database(opened: Open, tmp_path:
     for _ in range(200):
         record = one.open(replace(RECORD, request_id="x" * 128))
         for tokens in range(1, 1000, 1):
-            one.count(record.number, tokens)
+            one.count({record.number: tokens})
         one.close(record.number, 999, "OK")
     assert (await one.total("k")).generations == 201
-    one.count(running.number, 4)
+    one.count({running.number: 4})
     assert len([*(tmp_path / "journal").iterdir()]) <= 2
     again = opened()
     assert (await again.latest("k", 300))[-1].outcome in ("LOST", "OK")
@@ -417,7 +417,7 @@ while True:
     number = ledger.open(RECORD).number
     print("opened", number, flush=True)
     for tokens in range(1, random.randrange(2, 30)):
-        ledger.count(number, tokens)
+        ledger.count({{number: tokens}})
         print("sent", number, tokens, flush=True)
     ledger.close(number, tokens, "OK")
     print("closed", number, tokens, flush=True)

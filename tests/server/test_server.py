@@ -454,7 +454,7 @@ async def test_an_unknown_error_says_nothing_outside(start: Start, monkeypatch: 
     def explode(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(server.server._prompts, "prepare", explode)
+    monkeypatch.setattr(server.server._prompts, "write", explode)
     stream = server.open_stream()
     await stream.start(1, tokens(2))
     await stream.finish()

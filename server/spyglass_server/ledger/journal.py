@@ -11,7 +11,8 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -24,13 +25,15 @@ CLOSING_BYTES = 1 << 10
 _WORD = struct.Struct("<I")
 """An entry begins with its length, which is written last, and the checksum of what follows."""
 _BODY = struct.Struct("<BQ")
-"""Kind and number of the generation."""
-_COUNT = struct.Struct("<Q")
+"""Kind, and number of the generation where it is of one."""
+_COUNTS = "Q"
+"""Number and tokens of each generation, one after the other: the machine that writes them reads them again."""
+_PAIR_BYTES = 2 * array(_COUNTS).itemsize
 _OVERHEAD_BYTES = 2 * _WORD.size + _BODY.size
 
 
 class Kind(IntEnum):
-    """What an entry says of a generation: that it began, how many tokens it has, that it ended."""
+    """What an entry says: that a generation began, how many tokens some have, that one ended."""
 
     OPENED = 1
     COUNTED = 2
@@ -94,17 +97,19 @@ class Journal:
             self._append(Kind.OPENED, number, _json(fields), spare=CLOSING_BYTES * (len(self._live) + 1))
             self._live[number] = Entries(fields)
 
-    def count(self, number: int, tokens: int) -> None:
-        """A generation has so many tokens.
+    def count(self, tokens: Mapping[int, int]) -> None:
+        """Generations have so many tokens each.
 
         Raises:
             JournalFull: that cannot be written.
         """
         with self._lock:
-            entries = self._live[number]
-            if tokens != entries.tokens:
-                self._append(Kind.COUNTED, number, _COUNT.pack(tokens), spare=CLOSING_BYTES * len(self._live))
-                entries.tokens = tokens
+            live = self._live
+            flat = [part for pair in tokens.items() if live[pair[0]].tokens != pair[1] for part in pair]
+            if flat:
+                self._append(Kind.COUNTED, 0, array(_COUNTS, flat).tobytes(), spare=CLOSING_BYTES * len(live))
+                for number, count in tokens.items():
+                    live[number].tokens = count
 
     def close(self, number: int, fields: dict[str, Any]) -> None:
         """A generation has ended; there is always room for that."""
@@ -162,7 +167,7 @@ class Journal:
     def _rotate(self, needed: int) -> None:
         """Goes on in a new segment, which begins with what runs now."""
         carried = [(number, entries, _json(entries.opened)) for number, entries in self._live.items()]
-        needed += sum(2 * _OVERHEAD_BYTES + _COUNT.size + len(opened) for _, _, opened in carried)
+        needed += sum(2 * _OVERHEAD_BYTES + _PAIR_BYTES + len(opened) for _, _, opened in carried)
         if needed > self._segment_bytes:
             raise JournalFull("more generations run than the journal has room for")
         try:
@@ -171,7 +176,7 @@ class Journal:
             raise JournalFull(f"the journal cannot grow: {error.strerror}") from error
         for number, entries, opened in carried:
             self._write(segment, Kind.OPENED, number, opened)
-            self._write(segment, Kind.COUNTED, number, _COUNT.pack(entries.tokens))
+            self._write(segment, Kind.COUNTED, 0, array(_COUNTS, (number, entries.tokens)).tobytes())
         self._old.append(self._segment)
         self._segment = segment
         self._forget()
@@ -205,7 +210,9 @@ def _read(path: Path) -> dict[int, Entries]:
             case Kind.OPENED:
                 found[number] = Entries(json.loads(payload))
             case Kind.COUNTED:
-                found[number].tokens = _COUNT.unpack(payload)[0]
+                flat = array(_COUNTS, payload)
+                for counted, tokens in zip(flat[::2], flat[1::2], strict=True):
+                    found[counted].tokens = tokens
             case Kind.CLOSED:
                 found[number].closed = json.loads(payload)
     return found

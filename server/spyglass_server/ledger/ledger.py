@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,14 +100,14 @@ class Ledger:
         self._queue.put(record)
         return record
 
-    def count(self, number: int, completion_tokens: int) -> None:
-        """A generation that runs has so many tokens; to be called before they are sent.
+    def count(self, completion_tokens: Mapping[int, int]) -> None:
+        """Generations that run have so many tokens, by their numbers; to be called before these are sent.
 
         Raises:
             Unavailable: that cannot be kept, so they must not be sent.
         """
         try:
-            self._journal.count(number, completion_tokens)
+            self._journal.count(completion_tokens)
         except JournalFull as error:
             log.error("tokens cannot be recorded: %s", error)
             raise _unavailable("the usage ledger cannot be written now") from error
