@@ -52,13 +52,21 @@ class Generation:
     """One generation. `run` is its whole life, and a task of its owner's."""
 
     def __init__(
-        self, event_id: int, start: pb.Start, identity: Identity, resources: Resources, emit: Callable[[pb.Event], None]
+        self,
+        event_id: int,
+        start: pb.Start,
+        identity: Identity,
+        resources: Resources,
+        emit: Callable[[pb.Event], None],
+        counts: dict[int, int],
     ) -> None:
+        """`counts` gets how many tokens the usage record has, by its number, whenever there are more."""
         self._id = event_id
         self._start = start
         self._identity = identity
         self._resources = resources
         self._emit = emit
+        self._counts = counts
         self._upload = Upload()
         self._ending: SpyglassError | None = None
         self._task: asyncio.Task[None] | None = None
@@ -99,8 +107,6 @@ class Generation:
     @property
     def count(self) -> tuple[int, int] | None:
         """The number of its usage record while that is open, and how many tokens there are."""
-        if self._followed is not None:
-            return self._followed.count
         if self._metered is None or not self._may_be_ended:
             return None
         return self._metered.record.number, self._metered.choices.num_tokens
@@ -150,7 +156,7 @@ class Generation:
             start = pb.Start()
             start.CopyFrom(self._start)
             start.ClearField("idempotency_key")
-            answer.begin(Generation(self._id, start, self._identity, self._resources, answer.emit))
+            answer.begin(Generation(self._id, start, self._identity, self._resources, answer.emit, {}))
         try:
             async for event in answer.follow():
                 own = pb.Event()
@@ -159,6 +165,8 @@ class Generation:
                 if own.HasField("finished"):
                     self._last_event = own
                 else:
+                    if (count := answer.count) is not None:
+                        self._counts[count[0]] = count[1]
                     self._emit(own)
         except asyncio.CancelledError:
             if is_new and not answer.has_started:  # nobody else sends its images
@@ -264,6 +272,8 @@ class Generation:
             bytes_of = self._resources.prompts.tokenizer.token_bytes
             logprobs = events.token_logprobs(output.token, output.logprobs, bytes_of)
         usage = self._usage() if spec.running_usage else None
+        assert self._metered is not None
+        self._counts[self._metered.record.number] = choices.num_tokens
         self._emit(events.delta(self._id, output.choice, *delta, logprobs=logprobs, usage=usage))
         if choices.is_done:
             run.finish()
@@ -300,6 +310,7 @@ class Generation:
         if self._metered is not None and usage is not None:
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
             number = self._metered.record.number
+            self._counts.pop(number, None)
             self._resources.ledger.close(number, usage.completion_tokens, outcome, self._first_token_s)
         self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
 

@@ -19,6 +19,8 @@ class Session:
         self._resources = resources
         self._outbox = Outbox()
         self._running: dict[int, Generation] = {}
+        self._counts: dict[int, int] = {}
+        """Tokens of usage records that the ledger has not been told of."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_id = -1
         self._no_more = False
@@ -42,8 +44,8 @@ class Session:
     async def frames(self) -> AsyncIterator[pb.GenerateResponse]:
         """What is to be sent, until nothing can follow; the ledger knows of the tokens in it."""
         async for frame in self._outbox.frames():
-            if refused := self._keep_counts(frame):
-                kept = [event for event in frame.events if event.id not in refused]
+            if not self._keep_counts():
+                kept = [event for event in frame.events if not event.HasField("delta")]
                 frame = pb.GenerateResponse(events=kept, go_away=frame.go_away if frame.HasField("go_away") else None)
             yield frame
 
@@ -81,7 +83,7 @@ class Session:
         if event_id <= self._last_id:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id
-        generation = Generation(event_id, start, self._identity, self._resources, self._outbox.push)
+        generation = Generation(event_id, start, self._identity, self._resources, self._outbox.push, self._counts)
         self._running[event_id] = generation
         task = generation.start()
         self._tasks.add(task)
@@ -92,23 +94,19 @@ class Session:
         del self._running[event_id]
         self._close_if_done()
 
-    def _keep_counts(self, frame: pb.GenerateResponse) -> set[int]:
-        """Has the ledger keep the tokens of a frame. Where it cannot, generations end; returns their ids."""
-        counts: dict[int, int] = {}
-        counted: list[int] = []
-        for event in frame.events:
-            generation = self._running.get(event.id)
-            if generation is not None and (count := generation.count) is not None:
-                counts[count[0]] = count[1]
-                counted.append(event.id)
+    def _keep_counts(self) -> bool:
+        """Has the ledger keep what has been counted since the last frame. Where it cannot, all generations end."""
+        if not self._counts:
+            return True
         try:
-            if counts:
-                self._resources.ledger.count(counts)
+            self._resources.ledger.count(self._counts)
         except Unavailable as error:
-            for event_id in counted:
-                self._running[event_id].end(error)
-            return set(counted)
-        return set()
+            for generation in self._running.values():
+                generation.end(error)
+            return False
+        finally:
+            self._counts.clear()
+        return True
 
     def _close_if_done(self) -> None:
         if self._no_more and not self._running:

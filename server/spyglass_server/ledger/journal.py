@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,7 +75,9 @@ class Journal:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder, self._segment_bytes = folder, segment_bytes
         self._lock = threading.Lock()
-        self._live: dict[int, Entries] = {}
+        self._live: dict[int, dict[str, Any]] = {}
+        self._tokens: dict[int, int] = {}
+        """Of those that run and have some."""
         self.left: dict[int, Entries] = {}
         self._old: list[_Segment] = []
         paths = sorted(folder.glob("*.log"))
@@ -95,7 +98,7 @@ class Journal:
         """
         with self._lock:
             self._append(Kind.OPENED, number, _json(fields), spare=CLOSING_BYTES * (len(self._live) + 1))
-            self._live[number] = Entries(fields)
+            self._live[number] = fields
 
     def count(self, tokens: Mapping[int, int]) -> None:
         """Generations have so many tokens each.
@@ -104,18 +107,18 @@ class Journal:
             JournalFull: that cannot be written.
         """
         with self._lock:
-            live = self._live
-            flat = [part for pair in tokens.items() if live[pair[0]].tokens != pair[1] for part in pair]
-            if flat:
-                self._append(Kind.COUNTED, 0, array(_COUNTS, flat).tobytes(), spare=CLOSING_BYTES * len(live))
-                for number, count in tokens.items():
-                    live[number].tokens = count
+            if not tokens.keys() <= self._live.keys():  # some have ended
+                tokens = {number: count for number, count in tokens.items() if number in self._live}
+            payload = array(_COUNTS, chain.from_iterable(tokens.items())).tobytes()
+            self._append(Kind.COUNTED, 0, payload, spare=CLOSING_BYTES * len(self._live))
+            self._tokens.update(tokens)
 
     def close(self, number: int, fields: dict[str, Any]) -> None:
         """A generation has ended; there is always room for that."""
         with self._lock:
             self._append(Kind.CLOSED, number, _json(fields), spare=0)
             del self._live[number]
+            self._tokens.pop(number, None)
             self._segment.unsaved.add(number)
 
     def saved(self, numbers: list[int]) -> None:
@@ -166,17 +169,17 @@ class Journal:
 
     def _rotate(self, needed: int) -> None:
         """Goes on in a new segment, which begins with what runs now."""
-        carried = [(number, entries, _json(entries.opened)) for number, entries in self._live.items()]
-        needed += sum(2 * _OVERHEAD_BYTES + _PAIR_BYTES + len(opened) for _, _, opened in carried)
+        carried = [(number, _json(fields)) for number, fields in self._live.items()]
+        needed += sum(2 * _OVERHEAD_BYTES + _PAIR_BYTES + len(opened) for _, opened in carried)
         if needed > self._segment_bytes:
             raise JournalFull("more generations run than the journal has room for")
         try:
             segment = self._allocate()
         except OSError as error:
             raise JournalFull(f"the journal cannot grow: {error.strerror}") from error
-        for number, entries, opened in carried:
+        for number, opened in carried:
             self._write(segment, Kind.OPENED, number, opened)
-            self._write(segment, Kind.COUNTED, 0, array(_COUNTS, (number, entries.tokens)).tobytes())
+        self._write(segment, Kind.COUNTED, 0, array(_COUNTS, chain.from_iterable(self._tokens.items())).tobytes())
         self._old.append(self._segment)
         self._segment = segment
         self._forget()
