@@ -5,6 +5,7 @@ errors.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -19,10 +20,12 @@ from spyglass_server.auth import find_payer
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
-from spyglass_server.errors import DeadlineExceeded, InvalidRequest, going_down
+from spyglass_server.errors import InvalidRequest, going_down
 from spyglass_server.ledger import Record
 from spyglass_server.resources import Resources
 from spyglass_server.session import Session
+
+log = logging.getLogger(__name__)
 
 _MAX_TEXT_BYTES = 3 << 20
 _MAX_RECORDS = 1000
@@ -52,8 +55,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 try:
                     async with asyncio.timeout(_STALLED_S):
                         await context.write(frame)
-                except TimeoutError as error:
-                    raise DeadlineExceeded(f"nothing was read from the stream for {_STALLED_S:.0f} s") from error
+                except TimeoutError:
+                    log.warning("a client has read nothing for %.0f s; its stream is dropped", _STALLED_S)
+                    raise asyncio.CancelledError from None  # no status can be sent while a message waits
             if reader.done():
                 reader.result()  # raises what was wrong with the stream
         finally:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -187,3 +188,28 @@ async def test_a_stop_signal_ends_everything_and_leaves_no_process(
     assert outcome in outcomes
     assert rest.endswith("data: [DONE]\n\n") == (outcome == "OK")
     assert ('"error"' in rest) == (outcome != "OK")
+
+
+async def test_a_second_stop_signal_ends_the_server_within_a_second_and_its_streams_with_an_error(
+    endless: Stack, http: aiohttp.ClientSession
+) -> None:
+    """The launcher starts it again: nobody has asked that to stop."""
+    before = len(await records_closed(endless))
+    server = endless.server_pid
+    async with AsyncExitStack() as held:
+        streams = [await begin(http, held, max_tokens=1000) for _ in range(NUM_STREAMS)]
+        os.kill(server, signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        os.kill(server, signal.SIGTERM)
+        began = time.monotonic()
+        assert await asyncio.to_thread(wait_gone, [server])
+        assert time.monotonic() - began < 1
+        for stream in streams:
+            rest = await stream.text()
+            assert '"error"' in rest
+            assert "[DONE]" not in rest
+    async with asyncio.timeout(PATIENCE_S):
+        while (await ask(http, max_tokens=1))[0] != 200:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+    rows = (await records_closed(endless))[before:]
+    assert [row.outcome for row in rows] == ["UNAVAILABLE"] * NUM_STREAMS + ["OK"]

@@ -247,7 +247,7 @@ async def test_the_command_checks_a_data_folder(tmp_path: Path, url: str, capsys
         db.execute(sa.text("DELETE FROM generations WHERE position = 2"))
     assert main(words) == 1
     assert capsys.readouterr().out == (
-        f"{server_id}: 1 records are right, but the records end at 1, but 2 were written\n"
+        f"{server_id}: the records end at 1, but 2 were written; records before that which are right: 1\n"
     )
 
 

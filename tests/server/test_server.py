@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
 from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass_server import servicer
 from spyglass_server.engine.handle import watchdog
 from spyglass_server.engine.handle.async_engine import EngineLoadError
 from spyglass_server.engine.worker.budget import Limits
@@ -788,3 +789,33 @@ def test_a_step_may_take_as_long_as_others_did_and_more() -> None:
     assert dog.tick() is watchdog.Pulse.STALLED
     dog.hear(601.0)
     assert dog.tick() is watchdog.Pulse.LOST
+
+
+# --- a client that does not read -------------------------------------------------------------------
+
+
+async def test_a_stream_that_nobody_reads_is_bounded_and_then_dropped(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_STALLED_S", 5.0)
+    server = await start()
+    stream = server.open_stream()
+
+    async def flood() -> None:
+        for number in range(1_000_000):
+            await stream.start(number, tokens(0))
+
+    flooding = asyncio.create_task(flood())
+    taken = set[int]()
+    async with asyncio.timeout(60):
+        while not taken or server.server._servicer._sessions:
+            taken.update(session._last_id for session in server.server._servicer._sessions)
+            await asyncio.sleep(0.1)
+    flooding.cancel()
+    await asyncio.gather(flooding, return_exceptions=True)
+    assert 4096 <= max(taken) < 60_000
+    assert await asyncio.wait_for(stream.call.code(), 10) is not grpc.StatusCode.OK
+    other = server.open_stream()
+    await other.start(1, tokens(2))
+    await other.finish()
+    assert error_code(other.finished(1)) == "OK"

@@ -29,7 +29,9 @@ def run_verify(options: argparse.Namespace) -> int:
     server_id = known_server_id(folder)
     verdict = verify(folder, server_id, options.ledger_url)
     if verdict.fault:
-        sys.stdout.write(f"{server_id}: {verdict.num_records:,} records are right, but {verdict.fault}\n")
+        sys.stdout.write(
+            f"{server_id}: {verdict.fault}; records before that which are right: {verdict.num_records:,}\n"
+        )
         return 1
     sys.stdout.write(f"{server_id}: all {verdict.num_records:,} records are right\n")
     return 0
