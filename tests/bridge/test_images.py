@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bridge_setup import BridgeUnderTest, ask_about, run_bridge_under_test
 from fake_service import PATIENCE_S, FakeService, Reply
 from spyglass_bridge import fetch as fetch_module
+from spyglass_bridge.addresses import AddressGuard
 from spyglass_bridge.config import parse_allowed_hosts
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.images import ImageData, ImageUrl, parse_image
@@ -225,6 +226,24 @@ async def test_bad_sources_are_given_up(
     origin.answer = answer
     status, body = await allowed.chat(messages=ask_about(f"http://images.example:{origin.port}/a"))
     assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_image", PARAM)
+
+
+async def test_one_keys_slow_sources_leave_room_for_anothers(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait for their turn are given up in time as well."""
+    monkeypatch.setattr(fetch_module, "_TOTAL_S", 2.0)
+    origin.answer = lambda request: _dripping(request) if "slow" in str(request.url) else web.Response(body=PNG)
+    url = f"http://images.example:{origin.port}"
+    guard = AddressGuard(*parse_allowed_hosts(("images.example",)))
+    async with fetch_module.ImageFetcher(guard, 5000, to_loopback) as fetcher:
+        slow = [asyncio.create_task(fetcher.fetch(f"{url}/slow", "worst")) for _ in range(64)]
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        assert await fetcher.fetch(f"{url}/good", "other") == PNG
+        assert asyncio.get_running_loop().time() - began < 0.5
+        assert {type(found) for found in await asyncio.gather(*slow, return_exceptions=True)} == {
+            fetch_module.FetchFailed
+        }
+        assert asyncio.get_running_loop().time() - began < 3
 
 
 async def test_nothing_is_fetched_for_a_generation_that_is_refused(allowed: BridgeUnderTest, origin: Origin) -> None:
