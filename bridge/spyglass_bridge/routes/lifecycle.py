@@ -23,6 +23,7 @@ from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
 from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES, Services
 from spyglass_common.deltas import ChoiceDelta
+from spyglass_common.limits import MAX_IDEMPOTENCY_KEY_CHARACTERS
 
 # The server ends a generation at its deadline; the bridge only when the server did not.
 _GRACE_S = 0.5
@@ -30,7 +31,6 @@ _GRACE_S = 0.5
 _LAST_WORDS_S = 1.0
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-_MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 _LARGE_BODY_BYTES = 64 << 10
 # Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
 _LARGE_ANSWER_TOKENS = 1000
@@ -85,8 +85,8 @@ async def read_request(request: web.Request, read: Callable[[bytes, CallContext]
     """Reads the body, and what it asks for."""
     config = request.app[SERVICES].config
     key = request.headers.get(_IDEMPOTENCY_KEY)
-    if key is not None and not (0 < len(key) <= _MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
-        message = f"{_IDEMPOTENCY_KEY} has 1 to {_MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
+        message = f"{_IDEMPOTENCY_KEY} has 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
         raise ApiError(400, message, code="invalid_idempotency_key")
     body = await read_json_body(request, config.max_body_bytes)
     context = CallContext(

@@ -5,7 +5,6 @@ Keys are kept as SHA-256 hashes: they are long and random, so a slow hash would 
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from spyglass_server.errors import Forbidden, InvalidRequest, Unauthenticated
+from spyglass_server.private_file import write_privately
 
 _FILE = "api-key.sha256"
 _PREFIX = "sk-spyglass-"
@@ -133,9 +133,5 @@ def _stored_or_new(data_dir: Path) -> tuple[bytes, str | None]:
         return bytes.fromhex(stored), None
     key = _PREFIX + secrets.token_urlsafe(32)
     digest = _digest(key)
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(digest.hex() + "\n")
-    partial.rename(path)
+    write_privately(path, digest.hex() + "\n")
     return digest, key

@@ -17,7 +17,6 @@ from spyglass_server.prompt.prompt_maker import Input, TextInput, TokensInput
 
 _MAX_REQUEST_ID_CHARACTERS = 128
 
-_MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 _NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempotency_key")
 """Fields that may differ between two tries of one request."""
 
@@ -101,9 +100,9 @@ def _decode_idempotency_key(start: pb.Start) -> str | None:
     if not start.HasField("idempotency_key"):
         return None
     key = start.idempotency_key
-    if not (0 < len(key) <= _MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
+    if not (0 < len(key) <= limits.MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
         raise InvalidRequest(
-            f"an idempotency key has 1 to {_MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters",
+            f"an idempotency key has 1 to {limits.MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters",
             field="idempotency_key",
         )
     return key

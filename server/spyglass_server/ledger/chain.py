@@ -4,15 +4,16 @@ Where the chain ends is signed and kept in the data folder, outside of the datab
 records there, the last one too, cannot make them fit it.
 """
 
+import functools
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spyglass_server.ledger.record import Record
+from spyglass_server.private_file import write_privately
 
 FIRST_HASH = ""
 """What comes before the first record."""
@@ -67,23 +68,15 @@ class ChainHead:
         """Keeps both ends. Raises OSError."""
         ends: list[list[int | str]] = [[now.position, now.hash], [then.position, then.hash]]
         text = json.dumps({"server": self.server_id, "ends": ends, "signature": self._signature(ends)})
-        partial = self._folder / f"{_HEAD_FILE}.partial"
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._folder / _HEAD_FILE)
+        write_privately(self._folder / _HEAD_FILE, text)
 
     def _signature(self, ends: list[list[int | str]]) -> str:
         text = json.dumps([self.server_id, ends])
-        return hmac.new(self._key(), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
+    @functools.cached_property
     def _key(self) -> bytes:
         path = self._folder / _KEY_FILE
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-            partial.rename(path)
+            write_privately(path, secrets.token_hex(32))
         return bytes.fromhex(path.read_text().strip())

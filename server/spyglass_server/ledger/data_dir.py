@@ -5,6 +5,8 @@ import secrets
 from pathlib import Path
 from typing import IO
 
+from spyglass_server.private_file import write_privately
+
 _SERVER_ID = "server-id"
 
 
@@ -40,7 +42,5 @@ def read_server_id(data_dir: Path) -> str:
     """The id of the server that a locked data folder belongs to; made at its first start."""
     path = data_dir / _SERVER_ID
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(f"server-{secrets.token_hex(6)}\n", "ascii")
-        partial.rename(path)
-    return path.read_text("ascii").strip()
+        write_privately(path, f"server-{secrets.token_hex(6)}\n")
+    return known_server_id(data_dir)

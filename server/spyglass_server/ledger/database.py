@@ -106,30 +106,33 @@ class Database:
         """
         self._engine, self._head = connect(url), head
         try:
-            now, then = head.read()
             with self._engine.begin() as db:
                 migrate(db, head)
                 end = _end(db, head.server_id)
+            self._ends = head.read()
         except Exception as error:
             self._engine.dispose()
             if isinstance(error, SQLAlchemyError):
                 raise ValueError(f"the usage database cannot be used: {error}") from error
             raise
-        if end not in (now, then) and head.read()[1] != end:
+        if end not in self._ends:
             log.error("usage records of this server were changed, added or removed: see `spyglass usage verify`")
 
     def save(self, records: Sequence[Record]) -> None:
         """Writes records that have begun or ended, all or none. Raises SQLAlchemyError, OSError."""
-        now, then = self._head.read()
         with self._engine.begin() as db:
             end = _end(db, self._head.server_id)
-            end = before = end if end in (now, then) else now
+            end = before = end if end in self._ends else self._ends[0]
             for record in records:
                 end = _save(db, record, end)
             if end != before:
-                self._head.write(before, end)
+                self._keep_ends(before, end)
         if end != before:
-            self._head.write(end, end)
+            self._keep_ends(end, end)
+
+    def _keep_ends(self, now: Link, then: Link) -> None:
+        self._ends = now, then
+        self._head.write(now, then)
 
     def ask(self, question: Callable[[sa.Connection], T]) -> T:
         """Asks something. Raises SQLAlchemyError."""

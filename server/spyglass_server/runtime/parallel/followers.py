@@ -1,9 +1,6 @@
 """The other ranks, as the first one has them: processes that it starts on its own machine, or torchrun's."""
 
-import logging
-import pickle
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,11 +16,10 @@ from spyglass_server.runtime.parallel.group import (
     open_store,
     stay_on_this_machine,
 )
+from spyglass_server.runtime.parallel.keeper import start_follower
 from spyglass_server.runtime.parallel.watch import Tether, Watch, end_process
 from spyglass_server.runtime.runner import ModelRunner
 from spyglass_server.torchrun import Launch
-
-FOLLOWER = "spyglass_server.runtime.parallel.follower"
 
 
 class RankLoader(Protocol):
@@ -90,13 +86,8 @@ class Followers:
             process.stdin.close()
 
     def _start(self, loader: RankLoader) -> None:
-        level = logging.getLogger().getEffectiveLevel()
         for rank in range(1, self.place.size):
-            process = subprocess.Popen([sys.executable, "-m", FOLLOWER], stdin=subprocess.PIPE)
-            self._processes[rank] = process
-            assert process.stdin is not None
-            pickle.dump((loader, replace(self.place, rank=rank, local_rank=rank), level), process.stdin)
-            process.stdin.flush()
+            self._processes[rank] = start_follower(loader, replace(self.place, rank=rank, local_rank=rank))
         for rank in self._processes:
             threading.Thread(target=self._wait, args=(rank,), name=f"rank-{rank}", daemon=True).start()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from spyglass_server.torchrun import Launch
 
+_FOLLOWER = "spyglass_server.runtime.parallel.follower"
 FAILED = 3
 """The exit status of a follower that could not load."""
 NO_STORE = 4
@@ -24,20 +25,28 @@ _LOOK_S = 1.0
 log = logging.getLogger(__name__)
 
 
+def start_follower(loader: Any, where: Any) -> "subprocess.Popen[bytes]":
+    """Starts a follower, which ends with its standard input.
+
+    `loader` loads its part, `where` is its `Place`, or the `Launch` by which it finds that.
+    """
+    process = subprocess.Popen([sys.executable, "-m", _FOLLOWER], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    pickle.dump((loader, where, logging.getLogger().getEffectiveLevel()), process.stdin)
+    process.stdin.flush()
+    return process
+
+
 def keep_following(loader: Any, launch: Launch) -> int:
     """Runs followers, one after the other, until the first rank is done with them or torchrun is gone.
 
     Returns the exit status.
     """
-    level, parent = logging.getLogger().getEffectiveLevel(), os.getppid()
+    parent = os.getppid()
     while True:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "spyglass_server.runtime.parallel.follower"], stdin=subprocess.PIPE
-        )
+        process = start_follower(loader, launch)
         assert process.stdin is not None
         with process.stdin:
-            pickle.dump((loader, launch, level), process.stdin)
-            process.stdin.flush()
             status = None
             while status is None and os.getppid() == parent:
                 with contextlib.suppress(subprocess.TimeoutExpired):
