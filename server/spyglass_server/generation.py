@@ -149,7 +149,7 @@ class Generation:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
     async def _follow(self, payer: Identity, key: str) -> None:
-        """Emits the events of the generation that was or is now begun for an idempotency key."""
+        """Emits the events of the generation of an idempotency key, which it starts if there is none."""
         answer, is_new = self._resources.replays.find(payer.key_id, key, request_digest(self._start))
         self._followed, self._sends_images = answer, is_new
         if is_new:

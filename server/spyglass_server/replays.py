@@ -102,7 +102,7 @@ class Replays:
         self._answers: dict[tuple[str, str], Answer] = {}
 
     def find(self, tenant: str, key: str, digest: bytes) -> tuple[Answer, bool]:
-        """The answer to an earlier request, or a new one that is to be begun; and whether it is new.
+        """The answer to an earlier request, or a new one that the caller must start; and whether it is new.
 
         Raises:
             Conflict: the earlier request was another.

@@ -20,7 +20,7 @@ class Session:
         self._outbox = Outbox()
         self._running: dict[int, Generation] = {}
         self._counts: dict[int, int] = {}
-        """Tokens of usage records that the ledger has not been told of."""
+        """Tokens by usage record that the ledger does not have yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_id = -1
         self._no_more = False

@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts, on one machine or several."""
+"""What torchrun puts into the environment of the processes that it starts, on one machine or several."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -143,7 +143,7 @@ class Start(_message.Message):
     cache_salt: _builtins.str
     """Separates caches of prompts within a tenant. Not honoured yet."""
     idempotency_digest: _builtins.bytes
-    """With idempotency_key: a digest of what tells the request from others and is not in its Start, such as announced images."""
+    """With idempotency_key: a digest of what belongs to the request but is not in its Start, such as announced images."""
     @_builtins.property
     def chat(self) -> _chat_pb2.Chat:
         """A conversation, which the model's chat template turns into a prompt. Text in it never becomes

@@ -119,7 +119,7 @@ class Database:
             log.error("usage records of this server were changed, added or removed: see `spyglass usage verify`")
 
     def save(self, records: Sequence[Record]) -> None:
-        """Writes records that have begun or ended, all or none. Raises SQLAlchemyError, OSError."""
+        """Writes records that have started or ended, all or none. Raises SQLAlchemyError, OSError."""
         with self._engine.begin() as db:
             end = _end(db, self._head.server_id)
             end = before = end if end in self._ends else self._ends[0]

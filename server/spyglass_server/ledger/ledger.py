@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
-"""So many closed records may wait for the database; then nothing new is begun."""
+"""So many closed records may wait for the database; beyond that, new generations are refused."""
 _RETRY_S = (0.1, 1.0)
 """First and longest time between two tries to reach the database."""
 _LAST_TRY_S = 5.0

@@ -122,7 +122,7 @@ class CheckpointLoader:
         from spyglass_server.runtime.sharding import sharded
 
         size = self.settings.tensor_parallel_size
-        sharded(load_config(self.folder), size)  # tells what cannot be divided before anything is started
+        sharded(load_config(self.folder), size)  # refuses what cannot be divided before anything is started
         followers = Followers(self, size, self.launch)
         try:
             parts = self._parts(followers.place)
@@ -207,7 +207,7 @@ class CheckpointLoader:
         return _Loaded(parts=parts, sizing=sizing, model=self._model(parts, mesh))
 
     def _runner(self, loaded: "_Loaded", group: "Group | None") -> tuple["ModelRunner", MemoryInfo, int]:
-        """Makes the caches, which are of the same sizes on all ranks; also tells how long a sequence may be."""
+        """Makes the caches, which are of the same sizes on all ranks; also returns the maximum length of a sequence."""
         from spyglass_server.runtime.runner import ModelRunner
 
         parts, sizing = loaded.parts, loaded.sizing

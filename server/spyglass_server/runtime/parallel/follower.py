@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def follow(runner: ModelRunner, group: Group) -> NoReturn:
-    """Does what the first rank tells, as long as this process lives."""
+    """Executes the first rank's commands, as long as this process lives."""
     while True:
         match group.hear():
             case TakeImage(image, pixels):

@@ -41,7 +41,7 @@ class Followers:
         """Starts them, unless torchrun has.
 
         Raises:
-            ValueError: the address that torchrun tells is not one of this machine.
+            ValueError: the address that torchrun gives is not one of this machine.
         """
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         if launch:

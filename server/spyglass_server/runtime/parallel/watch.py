@@ -95,7 +95,7 @@ class Watch:
     """
 
     def __init__(self, listener: socket.socket, size: int, store_port: int, on_lost: Lost = end_process) -> None:
-        """Followers that come are told the port of the store."""
+        """Each follower that connects gets the port of the store."""
         self._listener, self._store_port, self._on_lost = listener, store_port, on_lost
         self._lines: dict[int, _Line] = {}
         self._reports: dict[int, deque[Any]] = {rank: deque() for rank in range(1, size)}
