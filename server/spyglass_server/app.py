@@ -13,12 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from spyglass.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from spyglass.v1 import inference_pb2 as pb
-from spyglass.v1 import inference_pb2_grpc
 from spyglass_common.fair_slots import FairSlots
 from spyglass_common.limits import MAX_MESSAGE_BYTES
+from spyglass_server.admin import AdminServicer
 from spyglass_server.admission import Admission
-from spyglass_server.auth import ConfiguredKeys
+from spyglass_server.auth import Keys
 from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
@@ -27,6 +28,7 @@ from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
 from spyglass_server.prompt import PromptMaker
+from spyglass_server.quotas import Quotas
 from spyglass_server.replays import Replays
 from spyglass_server.resources import Resources
 from spyglass_server.runtime.launch import CheckpointLoader
@@ -35,6 +37,7 @@ from spyglass_server.servicer import InferenceServicer
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 0.3
@@ -59,12 +62,15 @@ class Server:
         self._config = config
         self._prompts = PromptMaker(folder, config.max_image_pixels, config.chat_template)
         self._lock = lock_data_dir(config.data_dir)
-        self._keys, self.new_key = ConfiguredKeys.open(config.data_dir, config.api_keys, config.bridge_key)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "prompt")
         self._decoder = ImageDecoder(config.max_image_pixels)
         self._ledger = Ledger(config.data_dir, read_server_id(config.data_dir), config.ledger_url)
+        self._keys, self.new_key = Keys.open(
+            config.data_dir, api_keys=config.api_keys, bridge_key=config.bridge_key, url=config.ledger_url
+        )
+        self._quotas = Quotas(self._ledger.spent)
         self._health = health.HealthServicer()
-        self._admission = Admission(config.max_pending)
+        self._admission = Admission(config.max_pending, config.max_pending_bytes, config.max_pending_tokens)
         self.engine = AsyncEngine(
             loader
             or CheckpointLoader(
@@ -89,9 +95,11 @@ class Server:
             EngineLoadError: the model cannot be loaded.
             RuntimeError: the address cannot be listened on.
         """
+        self._keys.start()
         await self.engine.start()
         self._server = aio.server(interceptors=[Boundary(self._keys)], options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._keys, self._ledger), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
         await self._report_health()
@@ -127,6 +135,7 @@ class Server:
         )
         if self._health_report:
             await self._health_report
+        await self._keys.aclose()
         await self._ledger.aclose()
         self._lock.close()
 
@@ -138,6 +147,7 @@ class Server:
             ledger=self._ledger,
             keys=self._keys,
             admission=self._admission,
+            quotas=self._quotas,
             replays=Replays(),
             workers=self._workers,
             slots=FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2),
@@ -161,7 +171,12 @@ class Server:
 
 def _add_reflection(server: aio.Server) -> None:
     """Registers reflection under both of its names: newer tools ask for v1 first, the package has v1alpha."""
-    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (
+        SERVICE,
+        _ADMIN_SERVICE,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    )
     reflection.enable_server_reflection((*names, _REFLECTION_V1), server)
     handlers = _reflection_handlers((*names, _REFLECTION_V1))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, handlers),))

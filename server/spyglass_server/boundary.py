@@ -13,13 +13,14 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from spyglass_common.status import STATUS_METADATA_KEY
-from spyglass_server.auth import Identity, KeyStore, identify
-from spyglass_server.errors import InvalidRequest, SpyglassError, to_status
+from spyglass_server.auth import ApiKey, KeyStore, Scope, identify
+from spyglass_server.errors import Forbidden, InvalidRequest, SpyglassError, to_status
 
 log = logging.getLogger(__name__)
 
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
-_caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
+_ADMIN_SERVICE = "/spyglass.v1.AdminService/"
+_caller: contextvars.ContextVar[ApiKey] = contextvars.ContextVar("caller")
 
 if TYPE_CHECKING:  # generic only in the stubs
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -27,8 +28,8 @@ if TYPE_CHECKING:  # generic only in the stubs
     Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
-def caller() -> Identity:
-    """Who made the call that is being handled."""
+def caller() -> ApiKey:
+    """The key with which the call was made that is being handled."""
     return _caller.get()
 
 
@@ -44,20 +45,24 @@ class Boundary(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_OPEN_SERVICES):
+        method = handler_call_details.method
+        if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
         authorization = dict(handler_call_details.invocation_metadata).get("authorization")
         make, behaviour = _shape(handler)
-        parse = _parser(handler)
-        guarded: Handler = make(
-            self._guard(behaviour, authorization, parse), response_serializer=handler.response_serializer
-        )
+        guard = self._guard(behaviour, authorization, _parser(handler), needs_admin=method.startswith(_ADMIN_SERVICE))
+        guarded: Handler = make(guard, response_serializer=handler.response_serializer)
         return guarded
 
-    def _guard(self, behaviour: "Behaviour", authorization: Any, parse: Callable[[Any], Any]) -> "Behaviour":
+    def _guard(
+        self, behaviour: "Behaviour", authorization: Any, parse: Callable[[Any], Any], *, needs_admin: bool
+    ) -> "Behaviour":
         async def guarded(request: Any, context: "Context") -> Any:
             try:
-                _caller.set(await identify(self._keys, authorization if isinstance(authorization, str) else None))
+                key = identify(self._keys, authorization if isinstance(authorization, str) else None)
+                if needs_admin and Scope.ADMIN not in key.scopes:
+                    raise Forbidden("this needs a key with the scope admin")
+                _caller.set(key)
                 return await behaviour(parse(request), context)  # nothing of a stranger's is parsed
             except (aio.AbortError, grpc.RpcError):
                 raise

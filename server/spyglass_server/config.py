@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from spyglass_common.data_dir import data_dir_of
 from spyglass_server.torchrun import Launch
 
 
@@ -21,6 +22,10 @@ class Prices:
         full = (prompt_tokens - cached_tokens) * self.input
         total = full + cached_tokens * self.cached_input + completion_tokens * self.output
         return round(total / 1e6, 12)  # equal sums look equal, however they came about
+
+    def most(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a generation costs at most that has so many tokens, however many of them are cached."""
+        return max(self.cost(prompt_tokens, cached, completion_tokens) for cached in (0, prompt_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,8 @@ class ServerConfig:
     engine: EngineConfig
     chat_template: Path | None
     max_pending: int
+    max_pending_bytes: int
+    max_pending_tokens: int
     max_images: int
     max_image_bytes: int
     max_image_pixels: int
@@ -107,6 +114,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         engine=EngineConfig.from_options(options),
         chat_template=Path(options.chat_template).expanduser() if options.chat_template else None,
         max_pending=options.max_pending,
+        max_pending_bytes=options.max_pending_bytes,
+        max_pending_tokens=options.max_pending_tokens,
         max_images=options.max_images,
         max_image_bytes=options.max_image_bytes,
         max_image_pixels=options.max_image_pixels,
@@ -115,11 +124,3 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         prices=Prices(input=options.price_input, output=options.price_output, cached_input=cached),
         launch=launch,
     )
-
-
-def data_dir_of(setting: str | None) -> Path:
-    """The data folder that `--data-dir` says, or that there is by default."""
-    if setting:
-        return Path(setting).expanduser()
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "spyglass"

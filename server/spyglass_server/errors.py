@@ -9,6 +9,7 @@ from typing import ClassVar
 import grpc
 from google.rpc import status_pb2
 
+from spyglass_common.rate_limits import RateLimits
 from spyglass_common.status import make_status
 
 _MAX_MESSAGE_CHARACTERS = 500
@@ -70,10 +71,16 @@ class ContextTooLong(InvalidRequest):
         )
 
 
-class ModelNotFound(SpyglassError):
-    """No model of this name is served."""
+class NotFound(SpyglassError):
+    """There is no such thing."""
 
     code = grpc.StatusCode.NOT_FOUND
+    default_reason = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model of this name is served to this caller."""
+
     default_reason = "model_not_found"
 
 
@@ -108,6 +115,22 @@ class TooManyRequests(SpyglassError):
     default_reason = "too_many_requests"
 
 
+class RateLimited(TooManyRequests):
+    """The caller's key has reached one of its limits by the minute, or at a time."""
+
+    default_reason = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float, rate_limits: RateLimits) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.rate_limits = rate_limits
+
+
+class BudgetSpent(TooManyRequests):
+    """The caller's key has no money left for this."""
+
+    default_reason = "insufficient_quota"
+
+
 class Cancelled(SpyglassError):
     """The caller wanted no more."""
 
@@ -140,5 +163,10 @@ def to_status(error: BaseException) -> status_pb2.Status:
         error = SpyglassError("internal error")
     retry_after_s = None if error.retry_after_s is None else math.ceil(error.retry_after_s)
     return make_status(
-        error.code.value[0], error.message, reason=error.reason, field=error.field, retry_after_s=retry_after_s
+        error.code.value[0],
+        error.message,
+        reason=error.reason,
+        field=error.field,
+        retry_after_s=retry_after_s,
+        rate_limits=error.rate_limits if isinstance(error, RateLimited) else None,
     )

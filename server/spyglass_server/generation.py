@@ -7,11 +7,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_TOKENS
-from spyglass_server.auth import Identity, find_payer
+from spyglass_server.admission import Place
+from spyglass_server.auth import ApiKey, find_payer
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start, request_digest
@@ -26,6 +27,7 @@ from spyglass_server.errors import (
     InvalidImage,
     InvalidRequest,
     SpyglassError,
+    TooManyRequests,
     Unavailable,
     to_status,
 )
@@ -33,6 +35,7 @@ from spyglass_server.ledger import Record
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
+from spyglass_server.quotas import Hold
 from spyglass_server.replays import Answer
 from spyglass_server.resources import Resources
 from spyglass_server.upload import Upload
@@ -55,15 +58,17 @@ class Generation:
         self,
         event_id: int,
         start: pb.Start,
-        identity: Identity,
+        key: ApiKey,
         resources: Resources,
         emit: Callable[[pb.Event], None],
         counts: dict[int, int],
     ) -> None:
         """`counts` gets how many tokens the usage record has, by its number, whenever there are more."""
         self._id = event_id
-        self._start = start
-        self._identity = identity
+        self._start: pb.Start | None = start
+        """What to do, until it is decoded: it may be large."""
+        self._key = key
+        self._request_id = start.request_id
         self._resources = resources
         self._emit = emit
         self._counts = counts
@@ -72,6 +77,8 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._metered: _Metered | None = None
+        self._place: Place | None = None
+        self._hold: Hold | None = None
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
@@ -100,8 +107,10 @@ class Generation:
                 self._followed.add_chunk(chunk)
             return
         try:
+            if self._place is not None:
+                self._place.grow(len(chunk.data))
             self._upload.add(chunk)
-        except InvalidRequest as error:
+        except (InvalidRequest, TooManyRequests) as error:
             self.end(error)
 
     @property
@@ -124,39 +133,46 @@ class Generation:
         except Exception as problem:
             error = problem
             if not isinstance(problem, SpyglassError):
-                log.exception("generation %r failed", self._start.request_id[:128])
+                log.exception("generation %r failed", self._request_id[:128])
         self._may_be_ended = False
         self._close(error)
         if isinstance(error, asyncio.CancelledError):
             raise error
 
     async def _run(self) -> None:
-        resources = self._resources
-        spec = decode_start(self._start, resources.image_limits)
-        payer = await find_payer(resources.keys, self._identity, spec.caller_key)
-        model = resources.resolve_model(spec.model)
+        resources, start = self._resources, self._start
+        assert start is not None
+        spec = decode_start(start, resources.image_limits)
+        payer = find_payer(resources.keys, self._key, spec.caller_key)
+        model = resources.resolve_model(spec.model, payer)
+        self._request_id = spec.request_id
         limit_s = resources.request_timeout_s
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
                 if spec.idempotency_key is not None:
-                    await self._follow(payer, spec.idempotency_key)
+                    await self._follow(start, payer, spec.idempotency_key)
                     return
                 resources.ledger.check()
-                with resources.admission.admit(payer.key_id):
-                    prompt, grammar = await self._prepare(spec, payer)
-                    await self._answer(spec, prompt, grammar, payer, model)
+                with resources.admission.admit(payer.tenant) as place:
+                    self._hold = await resources.quotas.hold(payer)
+                    place.hold_bytes(start.ByteSize())
+                    del start
+                    self._start, self._place = None, place
+                    spec, prompt, grammar = await self._prepare(spec, payer, place)
+                    await self._answer(spec, prompt, grammar, payer, model, place)
         except TimeoutError as error:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
-    async def _follow(self, payer: Identity, key: str) -> None:
+    async def _follow(self, start: pb.Start, payer: ApiKey, key: str) -> None:
         """Emits the events of the generation of an idempotency key, which it starts if there is none."""
-        answer, is_new = self._resources.replays.find(payer.key_id, key, request_digest(self._start))
+        answer, is_new = self._resources.replays.find(payer.tenant, key, request_digest(start))
         self._followed, self._sends_images = answer, is_new
         if is_new:
-            start = pb.Start()
-            start.CopyFrom(self._start)
-            start.ClearField("idempotency_key")
-            answer.begin(Generation(self._id, start, self._identity, self._resources, answer.emit, {}))
+            own_start = pb.Start()
+            own_start.CopyFrom(start)
+            own_start.ClearField("idempotency_key")
+            answer.begin(Generation(self._id, own_start, self._key, self._resources, answer.emit, {}))
+        self._start = None
         try:
             async for event in answer.follow():
                 own = pb.Event()
@@ -173,21 +189,32 @@ class Generation:
                 answer.end(self._ending or Cancelled("the caller is gone"))
             raise
 
-    async def _prepare(self, spec: Spec, payer: Identity) -> tuple[Prompt, str]:
-        """The prompt, once all images are here, and the grammar of the answer."""
+    async def _prepare(self, spec: Spec, payer: ApiKey, place: Place) -> tuple[Spec, Prompt, str]:
+        """The prompt, once all images are here, and the grammar of the answer; the spec is without images then."""
         self._upload.expect(spec, self._resources.image_limits)
+        spec = replace(spec, images=())
         self._emit(events.accepted(self._id))
-        images = await self._upload.complete()
-        prepared = await self._resources.prepare(spec, images, payer.key_id)
+        with place.waiting(self.end):
+            images = await self._upload.complete()
+        prompt, grammar = await self._resources.prepare(spec, images, payer.tenant)
+        place.hold_tokens(len(prompt.tokens))
+        place.hold_bytes(sum(image.pixels.nbytes for image in prompt.images))
         await self._resources.engine.wait_ready()
-        return prepared
+        return spec, prompt, grammar
 
-    async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, payer: Identity, model: str) -> None:
+    async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, payer: ApiKey, model: str, place: Place) -> None:
         resources = self._resources
         max_tokens = self._fit(spec, prompt)
+        assert self._hold is not None
+        self._hold.reserve(
+            prompt_tokens=len(prompt.tokens),
+            stated_tokens=None if spec.max_tokens is None else max_tokens,
+            n=spec.n,
+            most_usd=resources.prices.most(len(prompt.tokens), spec.n * max_tokens),
+        )
         tiles = SharedImages()
         try:
-            await resources.share(tiles, prompt, payer.key_id)
+            await resources.share(tiles, prompt, payer.tenant)
             prompt = prompt.without_images()  # they are large
             request = EngineRequest(
                 id=resources.engine.next_id(),
@@ -203,10 +230,15 @@ class Generation:
                 prompt_logprobs=spec.prompt_logprobs,
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
-                tenant=payer.key_id,
+                tenant=payer.tenant,
                 priority=spec.priority,
             )
-            await self._generate(spec, request, tiles, model)
+
+            def on_images_taken() -> None:
+                tiles.release()
+                place.hold_bytes(0)
+
+            await self._generate(spec, request, on_images_taken, payer, model)
         finally:
             tiles.release()
 
@@ -227,7 +259,9 @@ class Generation:
             raise InvalidImage(f"the images need {tiles} tiles; there is room for {info.max_image_tiles}")
         return min(spec.max_tokens or MAX_TOKENS, room, MAX_TOKENS)
 
-    async def _generate(self, spec: Spec, request: EngineRequest, tiles: SharedImages, model: str) -> None:
+    async def _generate(
+        self, spec: Spec, request: EngineRequest, on_images_taken: Callable[[], None], payer: ApiKey, model: str
+    ) -> None:
         """Runs the engine's part; it is metered from the request's first step on."""
         prompts = self._resources.prompts
         tool_use = spec.tool_use
@@ -251,12 +285,12 @@ class Generation:
             self._resources.engine,
             request,
             on_output=on_output,
-            on_images_taken=tiles.release,
+            on_images_taken=on_images_taken,
             grammar_error=constraint_failed(spec.shape.kind.value if spec.shape else "chat.tools"),
         )
         try:
             cached_tokens = await run.wait_scheduled()
-            self._meter(request, model, cached_tokens, choices)
+            self._meter(request, payer, model, cached_tokens, choices)
             self._emit_all(echo.begin())
             await run.stream()
         finally:
@@ -280,13 +314,14 @@ class Generation:
         elif output.finish is None and delta.finish is not None:
             run.cancel_choice(output.choice)
 
-    def _meter(self, request: EngineRequest, model: str, cached_tokens: int, choices: Choices) -> None:
+    def _meter(self, request: EngineRequest, payer: ApiKey, model: str, cached_tokens: int, choices: Choices) -> None:
         """Opens the usage record; nothing of an answer is sent before that."""
         prices = self._resources.prices
         record = self._resources.ledger.open(
             Record(
-                request_id=self._start.request_id,
-                key_id=request.tenant,
+                request_id=self._request_id,
+                tenant=payer.tenant,
+                key_id=payer.id,
                 model=model,
                 queued_s=self._queued_s,
                 started_s=time.time(),
@@ -299,7 +334,8 @@ class Generation:
             )
         )
         self._metered = _Metered(record=record, choices=choices)
-        self._emit(events.started(self._id, record.prompt_tokens, cached_tokens))
+        rate_limits = self._hold.rate_limits if self._hold else None
+        self._emit(events.started(self._id, record.prompt_tokens, cached_tokens, rate_limits))
 
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
@@ -312,6 +348,9 @@ class Generation:
             number = self._metered.record.number
             self._counts.pop(number, None)
             self._resources.ledger.close(number, usage.completion_tokens, outcome, self._first_token_s)
+        if self._hold is not None:
+            tokens = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
+            self._hold.end(tokens, usage.estimated_cost if usage is not None else 0.0)
         self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
 
     def _usage(self) -> pb.Usage | None:

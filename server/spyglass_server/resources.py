@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from spyglass_common.fair_slots import FairSlots
 from spyglass_server.admission import Admission
-from spyglass_server.auth import KeyStore
+from spyglass_server.auth import ApiKey, Keys
 from spyglass_server.cancellation import to_the_end
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.codec.start import Spec
@@ -22,6 +22,7 @@ from spyglass_server.images import ImageTiles
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
+from spyglass_server.quotas import Quotas
 from spyglass_server.replays import Replays
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ class Resources:
     engine: AsyncEngine
     prompts: PromptMaker
     ledger: Ledger
-    keys: KeyStore
+    keys: Keys
     admission: Admission
+    quotas: Quotas
     replays: Replays
     workers: futures.Executor
     slots: FairSlots
@@ -46,15 +48,20 @@ class Resources:
     prices: Prices
     request_timeout_s: float
 
-    def resolve_model(self, name: str) -> str:
+    def models_of(self, key: ApiKey) -> tuple[str, ...]:
+        """The names of the models that a key may use."""
+        return tuple(name for name in self.served_names if not key.models or name in key.models)
+
+    def resolve_model(self, name: str, key: ApiKey) -> str:
         """The name that a generation is billed under.
 
         Raises:
-            ModelNotFound: no such model is served.
+            ModelNotFound: no such model is served, or not to this key.
         """
-        if name and name not in self.served_names:
-            raise ModelNotFound(f"the model {name!r} is not served here", field="model")
-        return name or self.served_names[0]
+        names = self.models_of(key)
+        if (name or self.served_names[0]) not in names and (name or not names):
+            raise ModelNotFound(f"the model {name or self.served_names[0]!r} is not served here", field="model")
+        return name or names[0]
 
     async def prepare(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[Prompt, str]:
         """Makes the prompt, and the grammar of the answer if it must have a shape; tenants take turns."""

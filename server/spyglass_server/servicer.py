@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
@@ -16,19 +16,18 @@ from grpc import aio
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc
 from spyglass_common.limits import MAX_TOKENS
-from spyglass_server.auth import find_payer
+from spyglass_server.auth import ApiKey, find_caller, find_payer
 from spyglass_server.boundary import caller
 from spyglass_server.codec import events
 from spyglass_server.codec.start import decode_start
+from spyglass_server.codec.usage import decode_filter, decode_groups, decode_max_records, encode_record, encode_sum
 from spyglass_server.errors import InvalidRequest, going_down
-from spyglass_server.ledger import Record
 from spyglass_server.resources import Resources
 from spyglass_server.session import Session
 
 log = logging.getLogger(__name__)
 
 _MAX_TEXT_BYTES = 3 << 20
-_MAX_RECORDS = 1000
 _STALLED_S = 60.0
 """A client that takes nothing for so long is dropped."""
 
@@ -67,28 +66,35 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await session.aclose()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: "Context") -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[self._model(name) for name in self._resources.served_names])
+        key = self._caller(request)
+        return pb.ListModelsResponse(models=[self._model(name) for name in self._resources.models_of(key)])
 
     async def GetModel(self, request: pb.GetModelRequest, context: "Context") -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=self._model(self._resources.resolve_model(request.model)))
+        return pb.GetModelResponse(
+            model=self._model(self._resources.resolve_model(request.model, self._caller(request)))
+        )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: "Context") -> pb.CountTokensResponse:
-        spec = decode_start(request.start, self._resources.image_limits)
-        self._resources.resolve_model(spec.model)
+        resources = self._resources
+        spec = decode_start(request.start, resources.image_limits)
+        payer = find_payer(resources.keys, caller(), spec.caller_key)
+        resources.resolve_model(spec.model, payer)
         images = [data for data in spec.images if data is not None]
         if len(images) < len(spec.images):
             raise InvalidRequest("images must be inline to be counted", field="start.chat")
-        key_id = caller().key_id
-        if spec.caller_key is not None:
-            key_id = (await find_payer(self._resources.keys, caller(), spec.caller_key)).key_id
-        with self._resources.admission.admit(key_id):
-            prompt, _ = await self._resources.prepare(spec, images, key_id)
+        with resources.admission.admit(payer.tenant) as place:
+            hold = await resources.quotas.hold(payer)
+            try:
+                place.hold_bytes(request.ByteSize())
+                prompt, _ = await resources.prepare(spec, images, payer.tenant)
+            finally:
+                hold.end(0, 0.0)
         token_ids = prompt.tokens if request.with_tokens else ()
         return pb.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: "Context") -> pb.DetokenizeResponse:
         resources = self._resources
-        resources.resolve_model(request.model)
+        resources.resolve_model(request.model, caller())
         ids = request.token_ids
         if len(ids) > resources.engine.info.max_tokens:
             raise InvalidRequest(f"the context is {resources.engine.info.max_tokens} tokens", field="token_ids")
@@ -100,24 +106,26 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return pb.DetokenizeResponse(text=text)
 
     async def CheckAccess(self, request: pb.CheckAccessRequest, context: "Context") -> pb.CheckAccessResponse:
-        identity = caller()
-        if request.HasField("caller"):
-            identity = await find_payer(self._resources.keys, identity, request.caller.bearer_key)
-        return pb.CheckAccessResponse(key_id=identity.key_id)
+        key = self._caller(request)
+        return pb.CheckAccessResponse(key_id=key.id, tenant=key.tenant)
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: "Context") -> pb.GetUsageResponse:
-        if request.max_records > _MAX_RECORDS:
-            raise InvalidRequest(f"at most {_MAX_RECORDS} records can be listed", field="max_records")
-        key_id = caller().key_id
-        total = await self._resources.ledger.total(key_id)
-        latest = await self._resources.ledger.latest(key_id, request.max_records)
+        key, ledger = self._caller(request), self._resources.ledger
+        chosen = replace(decode_filter(request.filter), key_id=key.id)
+        groups = decode_groups(request.group_by)
+        limit = decode_max_records(request.max_records)
+        [total] = await ledger.sums(chosen)
         return pb.GetUsageResponse(
-            key_id=key_id,
+            key_id=key.id,
+            tenant=key.tenant,
             generations=total.generations,
             prompt_tokens=total.prompt_tokens,
+            cached_tokens=total.cached_tokens,
             completion_tokens=total.completion_tokens,
+            images=total.images,
             estimated_cost=total.cost_usd,
-            records=[_record(record) for record in latest],
+            sums=[encode_sum(each) for each in await ledger.sums(chosen, groups)] if groups else (),
+            records=[encode_record(record) for record in await ledger.latest(chosen, limit)],
         )
 
     def drain(self) -> None:
@@ -130,6 +138,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         for session in self._sessions:
             session.abandon()
         self._resources.replays.abandon(going_down())
+
+    def _caller(
+        self, request: pb.ListModelsRequest | pb.GetModelRequest | pb.CheckAccessRequest | pb.GetUsageRequest
+    ) -> ApiKey:
+        """On whose behalf a short call is made: its own key's, if it names nobody."""
+        keys = self._resources.keys
+        if not request.HasField("caller"):
+            return keys.current(caller())
+        return find_caller(keys, caller(), request.caller.bearer_key)
 
     def _model(self, name: str) -> pb.Model:
         resources, info = self._resources, self._resources.engine.info
@@ -153,19 +170,3 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             memory=pb.ModelMemory(**asdict(info.memory)),
             ranks=[pb.ModelMemory(**asdict(rank)) for rank in info.ranks] if len(info.ranks) > 1 else (),
         )
-
-
-def _record(record: Record) -> pb.UsageRecord:
-    return pb.UsageRecord(
-        request_id=record.request_id,
-        model=record.model,
-        started=events.timestamp(record.started_s),
-        finished=events.timestamp(record.finished_s),
-        usage=pb.Usage(
-            prompt_tokens=record.prompt_tokens,
-            completion_tokens=record.completion_tokens,
-            cached_tokens=record.cached_tokens,
-            estimated_cost=record.cost_usd,
-        ),
-        outcome=record.outcome,
-    )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_server.auth import Identity
+from spyglass_server.auth import ApiKey
 from spyglass_server.errors import InvalidRequest, Unavailable, going_down
 from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
@@ -14,8 +14,8 @@ from spyglass_server.resources import Resources
 class Session:
     """The server's side of one stream."""
 
-    def __init__(self, identity: Identity, resources: Resources) -> None:
-        self._identity = identity
+    def __init__(self, key: ApiKey, resources: Resources) -> None:
+        self._key = key
         self._resources = resources
         self._outbox = Outbox()
         self._running: dict[int, Generation] = {}
@@ -83,7 +83,7 @@ class Session:
         if event_id <= self._last_id:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id
-        generation = Generation(event_id, start, self._identity, self._resources, self._outbox.push, self._counts)
+        generation = Generation(event_id, start, self._key, self._resources, self._outbox.push, self._counts)
         self._running[event_id] = generation
         task = generation.start()
         self._tasks.add(task)

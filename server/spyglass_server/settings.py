@@ -105,6 +105,13 @@ SETTINGS: tuple[Setting, ...] = (
     count(
         "max-pending", "maximum number of generations in the server, running and queued; beyond it callers get 429", 256
     ),
+    count(
+        "max-pending-bytes",
+        "maximum memory for what they have been sent and have not given to the engine yet, texts and images, in bytes",
+        2 << 30,
+        "BYTES",
+    ),
+    count("max-pending-tokens", "maximum number of tokens in all of their prompts", 1 << 20),
     count("max-images", "maximum number of images in a conversation", 16),
     shared.MAX_IMAGE_BYTES,
     count("max-image-pixels", "maximum size of an image, in pixels", 40_000_000),

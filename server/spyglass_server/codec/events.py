@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.rate_limits import RateLimits
 from spyglass_server.engine.messages import FinishReason, Logprobs
 from spyglass_server.prompt.tool_calls import CallPiece
 
@@ -21,9 +22,13 @@ def accepted(event_id: int) -> pb.Event:
     return pb.Event(id=event_id, accepted=pb.Accepted())
 
 
-def started(event_id: int, prompt_tokens: int, cached_tokens: int) -> pb.Event:
+def started(event_id: int, prompt_tokens: int, cached_tokens: int, rate_limits: RateLimits | None) -> pb.Event:
     """The engine has scheduled it."""
-    return pb.Event(id=event_id, started=pb.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens))
+    limits = None if rate_limits is None else rate_limits.to_proto()
+    return pb.Event(
+        id=event_id,
+        started=pb.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, rate_limits=limits),
+    )
 
 
 def prompt_echo(

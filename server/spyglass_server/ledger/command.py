@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Mapping
 
+from spyglass_common.data_dir import data_dir_of
 from spyglass_common.settings import add_settings
-from spyglass_server.config import data_dir_of
 from spyglass_server.settings import SETTINGS
 
 _NEEDED = ("data_dir", "ledger_url")

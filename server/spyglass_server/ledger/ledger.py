@@ -19,11 +19,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from spyglass_server.config import Prices
+from spyglass_server.database import sqlite_url
 from spyglass_server.errors import Unavailable
-from spyglass_server.ledger import database
+from spyglass_server.ledger import reports
 from spyglass_server.ledger.chain import ChainHead
+from spyglass_server.ledger.database import Database
 from spyglass_server.ledger.journal import Entries, Journal, JournalFull
-from spyglass_server.ledger.record import Record, Total
+from spyglass_server.ledger.record import Record
+from spyglass_server.ledger.reports import Filter, Group, Sum
 
 T = TypeVar("T")
 
@@ -58,7 +61,7 @@ class Ledger:
             OSError: the journal cannot be written.
         """
         self._server_id = server_id
-        self._database = database.Database(url or database.sqlite_url(folder), ChainHead(folder, server_id))
+        self._database = Database(url or sqlite_url(folder), ChainHead(folder, server_id))
         self._journal = Journal(folder / "journal")
         self._live: dict[int, Record] = {}
         self._last_number = 0
@@ -123,21 +126,26 @@ class Ledger:
             self._num_waiting += 1
         self._queue.put(record)
 
-    async def total(self, key_id: str) -> Total:
-        """What a key has used so far.
+    async def sums(self, chosen: Filter, groups: tuple[Group, ...] = ()) -> list[Sum]:
+        """What has been used so far, by groups.
 
         Raises:
             Unavailable: the database cannot be reached.
         """
-        return await self._ask(lambda db: database.total(db, key_id))
+        return await self._ask(lambda db: reports.sums(db, chosen, groups))
 
-    async def latest(self, key_id: str, limit: int) -> list[Record]:
-        """A key's latest generations, newest first.
+    async def spent(self, key_id: str, since_s: float) -> float:
+        """What a key has spent, in US dollars, for generations that began at a time or later; raises as `sums` does."""
+        [total] = await self.sums(Filter(key_id=key_id, since_s=since_s))
+        return total.cost_usd
+
+    async def latest(self, chosen: Filter, limit: int) -> list[Record]:
+        """The latest generations, newest first.
 
         Raises:
             Unavailable: the database cannot be reached.
         """
-        return await self._ask(lambda db: database.latest(db, key_id, limit))
+        return await self._ask(lambda db: reports.latest(db, chosen, limit)) if limit else []
 
     async def aclose(self) -> None:
         """Closes the ledger once everything is written, or the database cannot be reached."""

@@ -10,10 +10,11 @@ class Record:
     Times are seconds since 1970: when the server took it, when it began to be computed, when its first token came and
     when it ended, which is None while it runs. Prices are in US dollars for a million tokens. `number` grows with each
     generation of a server. `outcome` is OK or the name of a status code, LOST where the server has crashed, and empty
-    while it runs.
+    while it runs. `tenant` is empty where an earlier version has made the record, to which each key was its own.
     """
 
     request_id: str
+    tenant: str = ""
     key_id: str
     model: str
     queued_s: float
@@ -31,13 +32,3 @@ class Record:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     outcome: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """Sums over all of a key's generations."""
-
-    generations: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float

@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from spyglass_server.ledger import database
+from spyglass_server.database import connect, sqlite_url
 from spyglass_server.ledger.chain import START, ChainHead, Link, link
+from spyglass_server.ledger.database import chained
 from spyglass_server.ledger.record import Record
 
 
@@ -25,7 +26,7 @@ def verify(folder: Path, server_id: str, url: str | None = None) -> Verdict:
     Raises:
         ValueError: the database or the folder cannot be read.
     """
-    engine = database.connect(url or database.sqlite_url(folder))
+    engine = connect(url or sqlite_url(folder))
     head = ChainHead(folder, server_id)
     try:
         with engine.connect() as db:
@@ -33,7 +34,7 @@ def verify(folder: Path, server_id: str, url: str | None = None) -> Verdict:
             ends = head.read()
             end = START
             found = [end]
-            with database.chained(db, server_id) as rows:
+            with chained(db, server_id) as rows:
                 for row in rows.mappings():
                     if fault := _fault(row, end):
                         return Verdict(end.position, fault)

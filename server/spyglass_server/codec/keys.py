@@ -1,0 +1,101 @@
+"""Keys between the protocol's messages and the key store's values."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from spyglass.v1 import admin_pb2 as pb
+from spyglass_server.auth import ApiKey, Limits, Scope
+from spyglass_server.codec import events
+from spyglass_server.errors import InvalidRequest
+
+_SCOPES = {
+    pb.SCOPE_GENERATE: Scope.GENERATE,
+    pb.SCOPE_ADMIN: Scope.ADMIN,
+    pb.SCOPE_GATEWAY: Scope.GATEWAY,
+}
+_SCOPE_NUMBERS = {scope: number for number, scope in _SCOPES.items()}
+_LIMITS = tuple(field.name for field in fields(Limits))
+_SET_BY_SERVER = {"id", "created", "revoked", "hint", "configured"}
+
+
+def encode_key(key: ApiKey) -> pb.ApiKey:
+    """A key, without its secret."""
+    return pb.ApiKey(
+        id=key.id,
+        name=key.name,
+        tenant=key.tenant,
+        scopes=sorted(_SCOPE_NUMBERS[scope] for scope in key.scopes),
+        models=key.models,
+        limits=pb.KeyLimits(**{name: getattr(key.limits, name) for name in _LIMITS}),
+        created=events.timestamp(key.created_s or None),
+        expires=events.timestamp(key.expires_s),
+        revoked=events.timestamp(key.revoked_s),
+        hint=key.hint,
+        configured=key.configured,
+    )
+
+
+def decode_new_key(key: pb.ApiKey) -> ApiKey:
+    """What a new key is to be; its tenant may be empty.
+
+    Raises:
+        InvalidRequest: a value makes no sense.
+    """
+    for field, _ in key.ListFields():
+        if field.name in _SET_BY_SERVER:
+            raise InvalidRequest(f"key.{field.name} is for the server to say", field=f"key.{field.name}")
+    return ApiKey(
+        id="",
+        digest=b"",
+        hint="",
+        name=key.name,
+        tenant=key.tenant,
+        scopes=_decode_scopes(key.scopes) or frozenset({Scope.GENERATE}),
+        models=tuple(key.models),
+        limits=Limits(**{name: _limit(key, name) for name in _LIMITS}),
+        expires_s=_expiry(key),
+    )
+
+
+def apply_update(key: ApiKey, values: pb.ApiKey, paths: Sequence[str]) -> ApiKey:
+    """A key with new values for the fields that `paths` name; those that are absent are cleared.
+
+    Raises:
+        InvalidRequest: no field, or one that cannot be changed, is named.
+    """
+    if not paths:
+        raise InvalidRequest("update_mask must name what is to be changed", field="update_mask")
+    for path in paths:
+        match path.split("."):
+            case ["name"]:
+                key = replace(key, name=values.name)
+            case ["tenant"]:
+                key = replace(key, tenant=values.tenant or key.id)
+            case ["scopes"]:
+                key = replace(key, scopes=_decode_scopes(values.scopes))
+            case ["models"]:
+                key = replace(key, models=tuple(values.models))
+            case ["expires"]:
+                key = replace(key, expires_s=_expiry(values))
+            case ["limits"]:
+                key = replace(key, limits=Limits(**{name: _limit(values, name) for name in _LIMITS}))
+            case ["limits", name] if name in _LIMITS:
+                key = replace(key, limits=replace(key.limits, **{name: _limit(values, name)}))
+            case _:
+                raise InvalidRequest(f"{path!r} of a key cannot be changed", field="update_mask")
+    return key
+
+
+def _decode_scopes(scopes: Sequence["pb.Scope.ValueType"]) -> frozenset[Scope]:
+    if unknown := [scope for scope in scopes if scope not in _SCOPES]:
+        raise InvalidRequest(f"there is no scope {unknown[0]}", field="key.scopes")
+    return frozenset(_SCOPES[scope] for scope in scopes)
+
+
+def _limit(key: pb.ApiKey, name: str) -> Any:
+    return getattr(key.limits, name) if key.limits.HasField(name) else None  # type: ignore[arg-type]
+
+
+def _expiry(key: pb.ApiKey) -> float | None:
+    return key.expires.ToNanoseconds() / 1e9 if key.HasField("expires") else None
