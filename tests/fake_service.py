@@ -356,7 +356,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
             self.access_checks.append(request.caller.bearer_key)
             if request.caller.bearer_key not in self.user_keys:
                 await abort(context, status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message="who?"))
-        return pb.CheckAccessResponse(key_id="key-1")
+        return pb.CheckAccessResponse(key_id="key-1", tenant="tenant-1")
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:  # noqa: N802
         await self._enter(context)

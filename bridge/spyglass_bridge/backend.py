@@ -63,27 +63,34 @@ class Backend:
         """Ends every generation with an explicit error: the time to drain is over."""
         self._link.fail_all()
 
-    async def check_access(self, key: str) -> ApiError | None:
-        """Returns the refusal of an end user's key, 401 or 403, or None if it may call.
+    async def check_access(self, key: str) -> str | ApiError:
+        """Returns the tenant of an end user's key if it may call, else the refusal: 401 or 403.
 
         Raises ApiError 503 when the server cannot say.
         """
         request = pb.CheckAccessRequest(caller=pb.Caller(bearer_key=key))
         try:
-            await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_ACCESS_TIMEOUT_S)
+            answer = await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_ACCESS_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             # Without a stream the refusal may be of the bridge's own key, and no fault of the caller.
             if error.code() in _REFUSALS and self._link.is_up:
                 return from_rpc_error(error)
             _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
             raise server_unavailable() from error
-        return None
+        return answer.tenant or answer.key_id  # a server of before has no tenants
 
-    async def list_models(self) -> Sequence[pb.Model]:
-        return (await self._call(self._stub.ListModels, pb.ListModelsRequest())).models
+    async def list_models(self, key: str) -> Sequence[pb.Model]:
+        """The models that an end user's key may use."""
+        request = pb.ListModelsRequest(caller=pb.Caller(bearer_key=key))
+        return (await self._call(self._stub.ListModels, request)).models
 
-    async def get_model(self, name: str) -> pb.Model:
-        return (await self._call(self._stub.GetModel, pb.GetModelRequest(model=name))).model
+    async def get_model(self, name: str, key: str) -> pb.Model:
+        """One of the models that an end user's key may use."""
+        request = pb.GetModelRequest(model=name, caller=pb.Caller(bearer_key=key))
+        return (await self._call(self._stub.GetModel, request)).model
+
+    async def get_usage(self, question: pb.GetUsageRequest) -> pb.GetUsageResponse:
+        return await self._call(self._stub.GetUsage, question)
 
     async def count_tokens(self, start: pb.Start) -> pb.CountTokensResponse:
         """Tokenizes the prompt of a generation that is not started."""

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 from google.rpc import code_pb2, status_pb2
 
+from spyglass_bridge.rate_limits import rate_limit_headers
+from spyglass_common.rate_limits import RateLimits
 from spyglass_common.status import read_details, status_of
 
 
@@ -28,14 +30,16 @@ class ApiError(Exception):
         param: str | None = None,
         kind: str | None = None,
         retry_after_s: int | None = None,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         super().__init__(message)
         self.http_status = http_status
         self.message = message
         self.code = code
         self.param = param
-        self.kind = kind or _kind(http_status)
+        self.kind = kind or _kind(http_status, code)
         self.retry_after_s = retry_after_s
+        self.rate_limits = rate_limits
 
     @property
     def body(self) -> dict[str, Any]:
@@ -44,10 +48,10 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
+        headers = rate_limit_headers(self.rate_limits)
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
-        if self.http_status == 504:
+        if self.http_status == 504 or self.code == _NO_MONEY:
             headers["x-should-retry"] = "false"
         return headers
 
@@ -98,6 +102,7 @@ def from_status(status: status_pb2.Status) -> ApiError:
         code=details.reason or answer.code,
         param=param,
         retry_after_s=max(1, math.ceil(details.retry_after_s or 0)) if answer.retry else None,
+        rate_limits=details.rate_limits,
     )
 
 
@@ -116,6 +121,7 @@ def http_name(field: str) -> str:
 
 
 _INVALID_KEY = "invalid_api_key"
+_NO_MONEY = "insufficient_quota"
 
 _FIELD_NAMES = tuple(
     (re.compile(pattern), name)
@@ -142,7 +148,9 @@ _FIELD_NAMES = tuple(
 )
 
 
-def _kind(http_status: int) -> str:
+def _kind(http_status: int, code: str | None) -> str:
+    if code == _NO_MONEY:
+        return code
     if http_status == 429:
         return "rate_limit_error"
     return "server_error" if http_status >= 500 else "invalid_request_error"

@@ -12,8 +12,9 @@ from aiohttp.typedefs import Handler
 from spyglass_bridge.access import bearer_key
 from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.serialization import compact_json
+from spyglass_bridge.rate_limits import rate_limit_headers
 from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
-from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES
+from spyglass_bridge.services import CALLER_KEY, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT
 
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -50,6 +51,8 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     response.headers[hdrs.SERVER] = "spyglass"
     if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id
+    if rate_limits := request.get(RATE_LIMITS):
+        response.headers.update(rate_limit_headers(rate_limits))
 
 
 @web.middleware
@@ -83,7 +86,7 @@ async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResp
     services = request.app[SERVICES]
     with services.drain.call():
         key = bearer_key(request.headers.getall(hdrs.AUTHORIZATION, []))
-        await services.access.check(key)
+        request[TENANT] = await services.access.check(key)
         request[CALLER_KEY] = key
         return await handler(request)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -36,8 +36,9 @@ _REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503, 50
 class Route:
     """A route: how it is served and described.
 
-    `paths` are its names; a `{model}` in them may contain slashes. `answer` is the type of its answer, `event` that of
-    an event where it can stream. The API's description leaves out a route without `answer`.
+    `paths` are its names; a `{model}` in them may contain slashes. `query` has the schemas of its parameters in the
+    query. `answer` is the type of its answer, `event` that of an event where it can stream. The API's description
+    leaves out a route without `answer`.
     """
 
     method: Literal["get", "post"]
@@ -48,6 +49,7 @@ class Route:
     answer: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     needs_key: bool = True
     is_logged: bool = True
     statuses: tuple[int, ...] = (200,)
@@ -126,10 +128,13 @@ def _described(route: Route, path: str) -> dict[str, Any]:
     else:
         refusal = {"description": "Refused or failed.", "content": _json(responses.ErrorAnswer)}
         result["responses"] |= {str(status): refusal for status in _REFUSALS}
-    if names := re.findall(r"{(\w+)}", path):
-        result["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]} for name in names
-        ]
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    in_query = [{"name": name, "in": "query", "schema": schema} for name, schema in route.query.items()]
+    if in_path or in_query:
+        result["parameters"] = [*in_path, *in_query]
     if route.body is not None:
         result["requestBody"] = {"required": True, "content": _json(route.body)}
     return result

@@ -9,6 +9,7 @@ from google.rpc import status_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import ChoiceDelta, PendingDeltas
 from spyglass_common.generate_stream import GenerateStream
+from spyglass_common.rate_limits import RateLimits
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class RemoteGeneration:
         self._id = 0
         self._is_accepted = False
         self._has_started = False
+        self.rate_limits: RateLimits | None = None
+        """What the caller's key has left of its limits, once it has started; None without limits."""
         self._pending = PendingDeltas()
         self._finished: pb.Finished | None = None
         self._changed = asyncio.Event()
@@ -89,6 +92,7 @@ class RemoteGeneration:
             self._finished = event.finished
         elif kind == "started":
             self._has_started = True
+            self.rate_limits = RateLimits.from_proto(event.started.rate_limits)
         elif kind == "accepted":
             self._is_accepted = True
         self._changed.set()

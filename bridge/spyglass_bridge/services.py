@@ -12,6 +12,7 @@ from spyglass_bridge.backend import Backend
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.drain import Drain
 from spyglass_bridge.fetch import ImageFetcher, Resolve, resolve_by_system
+from spyglass_common.rate_limits import RateLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class Services:
 SERVICES = web.AppKey("services", Services)
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER_KEY = web.RequestKey("caller_key", str)
+TENANT = web.RequestKey("tenant", str)
+RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)
+"""What the caller's key has left, if it has limits, once the generation has started."""
 OUTCOME = web.RequestKey("outcome", str)
 """How a stream ended, when its status does not say."""
 

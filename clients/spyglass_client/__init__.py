@@ -6,7 +6,8 @@ with Client() as client:
     print(client.generate("Hello!").text)
 """
 
-from spyglass_client.account import ModelInfo, ModelMemory, Pricing, UsageRecord, UsageSummary
+from spyglass_client.account import ModelInfo, ModelMemory, Pricing, UsageRecord, UsageSum, UsageSummary
+from spyglass_client.admin import AdminClient, ApiKey, KeyLimits
 from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, TokenProbability, Usage
 from spyglass_client.errors import (
@@ -30,7 +31,9 @@ from spyglass_client.target import Tls
 from spyglass_client.tools import Tool, ToolCall, ToolCallPiece
 
 __all__ = [
+    "AdminClient",
     "Answer",
+    "ApiKey",
     "AsyncClient",
     "AsyncGeneration",
     "AuthenticationError",
@@ -45,6 +48,7 @@ __all__ = [
     "ImageSource",
     "InternalError",
     "InvalidRequestError",
+    "KeyLimits",
     "Message",
     "ModelInfo",
     "ModelMemory",
@@ -64,6 +68,7 @@ __all__ = [
     "UnavailableError",
     "Usage",
     "UsageRecord",
+    "UsageSum",
     "UsageSummary",
     "assistant",
     "image",

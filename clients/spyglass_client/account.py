@@ -1,7 +1,9 @@
 """What a server reports about itself and about the caller's key: models, prices, usage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -76,7 +78,7 @@ class ModelInfo:
         return cls(
             id=model.id,
             description=model.description,
-            created=_moment(model.created),
+            created=moment(model.created),
             context_length=model.context_length,
             max_tokens=model.max_tokens,
             pricing=Pricing(pricing.input_tokens, pricing.output_tokens, pricing.cached_input_tokens),
@@ -94,47 +96,123 @@ class ModelInfo:
 class UsageRecord:
     """One metered generation. `finished` is None and `outcome` empty while it runs."""
 
+    tenant: str
+    key_id: str
     request_id: str
     model: str
     started: datetime
     finished: datetime | None
     usage: Usage
+    images: int
     outcome: str
 
     @classmethod
     def from_proto(cls, record: pb.UsageRecord) -> "UsageRecord":
         return cls(
+            tenant=record.tenant,
+            key_id=record.key_id,
             request_id=record.request_id,
             model=record.model,
-            started=_moment(record.started),
-            finished=_moment(record.finished) if record.HasField("finished") else None,
+            started=moment(record.started),
+            finished=optional_moment(record, "finished"),
             usage=Usage.from_proto(record.usage),
+            images=record.images,
             outcome=record.outcome,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsageSummary:
-    """What a key has used so far, with its latest generations, newest first, if they were asked for."""
+class UsageSum:
+    """What the generations of a group have used; of the first four fields those are set that it is grouped by."""
 
+    tenant: str
     key_id: str
+    model: str
+    day: str
     generations: int
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
+    images: int
     estimated_cost: float
+
+    @classmethod
+    def from_proto(cls, each: pb.UsageSum) -> "UsageSum":
+        return cls(
+            tenant=each.tenant,
+            key_id=each.key_id,
+            model=each.model,
+            day=each.day,
+            generations=each.generations,
+            prompt_tokens=each.prompt_tokens,
+            cached_tokens=each.cached_tokens,
+            completion_tokens=each.completion_tokens,
+            images=each.images,
+            estimated_cost=each.estimated_cost,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageSummary:
+    """What a key has used so far, with sums by group and its latest generations, newest first, if asked for."""
+
+    key_id: str
+    tenant: str
+    generations: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    images: int
+    estimated_cost: float
+    sums: tuple[UsageSum, ...]
     records: tuple[UsageRecord, ...]
 
     @classmethod
     def from_proto(cls, usage: pb.GetUsageResponse) -> "UsageSummary":
         return cls(
             key_id=usage.key_id,
+            tenant=usage.tenant,
             generations=usage.generations,
             prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
+            images=usage.images,
             estimated_cost=usage.estimated_cost,
+            sums=tuple(map(UsageSum.from_proto, usage.sums)),
             records=tuple(UsageRecord.from_proto(record) for record in usage.records),
         )
 
 
-def _moment(timestamp: Timestamp) -> datetime:
+GROUPS = {
+    "tenant": pb.USAGE_GROUP_TENANT,
+    "key": pb.USAGE_GROUP_KEY,
+    "model": pb.USAGE_GROUP_MODEL,
+    "day": pb.USAGE_GROUP_DAY,
+}
+
+
+def usage_filter(model: str, since: datetime | None, until: datetime | None) -> pb.UsageFilter:
+    """Which generations count."""
+    chosen = pb.UsageFilter(model=model)
+    if since is not None:
+        chosen.since.FromDatetime(since)
+    if until is not None:
+        chosen.until.FromDatetime(until)
+    return chosen
+
+
+def usage_groups(names: Sequence[str]) -> "list[pb.UsageGroup.ValueType]":
+    """By what usage is summed up. Raises ValueError for a name that is not in GROUPS."""
+    if unknown := [name for name in names if name not in GROUPS]:
+        raise ValueError(f"usage cannot be grouped by {unknown[0]!r}: use {', '.join(GROUPS)}")
+    return [GROUPS[name] for name in names]
+
+
+def optional_moment(message: Any, field: str) -> datetime | None:
+    """A time that a message may not have."""
+    return moment(getattr(message, field)) if message.HasField(field) else None
+
+
+def moment(timestamp: Timestamp) -> datetime:
+    """A time, in UTC."""
     return timestamp.ToDatetime(tzinfo=UTC)

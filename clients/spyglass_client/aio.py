@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -11,7 +12,7 @@ import grpc
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc as pb_grpc
-from spyglass_client.account import ModelInfo, UsageSummary
+from spyglass_client.account import ModelInfo, UsageSummary, usage_filter, usage_groups
 from spyglass_client.answer import Answer
 from spyglass_client.errors import ClientClosedError, SpyglassError, UnavailableError, from_rpc_error, lost_status
 from spyglass_client.generation import AsyncGeneration
@@ -117,9 +118,22 @@ class AsyncClient:
         response = await self._call(self._stub().ListModels, pb.ListModelsRequest())
         return [ModelInfo.from_proto(model) for model in response.models]
 
-    async def usage(self, max_records: int = 0) -> UsageSummary:
-        """What the key has used so far, with its latest `max_records` generations, at most 1,000."""
-        request = pb.GetUsageRequest(max_records=max_records)
+    async def usage(
+        self,
+        max_records: int = 0,
+        *,
+        model: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        group_by: Sequence[str] = (),
+    ) -> UsageSummary:
+        """What the key has used, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
+
+        At most 1,000 are listed. Only generations count that began at `since` or later, and before `until`.
+        """
+        request = pb.GetUsageRequest(
+            max_records=max_records, filter=usage_filter(model, since, until), group_by=usage_groups(group_by)
+        )
         return UsageSummary.from_proto(await self._call(self._stub().GetUsage, request))
 
     async def check_access(self) -> str:

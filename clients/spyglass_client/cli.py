@@ -10,14 +10,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spyglass_client import keys_command
 from spyglass_client.chat.command import run_chat
 from spyglass_client.chat.writing import describe, printable
 from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
-from spyglass_client.target import DEFAULT_TARGET, default_api_key, default_target
+from spyglass_client.target import DEFAULT_TARGET, default_admin_key, default_api_key, default_target
 from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_int
 
 _EXAMPLES = """examples:
@@ -28,7 +30,8 @@ _EXAMPLES = """examples:
   spyglass chat --image receipt.jpg --json-schema receipt.schema.json "What was bought?"
   git diff | spyglass chat --system "Write a commit message for this." -
   spyglass models
-  spyglass usage --json
+  spyglass usage --by day,model
+  spyglass keys create --name alice --tenant acme --requests-per-minute 60 --usd-per-month 20
   spyglass plan --model 90b --gpu h200 --quantization fp8
 """
 
@@ -79,7 +82,26 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
     models.add_argument("--json", action="store_true", help="print JSON")
     usage = _add_command(commands, "usage", run_usage, "show what your key has used")
     _add_connection(usage, environ)
-    usage.add_argument("--json", action="store_true", help="print JSON")
+    usage.add_argument("--json", action="store_true", help="print JSON, as --format json does")
+    usage.add_argument(
+        "--format", choices=("table", "csv", "json"), default="table", help="how to print (default: table)"
+    )
+    usage.add_argument(
+        "--by",
+        type=lambda text: text.split(","),
+        metavar="WORD,…",
+        help="a sum for each: tenant, key, model, day, or several with commas",
+    )
+    for flag, what in (
+        ("--since", "that began at this day or time (UTC) or later"),
+        ("--until", "that began before it"),
+    ):
+        usage.add_argument(flag, type=moment, metavar="TIME", help=f"only generations {what}")
+    usage.add_argument("--model", metavar="NAME", help="only generations of this model")
+    usage.add_argument("--all", action="store_true", help="of all keys, with an operator's key")
+    usage.add_argument("--tenant", metavar="NAME", help="of a tenant's keys, with an operator's key")
+    usage.add_argument("--key", metavar="ID", help="of one key, with an operator's key")
+    _add_admin(usage, environ)
     _add_option(
         usage,
         environ,
@@ -100,7 +122,31 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
         from spyglass_server.ledger.command import add_options as add_ledger_options
 
         add_ledger_options(verify, environ)
+    _add_keys(commands, environ)
     return parser
+
+
+def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environ: Mapping[str, str]) -> None:
+    keys = _add_command(commands, "keys", keys_command.run_list, "manage the keys of a server")
+    actions = keys.add_subparsers(metavar="ACTION", required=True)
+    for name, run, text in (
+        ("create", keys_command.run_create, "make a key, and print it this once"),
+        ("list", keys_command.run_list, "list keys"),
+        ("show", keys_command.run_show, "show a key"),
+        ("update", keys_command.run_update, "change what a key may do"),
+        ("revoke", keys_command.run_revoke, "end a key for good"),
+    ):
+        action = _add_command(actions, name, run, text)
+        if name in ("show", "update", "revoke"):
+            action.add_argument("id", metavar="ID", help="the key's id, which list shows")
+        if name in ("create", "update"):
+            keys_command.add_fields(action)
+        if name == "list":
+            action.add_argument("--tenant", metavar="NAME", help="only those of a tenant")
+            action.add_argument("--all", action="store_true", help="also those that are revoked or have expired")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        _add_target(action, environ)
+        _add_admin(action, environ)
 
 
 def _run_serve(args: argparse.Namespace) -> int:
@@ -169,18 +215,38 @@ def _add_command(
 
 def _add_connection(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     """Where the server is, and the key to it."""
+    _add_target(parser, environ)
+    parser.add_argument(
+        "--api-key",
+        default=default_api_key(environ),
+        metavar="KEY",
+        help="your key; the first one, if the variable holds several [SPYGLASS_API_KEY]",
+    )
+
+
+def _add_admin(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    """The operator's key, and where it is beside the server."""
+    parser.add_argument(
+        "--admin-key",
+        default=default_admin_key(environ),
+        metavar="KEY",
+        help="a key with the scope admin (default: the one in the server's data folder) [SPYGLASS_ADMIN_KEY]",
+    )
+    parser.add_argument(
+        "--data-dir",
+        default=environ.get("SPYGLASS_DATA_DIR"),
+        metavar="DIR",
+        help="the server's data folder (default: ~/.local/share/spyglass) [SPYGLASS_DATA_DIR]",
+    )
+
+
+def _add_target(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     parser.add_argument(
         "--grpc",
         type=address,
         default=default_target(environ),
         metavar="HOST:PORT",
         help=f"where the server is (default: {DEFAULT_TARGET}) [SPYGLASS_GRPC]",
-    )
-    parser.add_argument(
-        "--api-key",
-        default=default_api_key(environ),
-        metavar="KEY",
-        help="your key; the first one, if the variable holds several [SPYGLASS_API_KEY]",
     )
 
 
@@ -214,6 +280,15 @@ def json_schema(text: str) -> Any:
     if not isinstance(schema, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
     return schema
+
+
+def moment(text: str) -> datetime:
+    """A day or a time, in UTC unless it says otherwise."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time, such as 2026-11-29 or 2026-11-29T12:00:00Z") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
 def whole_number(text: str) -> int:

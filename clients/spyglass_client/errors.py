@@ -109,6 +109,9 @@ class ClientClosedError(SpyglassError):
     default_code = grpc.StatusCode.CANCELLED
 
 
+RpcError = grpc.aio.AioRpcError | grpc.Call
+"""The failure of a whole call, of either kind of channel."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _ERRORS: dict[grpc.StatusCode, type[SpyglassError]] = {
@@ -143,7 +146,7 @@ def from_status(status: status_pb2.Status, request_id: str | None = None, usage:
     )
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> SpyglassError:
+def from_rpc_error(error: RpcError, target: str) -> SpyglassError:
     """The exception for the failure of a whole call to `target`.
 
     A failure that gRPC itself reports, such as a refused connection, names the target.

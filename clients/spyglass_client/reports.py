@@ -1,31 +1,62 @@
-"""`spyglass models` and `spyglass usage`: aligned tables for people, JSON for programs."""
+"""`spyglass models` and `spyglass usage`: aligned tables for people, JSON and CSV for programs."""
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from spyglass_client.account import ModelInfo, UsageSummary
+from spyglass_client.account import ModelInfo, UsageRecord, UsageSum, UsageSummary
+from spyglass_client.keys_command import open_admin
 from spyglass_client.sync import Client
+from spyglass_client.tables import as_csv, as_json, table
 
 
 def run_models(args: argparse.Namespace) -> int:
     """Prints the models that the server runs. Raises SpyglassError."""
     with Client(args.grpc, api_key=args.api_key) as client:
         models = client.models()
-    sys.stdout.write(_json(models) if args.json else _models_table(models))
+    sys.stdout.write(as_json(models) if args.json else _models_table(models))
     return 0
 
 
 def run_usage(args: argparse.Namespace) -> int:
-    """Prints what the key has used. Raises SpyglassError."""
-    with Client(args.grpc, api_key=args.api_key) as client:
-        usage = client.usage(args.records)
-    sys.stdout.write(_json(usage) if args.json else _usage_table(usage))
+    """Prints what the key has used, or with an operator's key what all have. Raises SpyglassError."""
+    groups = args.by or ()
+    chosen: dict[str, Any] = {"model": args.model or "", "since": args.since, "until": args.until}
+    if args.all or args.tenant or args.key:
+        with open_admin(args) as admin:
+            sums, records = admin.usage(
+                tenant=args.tenant or "", key_id=args.key or "", group_by=groups, max_records=args.records, **chosen
+            )
+        whole: Any = {"sums": sums, "records": records}
+    else:
+        with Client(args.grpc, api_key=args.api_key) as client:
+            whole = client.usage(args.records, group_by=groups, **chosen)
+        sums = list(whole.sums) if groups else [_sum_of(whole)]
+        records = list(whole.records)
+    match "json" if args.json else args.format:
+        case "json":
+            sys.stdout.write(as_json(whole))
+        case "csv":
+            sys.stdout.write(as_csv(sums))
+        case _:
+            sys.stdout.write(_sums_table(sums) + (f"\n{_records_table(records)}" if records else ""))
     return 0
+
+
+def _sum_of(usage: UsageSummary) -> UsageSum:
+    return UsageSum(
+        tenant="",
+        key_id=usage.key_id,
+        model="",
+        day="",
+        generations=usage.generations,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        images=usage.images,
+        estimated_cost=usage.estimated_cost,
+    )
 
 
 def _models_table(models: Sequence[ModelInfo]) -> str:
@@ -35,7 +66,7 @@ def _models_table(models: Sequence[ModelInfo]) -> str:
 
 def _terms_table(models: Sequence[ModelInfo]) -> str:
     header = ("MODEL", "DTYPE", "CONTEXT", "MAX TOKENS", "IMAGES", "$/M IN", "$/M OUT")
-    return _table(
+    return table(
         header,
         [
             (
@@ -56,7 +87,7 @@ def _terms_table(models: Sequence[ModelInfo]) -> str:
 def _memory_table(models: Sequence[ModelInfo]) -> str:
     """Where each device's memory goes: weights, and caches of text and images with what they hold."""
     header = ("MODEL", "HOST", "DEVICE", "MEMORY", "WEIGHTS", "TEXT CACHE", "TOKENS", "IMAGE CACHE", "TILES")
-    return _table(
+    return table(
         header,
         [
             (
@@ -81,23 +112,27 @@ def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 
 
-def _usage_table(usage: UsageSummary) -> str:
-    totals = _table(
-        ("KEY", "GENERATIONS", "PROMPT TOKENS", "GENERATED TOKENS", "COST $"),
-        [
-            (
-                usage.key_id,
-                f"{usage.generations:,}",
-                f"{usage.prompt_tokens:,}",
-                f"{usage.completion_tokens:,}",
-                f"{usage.estimated_cost:.6f}",
-            )
-        ],
-        num_words=1,
-    )
-    if not usage.records:
-        return totals
-    records = [
+def _sums_table(sums: Sequence[UsageSum]) -> str:
+    names = [name for name in ("day", "tenant", "key_id", "model") if any(getattr(each, name) for each in sums)]
+    header = [name.removesuffix("_id").upper() for name in names]
+    numbers = ("GENERATIONS", "PROMPT TOKENS", "CACHED", "GENERATED TOKENS", "IMAGES", "COST $")
+    rows = [
+        (
+            *(getattr(each, name) for name in names),
+            f"{each.generations:,}",
+            f"{each.prompt_tokens:,}",
+            f"{each.cached_tokens:,}",
+            f"{each.completion_tokens:,}",
+            f"{each.images:,}",
+            f"{each.estimated_cost:.6f}",
+        )
+        for each in sums
+    ]
+    return table((*header, *numbers), rows, num_words=len(names))
+
+
+def _records_table(records: Sequence[UsageRecord]) -> str:
+    rows = [
         (
             f"{record.started:%Y-%m-%d %H:%M:%S}",
             record.request_id,
@@ -107,32 +142,7 @@ def _usage_table(usage: UsageSummary) -> str:
             f"{record.usage.completion_tokens:,}",
             f"{record.usage.estimated_cost:.6f}",
         )
-        for record in usage.records
+        for record in records
     ]
     header = ("STARTED (UTC)", "REQUEST", "MODEL", "OUTCOME", "PROMPT", "GENERATED", "COST $")
-    return totals + "\n" + _table(header, records, num_words=4)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: int) -> str:
-    """Columns two spaces apart; the first `num_words` are words, to the left, the rest numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < num_words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n"
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    assert dataclasses.is_dataclass(value)
-    assert not isinstance(value, type)
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return table(header, rows, num_words=4)

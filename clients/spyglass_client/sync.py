@@ -1,6 +1,7 @@
 """The client for programs without an event loop: `AsyncClient` on a background thread. It is thread-safe."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -131,9 +132,21 @@ class Client:
         """The models that the server runs; the first one answers requests without a model."""
         return self._loop.run(self._client.models())
 
-    def usage(self, max_records: int = 0) -> UsageSummary:
-        """What the key has used so far, with its latest `max_records` generations, at most 1,000."""
-        return self._loop.run(self._client.usage(max_records))
+    def usage(
+        self,
+        max_records: int = 0,
+        *,
+        model: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        group_by: Sequence[str] = (),
+    ) -> UsageSummary:
+        """What the key has used, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
+
+        At most 1,000 are listed. Only generations count that began at `since` or later, and before `until`.
+        """
+        usage = self._client.usage(max_records, model=model, since=since, until=until, group_by=group_by)
+        return self._loop.run(usage)
 
     def check_access(self) -> str:
         """Checks that the key may call, and returns the key's public name."""

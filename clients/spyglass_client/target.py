@@ -11,6 +11,7 @@ from spyglass_common.shared_settings import GRPC
 DEFAULT_TARGET: str = GRPC.default
 TARGET_VARIABLE = GRPC.env
 API_KEY_VARIABLE = "SPYGLASS_API_KEY"
+ADMIN_KEY_VARIABLE = "SPYGLASS_ADMIN_KEY"
 
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
@@ -45,6 +46,18 @@ def open_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+
+
+def open_blocking_channel(target: str, tls: Tls | None) -> grpc.Channel:
+    """The same for calls that block."""
+    if tls is None:
+        return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+
+
+def default_admin_key(environ: Mapping[str, str]) -> str | None:
+    """The key in SPYGLASS_ADMIN_KEY."""
+    return environ.get(ADMIN_KEY_VARIABLE, "").strip() or None
 
 
 def default_target(environ: Mapping[str, str]) -> str:

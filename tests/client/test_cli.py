@@ -182,8 +182,8 @@ async def test_models_have_a_line_for_each_device(run: Run, service: FakeService
 async def test_usage(run: Run) -> None:
     assert await run("usage", "--records", "2") == (
         0,
-        "KEY    GENERATIONS  PROMPT TOKENS  GENERATED TOKENS    COST $\n"
-        "key-1            2             70                30  0.250000\n"
+        "KEY    GENERATIONS  PROMPT TOKENS  CACHED  GENERATED TOKENS  IMAGES    COST $\n"
+        "key-1            2             70       0                30       0  0.250000\n"
         "\n"
         "STARTED (UTC)        REQUEST  MODEL          OUTCOME  PROMPT  GENERATED    COST $\n"
         "2023-11-14 22:13:20  r0       spyglass-demo  running       7          3  0.500000\n"

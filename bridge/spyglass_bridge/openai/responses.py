@@ -223,6 +223,50 @@ class TokenizedText(_Answer):
     prompt: str
 
 
+class UsageGroup(_Answer):
+    """What the generations of a model or a day have used, in tokens and US dollars."""
+
+    model: str | None
+    day: str | None
+    generations: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    images: int
+    estimated_cost: float
+
+
+class UsageRecord(_Answer):
+    """One generation. `finished` is null and `outcome` empty while it runs."""
+
+    request_id: str
+    model: str
+    started: str
+    finished: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    images: int
+    estimated_cost: float
+    outcome: str
+
+
+class UsageReport(_Answer):
+    """What a key has used: in all, by group, and in its latest generations."""
+
+    object: Literal["usage"]
+    key_id: str
+    tenant: str
+    generations: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    images: int
+    estimated_cost: float
+    data: list[UsageGroup]
+    records: list[UsageRecord]
+
+
 class Schema(BaseModel):
     """A JSON schema."""
 

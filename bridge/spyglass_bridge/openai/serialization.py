@@ -173,6 +173,44 @@ def usage_object(usage: pb.Usage) -> dict[str, Any]:
     }
 
 
+def usage_report(usage: pb.GetUsageResponse) -> dict[str, Any]:
+    """What a key has used."""
+    return {
+        "object": "usage",
+        "key_id": usage.key_id,
+        "tenant": usage.tenant,
+        **_used(usage, usage.images),
+        "data": [
+            {"model": each.model or None, "day": each.day or None} | _used(each, each.images) for each in usage.sums
+        ],
+        "records": [
+            {
+                "request_id": record.request_id,
+                "model": record.model,
+                "started": record.started.ToJsonString(),
+                "finished": record.finished.ToJsonString() if record.HasField("finished") else None,
+                **_tokens(record.usage, record.images),
+                "outcome": record.outcome,
+            }
+            for record in usage.records
+        ],
+    }
+
+
+def _used(used: pb.GetUsageResponse | pb.UsageSum, images: int) -> dict[str, Any]:
+    return {"generations": used.generations, **_tokens(used, images)}
+
+
+def _tokens(used: pb.GetUsageResponse | pb.UsageSum | pb.Usage, images: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "cached_tokens": used.cached_tokens,
+        "completion_tokens": used.completion_tokens,
+        "images": images,
+        "estimated_cost": used.estimated_cost,
+    }
+
+
 def model_object(model: pb.Model) -> dict[str, Any]:
     """An entry of the list of models."""
     return {

@@ -21,7 +21,7 @@ from spyglass_bridge.joined import Joined
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
-from spyglass_bridge.services import CALLER_KEY, OUTCOME, REQUEST_ID, SERVICES, Services
+from spyglass_bridge.services import CALLER_KEY, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT, Services
 from spyglass_common.deltas import ChoiceDelta
 from spyglass_common.limits import MAX_IDEMPOTENCY_KEY_CHARACTERS
 
@@ -107,7 +107,7 @@ async def answer_at_once(
     """Answers with one object. There are `n` choices of each submission."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
-    async with _started(services, submissions, n, deadline) as source, _until(deadline):
+    async with _started(request, submissions, n, deadline) as source, _until(deadline):
         return await _gather(source, builder)
 
 
@@ -117,7 +117,7 @@ async def answer_as_stream(
     """Answers with events. There are `n` choices of each submission."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
-    async with _started(services, submissions, n, deadline) as source:
+    async with _started(request, submissions, n, deadline) as source:
         return await _stream(request, source, encoder, deadline)
 
 
@@ -137,15 +137,19 @@ async def _until(deadline: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _started(
-    services: Services, submissions: Sequence[Submission], n: int, deadline: float
+    request: web.Request, submissions: Sequence[Submission], n: int, deadline: float
 ) -> AsyncIterator[Source]:
     """The generations of all submissions, which have started."""
+    services = request.app[SERVICES]
     async with AsyncExitStack() as stack:
         generations = [
             await stack.enter_async_context(services.backend.generate(submission.start)) for submission in submissions
         ]
         async with _until(deadline):
-            await _start_all(services, generations, submissions)
+            await _start_all(services, request[TENANT], generations, submissions)
+        for generation in generations:
+            if generation.rate_limits is not None:
+                request[RATE_LIMITS] = generation.rate_limits
         if len(generations) == 1:
             yield generations[0]
         else:
@@ -153,22 +157,21 @@ async def _started(
 
 
 async def _start_all(
-    services: Services, generations: Sequence[RemoteGeneration], submissions: Sequence[Submission]
+    services: Services, tenant: str, generations: Sequence[RemoteGeneration], submissions: Sequence[Submission]
 ) -> None:
     """Waits until all have started. The first that is refused is the answer to them all."""
     if len(submissions) == 1:
-        await _start(services, generations[0], submissions[0])
+        await _start(services, tenant, generations[0], submissions[0])
         return
     try:
         async with asyncio.TaskGroup() as group:
             for generation, submission in zip(generations, submissions, strict=True):
-                group.create_task(_start(services, generation, submission))
+                group.create_task(_start(services, tenant, generation, submission))
     except* ApiError as errors:
         raise errors.exceptions[0] from None
 
 
-async def _start(services: Services, generation: RemoteGeneration, submission: Submission) -> None:
-    tenant = submission.start.caller.bearer_key
+async def _start(services: Services, tenant: str, generation: RemoteGeneration, submission: Submission) -> None:
     if not await send_images(generation, submission.images, services.fetcher, tenant):
         _check(await generation.next())
 

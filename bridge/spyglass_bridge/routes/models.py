@@ -4,20 +4,20 @@ from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openai.serialization import model_object
-from spyglass_bridge.services import SERVICES
+from spyglass_bridge.services import CALLER_KEY, SERVICES
 
 _MAX_NAME_CHARACTERS = 256
 
 
 async def list_models(request: web.Request) -> web.Response:
     """All models with their metadata and prices."""
-    models = await request.app[SERVICES].backend.list_models()
+    models = await request.app[SERVICES].backend.list_models(request[CALLER_KEY])
     return web.json_response({"object": "list", "data": [model_object(model) for model in models]})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """One model; its name may hold slashes."""
-    model = await request.app[SERVICES].backend.get_model(model_in_path(request))
+    model = await request.app[SERVICES].backend.get_model(model_in_path(request), request[CALLER_KEY])
     return web.json_response(model_object(model))
 
 

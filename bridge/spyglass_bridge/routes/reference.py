@@ -10,7 +10,7 @@ from aiohttp import web
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openapi import Route, openapi, schema_of
 from spyglass_bridge.routes.models import model_in_path
-from spyglass_bridge.services import SERVICES
+from spyglass_bridge.services import CALLER_KEY, SERVICES
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
@@ -36,7 +36,7 @@ async def get_reference(routes: tuple[Route, ...], request: web.Request) -> web.
 
 async def get_schema(request: web.Request) -> web.Response:
     """The JSON schema of a model's input, output or stream."""
-    await request.app[SERVICES].backend.get_model(model_in_path(request))
+    await request.app[SERVICES].backend.get_model(model_in_path(request), request[CALLER_KEY])
     schema = schema_of(request.match_info["variant"])
     if schema is None:
         raise ApiError(404, "A schema is of the input, the output or the streaming form.", code="not_found")

@@ -4,7 +4,7 @@ from functools import partial
 
 from spyglass_bridge.openai import requests, responses
 from spyglass_bridge.openapi import Route
-from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens
+from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens, usage
 
 
 def _both(path: str) -> tuple[str, ...]:
@@ -66,6 +66,25 @@ _DESCRIBED = (
         summary="Decodes token ids to text.",
         answer=responses.TokenizedText,
         body=requests.DetokenizeRequest,
+    ),
+    Route(
+        "get",
+        _both("/usage"),
+        usage.get_usage,
+        summary="Sums up what your key has used.",
+        answer=responses.UsageReport,
+        query={
+            "since": {"type": "string", "description": "Generations that began at this day or time (UTC) or later."},
+            "until": {"type": "string", "description": "Generations that began before this day or time (UTC)."},
+            "model": {"type": "string", "description": "Only those of this model."},
+            "group_by": {"type": "string", "description": "A sum for each: model, day, or both with a comma."},
+            "records": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 1000,
+                "description": "How many to list.",
+            },
+        },
     ),
     Route(
         "get",

@@ -7,14 +7,14 @@ from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, Toke
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_chat, translate_completions
 from spyglass_bridge.openai.validation import parse
 from spyglass_bridge.routes.lifecycle import read_request
-from spyglass_bridge.services import SERVICES
+from spyglass_bridge.services import CALLER_KEY, SERVICES
 
 
 async def tokenize(request: web.Request) -> web.Response:
     """The tokens of a prompt or a conversation; an image is one of them."""
     backend = request.app[SERVICES].backend
     submission = await read_request(request, _read)
-    model = await backend.get_model(submission.start.model)
+    model = await backend.get_model(submission.start.model, request[CALLER_KEY])
     counted = await backend.count_tokens(submission.start)
     return web.json_response(
         {"count": counted.prompt_tokens, "max_model_len": model.context_length, "tokens": list(counted.token_ids)}
