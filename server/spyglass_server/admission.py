@@ -37,6 +37,10 @@ class _Room:
             del self._held[tenant]
         return True
 
+    def missing(self, amount: int) -> int:
+        """How much must be given back before there is so much for everybody."""
+        return self._taken + amount - self._size
+
 
 class Place:
     """A generation's place, and what it holds of the server."""
@@ -106,7 +110,7 @@ class Admission:
         if self._draining:
             raise going_down()
         if not self._room.take(tenant, 1):
-            self._take_from_another(tenant)
+            self._take_from_others(tenant)
             if not self._room.take(tenant, 1):
                 raise _full("the server's queue is full")
         place = Place(tenant, self._bytes, self._tokens)
@@ -131,17 +135,18 @@ class Admission:
         """Waits until no place is taken."""
         await self._idle.wait()
 
-    def _take_from_another(self, tenant: str) -> None:
-        """Frees the oldest place that waits for its caller, of the other tenant that has most of these."""
+    def _take_from_others(self, tenant: str) -> None:
+        """Frees a place, if there are enough that wait for their callers: the oldest of the tenant that has most."""
         waiting = [place for place in self._places if place.give_up and not place.is_lost and place.tenant != tenant]
-        if not waiting:
-            return
-        [(most, _)] = Counter(place.tenant for place in waiting).most_common(1)
-        place = next(place for place in waiting if place.tenant == most)
-        assert place.give_up is not None
-        place.is_lost = True
-        self._room.take(most, -1)
-        place.give_up(_full("the server's queue is full, and this request waited for its images"))
+        missing = self._room.missing(1)
+        for _ in range(missing if missing <= len(waiting) else 0):
+            [(most, _)] = Counter(place.tenant for place in waiting).most_common(1)
+            place = next(place for place in waiting if place.tenant == most)
+            waiting.remove(place)
+            assert place.give_up is not None
+            place.is_lost = True
+            self._room.take(most, -1)
+            place.give_up(_full("the server's queue is full, and this request waited for its images"))
 
 
 def _full(text: str) -> TooManyRequests:

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,54 @@ def test_each_tenant_has_places_of_its_own() -> None:
         stack.enter_context(admission.admit("a third"))
     for _ in range(32):
         stack.enter_context(admission.admit("worst"))
+
+
+def test_bytes_and_tokens_are_bounded_with_a_share_for_each_tenant() -> None:
+    admission = Admission(32, 1600, 3200)
+    with contextlib.ExitStack() as stack:
+        worst, again, other = (stack.enter_context(admission.admit(tenant)) for tenant in ("a", "a", "b"))
+        worst.hold_bytes(2000)  # alone it may have any amount
+        worst.hold_bytes(1550)
+        for more in (51, 1000):
+            with pytest.raises(TooManyRequests):
+                again.grow(more)
+        again.grow(50)
+        other.hold_bytes(100)  # its own
+        with pytest.raises(TooManyRequests):
+            other.grow(1)
+        worst.hold_bytes(0)
+        other.grow(1)
+        worst.hold_tokens(3200)
+        with pytest.raises(TooManyRequests):
+            again.hold_tokens(1)
+        other.hold_tokens(200)
+    with admission.admit("a") as place:
+        place.hold_bytes(1600)
+        place.hold_tokens(3200)
+
+
+def test_a_place_that_waits_for_its_caller_goes_to_another_tenant() -> None:
+    admission, lost = Admission(4, 1 << 30, 1 << 20), list[int]()
+    with contextlib.ExitStack() as stack:
+        for number in range(4):
+            place = stack.enter_context(admission.admit("worst"))
+            stack.enter_context(place.waiting(partial(lambda number, error: lost.append(number), number)))
+        with pytest.raises(TooManyRequests), admission.admit("worst"):  # not to the same tenant's
+            pass
+        stack.enter_context(admission.admit("other"))  # its own
+        stack.enter_context(admission.admit("other"))
+        assert lost == [0, 1]
+        for _ in range(2):
+            stack.enter_context(admission.admit("other"))
+        assert lost == [0, 1, 2, 3]
+        with pytest.raises(TooManyRequests), admission.admit("other"):
+            pass
+    for _ in range(2):  # none is lost, none is there twice
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(admission.admit("a"))
+            with pytest.raises(TooManyRequests), admission.admit("a"):
+                pass
 
 
 @pytest.fixture
