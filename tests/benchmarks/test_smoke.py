@@ -133,6 +133,32 @@ def test_overhead(tmp_path: Path) -> None:
     assert 0 < median <= p99
 
 
+def test_scripted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The server that the following ones start."""
+    options = ("--model", tiny_checkpoint, "--grpc", "127.0.0.1:0", "--data-dir", tmp_path, "--api-key", "k")
+    command = [sys.executable, str(FOLDER / "scripted.py"), *map(str, options)]
+    ended = subprocess.run(
+        command, input="\n", env=clean_environ(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    ready, held = ended.stdout.splitlines()
+    assert ready == "ready"
+    assert json.loads(held)["KV pages"] == 0
+
+
+def passed(output: str, num_bars: int) -> None:
+    """Whether a table has so many bars, and all are met."""
+    lines = [line for line in output.splitlines() if line.startswith("| ") and not line.startswith("| figure")]
+    assert sum(line.endswith("| PASS |") for line in lines if "---" not in line) == num_bars, output
+    assert "FAIL" not in output
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_crashes(tiny_checkpoint: Path, database: str) -> None:
+    sizes = ("--model", tiny_checkpoint, "--kills", 2, "--streams", 2, "--seconds", 0.3)
+    passed(run("crashes", *sizes, "--database", database), 9)
+
+
 def word_tokenizer() -> Tokenizer:
     """Bytes, and each word of two letters as one token."""
     words = [("Ġ", one) for one in ascii_lowercase]
