@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
     """A figure, what it must be, and whether it is."""
 
@@ -16,17 +16,32 @@ class Bar:
     @classmethod
     def at_most(cls, name: str, measured: float, limit: float, unit: str = "") -> "Bar":
         """For what must not be more than a limit."""
-        return cls(name, _written(measured, unit), f"at most {_written(limit, unit)}", measured <= limit)
+        return cls(
+            name=name,
+            measured=_written(measured, unit),
+            wanted=f"at most {_written(limit, unit)}",
+            is_met=measured <= limit,
+        )
 
     @classmethod
     def at_least(cls, name: str, measured: float, limit: float, unit: str = "") -> "Bar":
         """For what must not be less than a limit."""
-        return cls(name, _written(measured, unit), f"at least {_written(limit, unit)}", measured >= limit)
+        return cls(
+            name=name,
+            measured=_written(measured, unit),
+            wanted=f"at least {_written(limit, unit)}",
+            is_met=measured >= limit,
+        )
 
     @classmethod
     def none(cls, name: str, found: Sequence[object]) -> "Bar":
         """For what must not happen."""
-        return cls(name, str(len(found)) + (f": {found[0]}" if found else ""), "0", not found)
+        return cls(
+            name=name,
+            measured=str(len(found)) + (f": {found[0]}" if found else ""),
+            wanted="0",
+            is_met=not found,
+        )
 
 
 def report(bars: Sequence[Bar]) -> int:

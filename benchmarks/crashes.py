@@ -43,7 +43,7 @@ _SERVED_AGAIN_S = 5.0
 _ANSWER_TOKENS = (5, 200)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """A generation as its client sees it."""
 
@@ -53,7 +53,7 @@ class Asked:
     is_whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """A generation as the ledger has it."""
 
@@ -63,7 +63,7 @@ class Known:
     is_closed: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Faults:
     """What was found that must not be."""
 
@@ -96,7 +96,7 @@ class Clients:
     async def _again_and_again(self, way: aiohttp.ClientSession | AsyncClient) -> None:
         is_whole = True
         while is_whole:
-            asked = Asked(f"asked-{next(self._names)}")
+            asked = Asked(request_id=f"asked-{next(self._names)}")
             self.asked.append(asked)
             with contextlib.suppress(SpyglassError, aiohttp.ClientError):
                 if isinstance(way, AsyncClient):
@@ -200,10 +200,13 @@ def known(url: str) -> list[Known]:
     """All records, in order."""
     engine = database.connect(url)
     table = database.GENERATIONS.c
-    wanted = sa.select(table.request_id, table.completion_tokens, table.outcome, table.finished_s.is_not(None))
+    wanted = sa.select(table.request_id, table.completion_tokens, table.outcome, table.finished_s)
     try:
         with engine.connect() as db:
-            return [Known(*row) for row in db.execute(wanted.order_by(table.number))]
+            return [
+                Known(request_id=request_id, tokens=tokens, outcome=outcome, is_closed=finished_s is not None)
+                for request_id, tokens, outcome, finished_s in db.execute(wanted.order_by(table.number))
+            ]
     finally:
         engine.dispose()
 
@@ -265,7 +268,7 @@ def found_forgeries(data_dir: Path, store: Store, folder: Path, server_id: str) 
 # --- the whole -------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """What came of all kills."""
 
@@ -345,7 +348,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Bar.at_most(
                 "from the server's return until the bridge has it, longest", max(run.again_s), _SERVED_AGAIN_S, "s"
             ),
-            Bar("forgeries found", ", ".join(found), ", ".join(FORGERIES), found == [*FORGERIES]),
+            Bar(
+                name="forgeries found",
+                measured=", ".join(found),
+                wanted=", ".join(FORGERIES),
+                is_met=found == [*FORGERIES],
+            ),
         ]
     )
 

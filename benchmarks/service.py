@@ -92,7 +92,7 @@ class Service:
             sys.exit("the server did not start again")
         began = time.monotonic()
         async with aiohttp.ClientSession() as session:
-            while not await _answers(session, f"{self.http}/ready"):
+            while not await _answers(session, f"{self.http}/ready"):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(_READY_S)
         return time.monotonic() - began
 

@@ -9,7 +9,7 @@ from spyglass_bridge.errors import ApiError, invalid
 _MAX_WAIT_S = 25.0
 
 
-async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
+async def read_json_body(request: web.Request, max_bytes: int) -> bytearray:
     """Returns the body as it came. Raises ApiError: 408, 413 or 415."""
     if request.content_type != "application/json":
         raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
@@ -42,13 +42,13 @@ def _send_continue(request: web.Request) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-async def _read(request: web.Request, max_bytes: int) -> bytes:
+async def _read(request: web.Request, max_bytes: int) -> bytearray:
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+    return body  # a copy of a large one would take a while
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from spyglass_bridge.body import read_json_body
 from spyglass_bridge.errors import ApiError, from_status, internal_error
 from spyglass_bridge.images import send_images
 from spyglass_bridge.joined import Joined
+from spyglass_bridge.openai.large_bodies import check_rest, set_aside
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
@@ -81,9 +83,14 @@ class Source(Protocol):
         ...
 
 
-async def read_request(request: web.Request, read: Callable[[bytes, CallContext], T]) -> T:
-    """Reads the body, and what it asks for."""
-    config = request.app[SERVICES].config
+Read = Callable[[bytes | bytearray, CallContext], T]
+"""Reads the body of a request."""
+
+
+async def read_request(request: web.Request, read: "Read[T]") -> T:
+    """Reads the body, and what it asks for. Large ones are read one after another, in turns of their keys."""
+    services = request.app[SERVICES]
+    config = services.config
     key = request.headers.get(_IDEMPOTENCY_KEY)
     if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
         message = f"{_IDEMPOTENCY_KEY} has 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
@@ -95,10 +102,25 @@ async def read_request(request: web.Request, read: Callable[[bytes, CallContext]
         timeout_s=config.request_timeout_s,
         max_image_bytes=config.max_image_bytes,
         idempotency_key=key,
-        body_digest=hashlib.sha256(body).digest() if key else b"",
     )
-    large = len(body) > _LARGE_BODY_BYTES  # reading it would hold up the streams of others
-    return await asyncio.to_thread(read, body, context) if large else read(body, context)
+    if len(body) <= _LARGE_BODY_BYTES:
+        return read(body, _with_digest(context, body))
+    async with services.large_bodies.hold(request[CALLER_KEY]):  # reading it here would hold up the streams of others
+        return await asyncio.to_thread(_read_large, body, context, read)
+
+
+def _with_digest(context: CallContext, body: bytes | bytearray) -> CallContext:
+    return replace(context, body_digest=hashlib.sha256(body).digest()) if context.idempotency_key else context
+
+
+def _read_large(body: bytearray, context: CallContext, read: "Read[T]") -> T:
+    context = _with_digest(context, body)
+    rest, pictures = set_aside(body)
+    found = read(rest, replace(context, set_aside=pictures))
+    if pictures.all_used:
+        return found
+    check_rest(len(body))  # what looked like pictures is something else, so all of it is parsed
+    return read(body, context)
 
 
 async def answer_at_once(
