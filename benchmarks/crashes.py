@@ -31,6 +31,7 @@ import sqlalchemy as sa
 
 from bars import Bar, report
 from processes import MODEL, checkpoint_or_demo
+from records import Known, known
 from service import Service
 from spyglass_client import AsyncClient, SpyglassError
 from spyglass_server.ledger import database
@@ -51,16 +52,6 @@ class Asked:
     tokens: int = 0
     has_begun: bool = False
     is_whole: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """A generation as the ledger has it."""
-
-    request_id: str
-    tokens: int
-    outcome: str
-    is_closed: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,21 +185,6 @@ def store_of(kind: str, folder: Path) -> Iterator[Store]:
         yield Postgres(server.get_uri())
     finally:
         server.cleanup()
-
-
-def known(url: str) -> list[Known]:
-    """All records, in order."""
-    engine = database.connect(url)
-    table = database.GENERATIONS.c
-    wanted = sa.select(table.request_id, table.completion_tokens, table.outcome, table.finished_s)
-    try:
-        with engine.connect() as db:
-            return [
-                Known(request_id=request_id, tokens=tokens, outcome=outcome, is_closed=finished_s is not None)
-                for request_id, tokens, outcome, finished_s in db.execute(wanted.order_by(table.number))
-            ]
-    finally:
-        engine.dispose()
 
 
 def compare(asked: Sequence[Asked], records: Sequence[Known], faults: Faults) -> list[int]:

@@ -174,13 +174,13 @@ async def serve(given: argparse.Namespace) -> None:
         max_batch=config.engine.max_batch,
         counts=counts,
     )
-    server = Server(config, folder, loader)
+    server = Server(config, folder, loader if given.engine == "scripted" else None)
     try:
         await server.start()
         _say("ready")
         while await asyncio.to_thread(sys.stdin.readline):
             held = {"tasks in the server": len(asyncio.all_tasks()), "admitted": server._admission._pending}
-            _say(json.dumps(held | json.loads(counts.read_text())))
+            _say(json.dumps(held | (json.loads(counts.read_text()) if given.engine == "scripted" else {})))
     finally:
         await server.stop()
 
@@ -193,6 +193,8 @@ def _say(line: str) -> None:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--step-ms", type=float, default=10.0, help="how long a step takes (default: %(default)s)")
+    engine_help = "scripted (default), or the model, of whose caches nothing is told"
+    result.add_argument("--engine", choices=("scripted", "model"), default="scripted", help=engine_help)
     add_settings(result, [replace(one, default="warning") if one.dest == "log_level" else one for one in SETTINGS])
     return result
 

@@ -25,7 +25,7 @@ class Services:
     fetcher: ImageFetcher
     drain: Drain
     large_bodies: FairSlots
-    """Turns to parse a large body: one at a time, since all streams wait for the parser."""
+    """Turns to take in a piece of a large body, or to parse one: one at a time, since all streams wait for it."""
 
 
 SERVICES = web.AppKey("services", Services)

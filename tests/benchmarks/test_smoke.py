@@ -170,6 +170,19 @@ def test_fairness(tiny_checkpoint: Path) -> None:
         assert rows(output, f"{way}: refused") == [[0, 0]]
 
 
+def test_soak(tiny_checkpoint: Path) -> None:
+    """So few requests say nothing of memory."""
+    sizes = ("--requests", 120, "--concurrency", 8, "--every", 20, "--settle", 0.5)
+    output = run("soak", "--model", tiny_checkpoint, *sizes, may_fail=True)
+    assert output.startswith("120 requests in ")
+    passed("\n".join(line for line in output.splitlines() if not line.startswith("| memory ")), 21)
+
+
+def test_cancels(tiny_checkpoint: Path) -> None:
+    sizes = ("--requests", 60, "--seconds", 1, "--settle", 0.5)
+    passed(run("cancels", "--model", tiny_checkpoint, *sizes), 17)
+
+
 def word_tokenizer() -> Tokenizer:
     """Bytes, and each word of two letters as one token."""
     words = [("Ġ", one) for one in ascii_lowercase]

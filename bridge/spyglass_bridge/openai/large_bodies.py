@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from spyglass_bridge.body import LargeBody
 from spyglass_bridge.errors import ApiError
 from spyglass_common.limits import MAX_START_BYTES
 
@@ -20,6 +21,7 @@ _MAX_PICTURES = 4096
 _KEY = b'"image_url"'
 _URL = re.compile(rb'"image_url"\s*:\s*\{\s*(?:"detail"\s*:\s*(?:"\w{0,8}"|null)\s*,\s*)?"url"\s*:\s*"')
 _MAX_ESCAPED_QUOTES = 16
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -42,24 +44,24 @@ class SetAside:
         return len(self.used) == len(self.urls)
 
 
-def set_aside(body: bytes | bytearray) -> tuple[bytes, SetAside]:
+def set_aside(body: LargeBody) -> tuple[bytes, SetAside]:
     """Takes the long URLs of pictures out of a body. Raises ApiError 400 where the rest is too large."""
-    view, name = memoryview(body).toreadonly(), secrets.token_hex(8)
+    view, name = body.view(), secrets.token_hex(8)
     urls: dict[str, memoryview] = {}
     rest: list[bytes | memoryview] = []
-    kept, at = 0, body.find(_KEY)
+    kept, at = 0, _find(body, _KEY, 0)
     for _ in range(_MAX_PICTURES):
         if at < 0:
             break
-        if begin := _URL.match(body, at):
-            end = _end_of_string(body, begin.end())
-            if end - begin.end() > _LONG_BYTES:
+        if found := _URL.match(view, at):
+            begin, end = found.end(), _end_of_string(body, found.end())
+            if end - begin > _LONG_BYTES:
                 placeholder = f"{name}-{len(urls)}"
-                urls[placeholder] = view[begin.end() : end]
-                rest += [view[kept : begin.end()], placeholder.encode()]
+                urls[placeholder] = view[begin:end]
+                rest += [view[kept:begin], placeholder.encode()]
                 kept = at = end
-        at = body.find(_KEY, at + 1)
-    check_rest(sum(map(len, rest)) + len(body) - kept)
+        at = _find(body, _KEY, at + 1)
+    check_rest(sum(map(len, rest)) + body.size - kept)
     return b"".join([*rest, view[kept:]]), SetAside(urls)
 
 
@@ -70,15 +72,24 @@ def check_rest(num_bytes: int) -> None:
         raise ApiError(400, message, code="context_length_exceeded")
 
 
-def _end_of_string(body: bytes | bytearray, begin: int) -> int:
+def _end_of_string(body: LargeBody, begin: int) -> int:
     """Where the quote stands that ends a string; the beginning where that is no string of a picture."""
     end = begin
     for _ in range(_MAX_ESCAPED_QUOTES):
-        end = body.find(b'"', end)
+        end = _find(body, b'"', end)
         if end < 0:
             break
-        before = bytes(body[max(begin, end - _MAX_ESCAPED_QUOTES) : end])
+        before = body.memory[max(begin, end - _MAX_ESCAPED_QUOTES) : end]
         if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
             return end
         end += 1
     return begin
+
+
+def _find(body: LargeBody, what: bytes, begin: int) -> int:
+    """Where something stands next, or -1; looks in pieces, so that other threads get their turn."""
+    for start in range(begin, body.size, _PIECE_BYTES):
+        end = min(start + _PIECE_BYTES + len(what) - 1, body.size)
+        if (found := body.memory.find(what, start, end)) >= 0:
+            return found
+    return -1

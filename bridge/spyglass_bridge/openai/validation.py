@@ -59,7 +59,7 @@ _MAX_VALUES = 200_000
 _Given = TypeVar("_Given", bound=Object)
 
 
-def parse(body: bytes | bytearray, kind: type[_Given]) -> _Given:
+def parse(body: bytes, kind: type[_Given]) -> _Given:
     """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
     if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
         raise invalid("The body holds too many values.")

@@ -21,6 +21,6 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     return await answer_at_once(request, [submission], n, CompletionBuilder(head, n, choices))
 
 
-def _read(body: bytes | bytearray, context: CallContext) -> tuple[ChatRequest, Submission]:
+def _read(body: bytes, context: CallContext) -> tuple[ChatRequest, Submission]:
     ask = parse(body, ChatRequest)
     return ask, translate_chat(ask, context)

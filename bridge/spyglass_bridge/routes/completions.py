@@ -22,6 +22,6 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     return await answer_at_once(request, submissions, n, CompletionBuilder(head, total, choices))
 
 
-def _read(body: bytes | bytearray, context: CallContext) -> tuple[CompletionRequest, list[Submission]]:
+def _read(body: bytes, context: CallContext) -> tuple[CompletionRequest, list[Submission]]:
     ask = parse(body, CompletionRequest)
     return ask, translate_completions(ask, context)

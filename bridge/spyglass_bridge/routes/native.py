@@ -19,7 +19,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
     """Continues a ready prompt."""
     model = model_in_path(request)
 
-    def read(body: bytes | bytearray, context: CallContext) -> tuple[NativeRequest, list[Submission]]:
+    def read(body: bytes, context: CallContext) -> tuple[NativeRequest, list[Submission]]:
         ask = parse(body, NativeRequest)
         return ask, translate_completions(ask.as_completion(model), context)
 

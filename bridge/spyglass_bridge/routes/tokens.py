@@ -27,7 +27,7 @@ async def detokenize(request: web.Request) -> web.Response:
     return web.json_response({"prompt": await request.app[SERVICES].backend.detokenize(ask.model, ask.tokens)})
 
 
-def _read(body: bytes | bytearray, context: CallContext) -> Submission:
+def _read(body: bytes, context: CallContext) -> Submission:
     ask = parse(body, TokenizeRequest).as_completion()
     submission = (
         translate_chat(ask, context) if isinstance(ask, ChatRequest) else translate_completions(ask, context)[0]
