@@ -18,6 +18,8 @@ from processes import MODEL
 from spyglass_client import AsyncClient, SpyglassError
 
 _MAX_TOKENS = (1, 24)
+_MAX_TOKENS_BROKEN_OFF = (200, 400)
+"""Long enough not to be whole before that."""
 _SIDE = 40
 _NUM_KNOWN_PICTURES = 20
 _SCHEMA = {
@@ -44,6 +46,7 @@ class Seen:
 
     request_id: str
     kind: str
+    max_tokens: int
     ending: Ending = Ending.WRONG
     prompt_tokens: int = 0
     tokens: int = 0
@@ -69,9 +72,12 @@ class Caller:
 
     async def ask(self, number: int) -> Seen:
         """Asks something, or something wrong."""
-        kind = self.chance.choice([*KINDS])
-        seen = Seen(request_id=f"{self.prefix}-{number}", kind=kind)
-        patience_s = self.chance.uniform(0, self.longest_s) if self.chance.random() < self.cancelled else None
+        kind, patience_s, max_tokens = self.chance.choice([*KINDS]), None, self.chance.randint(*_MAX_TOKENS)
+        if self.chance.random() < self.cancelled:
+            kind = self.chance.choice([kind for kind in KINDS if not kind.startswith("wrong")])
+            patience_s = self.chance.uniform(0, self.longest_s)
+            max_tokens = self.chance.randint(*_MAX_TOKENS_BROKEN_OFF)
+        seen = Seen(request_id=f"{self.prefix}-{number}", kind=kind, max_tokens=max_tokens)
         work = asyncio.create_task(KINDS[kind](self, seen, number))
         try:
             await asyncio.wait([work], timeout=patience_s)
@@ -137,7 +143,7 @@ def chat(number: int, content: object = None, **more: Any) -> bytes:
 
 
 async def _answered(caller: Caller, seen: Seen, number: int, **more: Any) -> None:
-    body = chat(number, **{"max_tokens": caller.chance.randint(*_MAX_TOKENS), **more})
+    body = chat(number, max_tokens=seen.max_tokens, **more)
     async for _ in caller.post(seen, body):
         raise AssertionError("nobody asked for a stream")
 
@@ -170,9 +176,7 @@ async def _with_tools(caller: Caller, seen: Seen, number: int) -> None:
 
 
 async def _over_grpc(caller: Caller, seen: Seen, number: int) -> None:
-    generation = caller.grpc.stream(
-        f"Go on, number {number}.", request_id=seen.request_id, max_tokens=caller.chance.randint(*_MAX_TOKENS)
-    )
+    generation = caller.grpc.stream(f"Go on, number {number}.", request_id=seen.request_id, max_tokens=seen.max_tokens)
     async with generation:
         async for chunk in generation:
             seen.tokens += len(chunk.text)

@@ -183,6 +183,16 @@ def test_cancels(tiny_checkpoint: Path) -> None:
     passed(run("cancels", "--model", tiny_checkpoint, *sizes), 17)
 
 
+def test_overload(tiny_checkpoint: Path) -> None:
+    """In both ways; how the service stands it is not looked at."""
+    sizes = ("--seconds", 2, "--calibrate", 2, "--batch", 2, "--pending", 4, "--tokens", 5)
+    output = run("overload", "--model", tiny_checkpoint, *sizes, may_fail=True)
+    for way in ("without retries", "with 2 retries"):
+        answers, others = rows(output, f"{way}: answers a second", f"{way}: other answers")
+        assert min(answers) > 0
+        assert others == [0, 0]
+
+
 def word_tokenizer() -> Tokenizer:
     """Bytes, and each word of two letters as one token."""
     words = [("Ġ", one) for one in ascii_lowercase]
