@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -87,7 +88,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-async def until_ready(url: str, *processes: "subprocess.Popen[bytes]") -> None:
+async def until_ready(url: str, *processes: "subprocess.Popen[Any]") -> None:
     """Waits until these processes answer there; exits when one of them has ended instead."""
     async with aiohttp.ClientSession() as session:
         while all(process.poll() is None for process in processes):

@@ -1,16 +1,43 @@
 """Reading the body of a request, within limits of size and time."""
 
 import asyncio
+import mmap
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, hdrs, web
 
 from spyglass_bridge.errors import ApiError, invalid
 
+LARGE_BODY_BYTES = 64 << 10
 _MAX_WAIT_S = 25.0
 
 
-async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
-    """Returns the body as it came. Raises ApiError: 408, 413 or 415."""
+@dataclass(slots=True)
+class LargeBody:
+    """A body in memory of its own, which never moves: to copy what has come whenever there is more takes too long."""
+
+    memory: mmap.mmap
+    size: int = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Takes what comes next."""
+        self.memory[self.size : self.size + len(chunk)] = chunk
+        self.size += len(chunk)
+
+    def view(self) -> memoryview:
+        """All that has come."""
+        return memoryview(self.memory)[: self.size].toreadonly()
+
+
+async def read_json_body(
+    request: web.Request, max_bytes: int, turn: Callable[[], AbstractAsyncContextManager[None]]
+) -> bytes | LargeBody:
+    """Returns the body as it came, a LargeBody beyond LARGE_BODY_BYTES. Raises ApiError: 408, 413 or 415.
+
+    Each piece of a large one is taken in a turn of its own.
+    """
     if request.content_type != "application/json":
         raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
@@ -22,7 +49,7 @@ async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
     try:
         async with asyncio.timeout(_MAX_WAIT_S):
             _send_continue(request)
-            return await _read(request, max_bytes)
+            return await _read(request, max_bytes, turn)
     except TimeoutError:
         raise ApiError(408, "The body took too long to arrive.", code="body_timeout") from None
     except web.RequestPayloadError:
@@ -42,13 +69,23 @@ def _send_continue(request: web.Request) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-async def _read(request: web.Request, max_bytes: int) -> bytes:
-    body = bytearray()
+async def _read(
+    request: web.Request, max_bytes: int, turn: Callable[[], AbstractAsyncContextManager[None]]
+) -> bytes | LargeBody:
+    body, large = bytearray(), None
     async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
+        if len(chunk) + (large.size if large else len(body)) > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+        if large is None and len(body) + len(chunk) > LARGE_BODY_BYTES:
+            large = LargeBody(mmap.mmap(-1, request.content_length or max_bytes))
+            large.add(bytes(body))
+        if large is None:
+            body += chunk
+        else:
+            async with turn():
+                large.add(chunk)
+                await asyncio.sleep(0)  # all others first: memory that is new takes a while to write to
+    return large or bytes(body)
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -7,10 +7,13 @@ An image is never decoded here. Which images travel inside the Start is decided 
 import asyncio
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from urllib.parse import unquote
+
+from pydantic_core import from_json
 
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.fetch import FetchFailed, ImageFetcher
@@ -19,6 +22,9 @@ from spyglass_bridge.remote_generation import RemoteGeneration
 # RFC 2397, in base64: data:[TYPE][;NAME=VALUE]...;base64,
 _DATA_URI = re.compile(r"""data:([^;,"]*)(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base64,""", re.IGNORECASE)
 _MAX_DATA_URI_PREFIX = 1024
+_PIECE_BYTES = 256 << 10
+_ESCAPE_BYTES = 6
+"""The longest escape of JSON that stands for something by itself."""
 # What an image is comes from its bytes; a type that claims something else is a mistake worth a refusal.
 _TYPES = frozenset(("", "application/octet-stream", "image/gif", "image/jpeg", "image/jpg", "image/png", "image/webp"))
 _BARE_BASE64 = {"/9j/": "jpeg", "iVBORw0KGg": "png", "UklGR": "webp", "R0lGOD": "gif"}
@@ -53,44 +59,92 @@ class AnnouncedImage:
     source: ImageSource
 
 
-def parse_image(url: str, param: str, max_bytes: int) -> ImageSource:
-    """Reads the `url` of an image part: a data URI or something to fetch. Raises ApiError 400."""
-    if not url:
+def parse_image(url: str, param: str, max_bytes: int, raw: memoryview | None = None) -> ImageSource:
+    """Reads the `url` of an image part: a data URI or something to fetch. Raises ApiError 400.
+
+    `raw` is the whole URL where it is long, as JSON has it: it is read piece by piece, so that others get their turn.
+    """
+    pieces = _pieces(url) if raw is None else _raw_pieces(raw)
+    beginning = next(pieces, "")
+    if not beginning:
         raise invalid_image("The URL is empty: give an http(s) URL, or the image as data:image/png;base64,…", param)
-    for beginning, name in _BARE_BASE64.items():
-        if url.startswith(beginning):
+    for start, name in _BARE_BASE64.items():
+        if beginning.startswith(start):
             raise invalid_image(f"This is bare base64: put data:image/{name};base64, before it.", param)
-    if url[:5].lower() != "data:":
-        return ImageUrl(url, param)
-    prefix = _DATA_URI.match(url, 0, _MAX_DATA_URI_PREFIX)
+    if beginning[:5].lower() != "data:":
+        if next(pieces, None) is not None:
+            raise invalid_image("The URL is too long.", param)
+        return ImageUrl(beginning, param)
+    prefix = _DATA_URI.match(beginning, 0, _MAX_DATA_URI_PREFIX)
     if prefix is None or prefix[1].strip().lower() not in _TYPES:
         message = "A data URI must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp or gif."
         raise invalid_image(message, param)
-    data = _decode(url[prefix.end() :], param, max_bytes)
+    data = _decode(chain([beginning[prefix.end() :]], pieces), param, max_bytes)
     if not data:
         raise invalid_image("The image is empty.", param)
-    if len(data) > max_bytes:
-        raise _too_large(param, max_bytes)
     return ImageData(data, param)
 
 
-def _decode(encoded: str, param: str, max_bytes: int) -> bytes:
+def _pieces(text: str) -> Iterator[str]:
+    for begin in range(0, len(text), _PIECE_BYTES):
+        yield text[begin : begin + _PIECE_BYTES]
+
+
+def _raw_pieces(raw: memoryview) -> Iterator[str]:
+    """The pieces of a string of JSON that has no quotes around it. Raises ApiError 400."""
+    begin = 0
+    while begin < len(raw):
+        end = min(begin + _PIECE_BYTES, len(raw))
+        if end < len(raw):  # an escape is not cut
+            place = bytes(raw[end - _ESCAPE_BYTES : end]).rfind(b"\\")
+            end -= _ESCAPE_BYTES - place if place >= 0 else 0
+        try:
+            piece = from_json(b"".join((b'"', raw[begin:end], b'"')))
+        except ValueError as error:
+            raise invalid(f"The body is not valid JSON: {error}.") from None
+        assert isinstance(piece, str)
+        yield piece
+        begin = end
+
+
+def _decode(pieces: Iterable[str], param: str, max_bytes: int) -> bytes:
     """Decodes base64 with its padding, and not where the result would be far too large.
 
     It may be percent-encoded, as in any URL, and broken into lines, as mail tools write it; other junk is refused.
     """
-    if "%" in encoded:
-        encoded = unquote(encoded, encoding="latin-1")
-    encoded = encoded.replace("\r", "").replace("\n", "")
-    if len(encoded) // 4 * 3 > max_bytes + 2:
-        raise _too_large(param, max_bytes)
+    rest, decoded, size = "", list[bytes](), 0
     try:
+        for piece in _plain(pieces):
+            rest += piece
+            whole = max(0, len(rest) - 1) // 4 * 4  # the last four may have padding
+            if "=" in rest[:whole]:
+                raise ValueError
+            decoded.append(binascii.a2b_base64(rest[:whole], strict_mode=True))
+            rest, size = rest[whole:], size + len(decoded[-1])
+            if size > max_bytes:
+                raise _too_large(param, max_bytes)
         # Strict mode still takes too much padding.
-        if len(encoded) % 4 or encoded.endswith("==="):
+        if len(rest) % 4 or rest.endswith("==="):
             raise ValueError
-        return binascii.a2b_base64(encoded, strict_mode=True)
+        decoded.append(binascii.a2b_base64(rest, strict_mode=True))
     except ValueError:
         raise invalid_image("The image is not valid base64.", param) from None
+    if size + len(decoded[-1]) > max_bytes:
+        raise _too_large(param, max_bytes)
+    return b"".join(decoded)
+
+
+def _plain(pieces: Iterable[str]) -> Iterator[str]:
+    """Without line breaks and percent-encoding."""
+    cut = ""
+    for piece in pieces:
+        piece, cut = cut + piece, ""
+        if "%" in piece:
+            if (place := piece.rfind("%", max(0, len(piece) - 2))) >= 0:
+                piece, cut = piece[:place], piece[place:]
+            piece = unquote(piece, encoding="latin-1")
+        yield piece.replace("\r", "").replace("\n", "")
+    yield cut
 
 
 def _too_large(param: str, max_bytes: int) -> ApiError:

@@ -12,6 +12,7 @@ from spyglass_bridge.backend import Backend
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.drain import Drain
 from spyglass_bridge.fetch import ImageFetcher, Resolve, resolve_by_system
+from spyglass_common.fair_slots import FairSlots
 from spyglass_common.rate_limits import RateLimits
 
 
@@ -24,6 +25,8 @@ class Services:
     access: AccessChecker
     fetcher: ImageFetcher
     drain: Drain
+    large_bodies: FairSlots
+    """Turns to take in a piece of a large body, or to parse one: one at a time, since all streams wait for it."""
 
 
 SERVICES = web.AppKey("services", Services)
@@ -45,4 +48,11 @@ async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_syst
         Backend.connect(config.grpc_target, config.bridge_key) as backend,
     ):
         access = AccessChecker(backend.check_access)
-        yield Services(config=config, backend=backend, access=access, fetcher=fetcher, drain=Drain())
+        yield Services(
+            config=config,
+            backend=backend,
+            access=access,
+            fetcher=fetcher,
+            drain=Drain(),
+            large_bodies=FairSlots(1, share=1),
+        )

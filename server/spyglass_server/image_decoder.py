@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import os
 import re
 import resource
 import signal
@@ -22,6 +23,8 @@ _DECODE_S = 10.0
 _BYTES_A_PIXEL = 20
 """Of a picture with transparency, which is put on white: each step has a copy."""
 _SPARE_BYTES = 256 << 20
+_NICENESS = 5
+"""The event loops of server and bridge go first."""
 
 
 class ImageDecoder:
@@ -34,7 +37,7 @@ class ImageDecoder:
         self._pool = ProcessPool(
             max_workers=_NUM_WORKERS,
             context=multiprocessing.get_context("spawn"),
-            initializer=_limit_memory,
+            initializer=_prepare,
             initargs=(max_pixels * _BYTES_A_PIXEL + _SPARE_BYTES,),
         )
         for _ in range(_NUM_WORKERS):
@@ -61,9 +64,10 @@ class ImageDecoder:
         self._pool.join()
 
 
-def _limit_memory(num_bytes: int) -> None:
-    """Gives this process so much memory beside what it has."""
+def _prepare(num_bytes: int) -> None:
+    """Gives this process so much memory beside what it has, and processor time that nobody else wants."""
     name_process(PROCESS_NAME)
+    os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     has = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (has + num_bytes, has + num_bytes))

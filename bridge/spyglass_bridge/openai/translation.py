@@ -14,6 +14,7 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import ApiError, invalid
 from spyglass_bridge.images import AnnouncedImage, ImageData, ImageSource, parse_image
 from spyglass_bridge.openai import parts
+from spyglass_bridge.openai.large_bodies import SetAside
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 from spyglass_common.limits import MAX_INLINE_IMAGE_BYTES, MAX_START_BYTES
 
@@ -48,6 +49,8 @@ class CallContext:
     idempotency_key: str | None = None
     body_digest: bytes = b""
     """Of the whole request, where it has an idempotency key: images are not in the Start."""
+    set_aside: SetAside = field(default_factory=SetAside)
+    """Long URLs of pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class _Images:
     """The images of one conversation, in reading order."""
 
     max_bytes: int
+    set_aside: SetAside
     count: int = 0
     inline_bytes: int = 0
     announced: list[AnnouncedImage] = field(default_factory=list)
@@ -79,7 +83,7 @@ class _Images:
 
 def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
     """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
-    images = _Images(max_bytes=context.max_image_bytes)
+    images = _Images(max_bytes=context.max_image_bytes, set_aside=context.set_aside)
     start = _start(request, context)
     start.chat.CopyFrom(
         chat_pb2.Chat(
@@ -183,7 +187,8 @@ def _parts(
             yield chat_pb2.Part(text=part.text)
             continue
         image_path = f"{path}[{index}].image_url"
-        source = parse_image(part.image_url.url, f"{image_path}.url", images.max_bytes)
+        url = part.image_url.url
+        source = parse_image(url, f"{image_path}.url", images.max_bytes, images.set_aside.find(url))
         image = images.add(source)
         image.detail = _DETAILS[part.image_url.detail]
         yield chat_pb2.Part(image=image)

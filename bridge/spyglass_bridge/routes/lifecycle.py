@@ -8,16 +8,19 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from aiohttp import web
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge import sse
-from spyglass_bridge.body import read_json_body
+from spyglass_bridge.body import LargeBody, read_json_body
 from spyglass_bridge.errors import ApiError, from_status, internal_error
 from spyglass_bridge.images import send_images
 from spyglass_bridge.joined import Joined
+from spyglass_bridge.openai.large_bodies import check_rest, set_aside
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
@@ -31,7 +34,6 @@ _GRACE_S = 0.5
 _LAST_WORDS_S = 1.0
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-_LARGE_BODY_BYTES = 64 << 10
 # Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
 _LARGE_ANSWER_TOKENS = 1000
 
@@ -81,24 +83,45 @@ class Source(Protocol):
         ...
 
 
-async def read_request(request: web.Request, read: Callable[[bytes, CallContext], T]) -> T:
-    """Reads the body, and what it asks for."""
-    config = request.app[SERVICES].config
+Read = Callable[[bytes, CallContext], T]
+"""Reads the body of a request."""
+
+
+async def read_request(request: web.Request, read: "Read[T]") -> T:
+    """Reads the body, and what it asks for. Large ones are taken in and parsed in turns of their keys."""
+    services = request.app[SERVICES]
+    config = services.config
     key = request.headers.get(_IDEMPOTENCY_KEY)
     if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and key.isprintable()):
         message = f"{_IDEMPOTENCY_KEY} has 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
         raise ApiError(400, message, code="invalid_idempotency_key")
-    body = await read_json_body(request, config.max_body_bytes)
+    turn = partial(services.large_bodies.hold, request[TENANT])
+    body = await read_json_body(request, config.max_body_bytes, turn)
     context = CallContext(
         request_id=request[REQUEST_ID],
         caller_key=request[CALLER_KEY],
         timeout_s=config.request_timeout_s,
         max_image_bytes=config.max_image_bytes,
         idempotency_key=key,
-        body_digest=hashlib.sha256(body).digest() if key else b"",
     )
-    large = len(body) > _LARGE_BODY_BYTES  # reading it would hold up the streams of others
-    return await asyncio.to_thread(read, body, context) if large else read(body, context)
+    if isinstance(body, bytes):
+        return read(body, _with_digest(context, body))
+    async with turn():  # reading it here would hold up the streams of others
+        return await asyncio.to_thread(_read_large, body, context, read)
+
+
+def _with_digest(context: CallContext, body: bytes | memoryview) -> CallContext:
+    return replace(context, body_digest=hashlib.sha256(body).digest()) if context.idempotency_key else context
+
+
+def _read_large(body: LargeBody, context: CallContext, read: "Read[T]") -> T:
+    context = _with_digest(context, body.view())
+    rest, pictures = set_aside(body)
+    found = read(rest, replace(context, set_aside=pictures))
+    if pictures.all_used:
+        return found
+    check_rest(body.size)  # what looked like pictures is something else, so all of it is parsed
+    return read(bytes(body.view()), context)
 
 
 async def answer_at_once(

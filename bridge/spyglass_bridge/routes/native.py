@@ -1,7 +1,5 @@
 """POST /v1/inference/{model}: DeepInfra's own form of a completion."""
 
-from collections.abc import Callable
-
 from aiohttp import web
 
 from spyglass_bridge.errors import ApiError
@@ -9,7 +7,7 @@ from spyglass_bridge.openai.native import NativeAnswer
 from spyglass_bridge.openai.requests import NativeRequest
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_completions
 from spyglass_bridge.openai.validation import parse
-from spyglass_bridge.routes.lifecycle import answer_as_stream, answer_at_once, read_request
+from spyglass_bridge.routes.lifecycle import Read, answer_as_stream, answer_at_once, read_request
 from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import REQUEST_ID
 
@@ -32,9 +30,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
         raise
 
 
-async def _infer(
-    request: web.Request, read: Callable[[bytes, CallContext], tuple[NativeRequest, list[Submission]]]
-) -> web.StreamResponse:
+async def _infer(request: web.Request, read: Read[tuple[NativeRequest, list[Submission]]]) -> web.StreamResponse:
     ask, submissions = await read_request(request, read)
     n = ask.num_responses or 1
     answer = NativeAnswer(request[REQUEST_ID], n)

@@ -1,0 +1,38 @@
+"""The usage records of a server, as they stand in its database."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from spyglass_server.ledger import database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A generation as the ledger has it."""
+
+    request_id: str
+    prompt_tokens: int
+    tokens: int
+    cost_usd: float
+    outcome: str
+    is_closed: bool
+
+
+def known(url: str) -> list[Known]:
+    """All records of a database, in order."""
+    engine = database.connect(url)
+    table = database.GENERATIONS.c
+    wanted = sa.select(
+        table.request_id,
+        table.prompt_tokens,
+        table.completion_tokens.label("tokens"),
+        table.cost_usd,
+        table.outcome,
+        table.finished_s.is_not(None).label("is_closed"),
+    ).order_by(table.number)
+    try:
+        with engine.connect() as db:
+            return [Known(**{**row, "is_closed": bool(row["is_closed"])}) for row in db.execute(wanted).mappings()]
+    finally:
+        engine.dispose()
