@@ -29,7 +29,7 @@ from records import known
 from service import Service
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc, options_pb2
 from spyglass_client import AsyncClient
-from spyglass_server.ledger.database import sqlite_url
+from spyglass_server.database import sqlite_url
 
 _KEY = "sk-cancels"
 _MAX_TOKENS = 2000

@@ -34,7 +34,7 @@ from processes import MODEL, checkpoint_or_demo
 from records import Known, known
 from service import Service
 from spyglass_client import AsyncClient, SpyglassError
-from spyglass_server.ledger import database
+from spyglass_server import database
 from spyglass_server.ledger.data_dir import known_server_id
 from spyglass_server.ledger.verification import verify
 

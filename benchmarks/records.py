@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from spyglass_server.ledger import database
+from spyglass_server import database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,7 +179,7 @@ async def serve(given: argparse.Namespace) -> None:
         await server.start()
         _say("ready")
         while await asyncio.to_thread(sys.stdin.readline):
-            held = {"tasks in the server": len(asyncio.all_tasks()), "admitted": server._admission._pending}
+            held = {"tasks in the server": len(asyncio.all_tasks()), "admitted": server.num_admitted}
             _say(json.dumps(held | (json.loads(counts.read_text()) if given.engine == "scripted" else {})))
     finally:
         await server.stop()

@@ -30,7 +30,7 @@ from records import Known, known
 from service import Service
 from spyglass_client import AsyncClient
 from spyglass_client.account import UsageSummary
-from spyglass_server.ledger.database import sqlite_url
+from spyglass_server.database import sqlite_url
 
 _KEY = "sk-soak"
 _SLOPE_MB = 1.0

@@ -99,6 +99,11 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def num_held(self) -> int:
+        """How many places are taken."""
+        return len(self._places)
+
     @contextlib.contextmanager
     def admit(self, tenant: str) -> Iterator[Place]:
         """Holds a place.

@@ -88,6 +88,11 @@ class Server:
         self.address = config.address
         """Where it listens; after `start` with the port that was chosen for port 0."""
 
+    @property
+    def num_admitted(self) -> int:
+        """How many generations are in the server."""
+        return self._admission.num_held
+
     async def start(self) -> None:
         """Loads the model and listens.
 
