@@ -16,6 +16,7 @@ ADMIN_KEY_VARIABLE = "SPYGLASS_ADMIN_KEY"
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # 60 s by itself, whatever the line above says
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )

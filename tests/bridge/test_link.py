@@ -9,7 +9,8 @@ import pytest
 from google.rpc import code_pb2
 
 from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test, run_server
-from fake_service import PATIENCE_S, FakeService, Reply
+from fake_service import BRIDGE_KEY, PATIENCE_S, FakeService, Reply
+from spyglass_bridge.backend import Backend
 from spyglass_common.status import make_status
 
 
@@ -161,3 +162,60 @@ async def test_a_client_that_does_not_read_holds_nobody(server: FakeService) -> 
         assert b"[DONE]" in text
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_client_that_stops_reading_is_dropped(server: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spyglass_bridge.routes.lifecycle.STALLED_S", 0.3)
+    server.script = Reply(pieces=("x" * 65536,) * 400, hang_after=399)
+    async with run_bridge_under_test(server) as bridge:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        with sock:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", bridge.port))
+            body = json.dumps(ask(stream=True)).encode()
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer user-key\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            await asyncio.get_running_loop().sock_sendall(sock, head.encode() + body)
+            turn = await server.turn()
+            async with asyncio.timeout(PATIENCE_S):
+                await turn.cancelled.wait()
+
+
+async def test_a_silent_link_is_noticed_within_thirty_seconds(server: FakeService) -> None:
+    """As where a machine has lost its power: nothing comes, not even the end of the connection."""
+    pipes: set[asyncio.Task[None]] = set()
+    silent = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not silent.is_set():
+                writer.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(*server.target.split(":"))
+        writers.extend((writer, there[1]))
+        for pair in ((reader, there[1]), (there[0], writer)):
+            pipes.add(asyncio.create_task(forward(*pair)))
+
+    proxy = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with Backend.connect(f"127.0.0.1:{port}", BRIDGE_KEY) as backend:
+        async with asyncio.timeout(PATIENCE_S):
+            await until(backend, is_ready=True)
+        silent.set()
+        async with asyncio.timeout(30):
+            await until(backend, is_ready=False)
+    for pipe in pipes:
+        pipe.cancel()
+    await asyncio.gather(*pipes, return_exceptions=True)
+    for writer in writers:
+        writer.transport.abort()
+    proxy.close()
+    await proxy.wait_closed()
+
+
+async def until(backend: Backend, *, is_ready: bool) -> None:
+    while backend.is_ready != is_ready:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.05)

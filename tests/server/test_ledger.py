@@ -1,5 +1,6 @@
 """The usage ledger: one record for each generation, whatever fails; on SQLite and on PostgreSQL."""
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -177,6 +178,34 @@ async def test_records_that_the_database_has_not_got_come_into_it_at_the_next_st
         await one.aclose()
     assert (await opened().latest(K, 5))[0].completion_tokens == 7
     assert_right(tmp_path, url, 1)
+
+
+async def test_a_record_that_the_database_refuses_holds_up_no_other(
+    opened: Open, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, save = opened(), records_database.Database.save
+
+    def refuse(database: records_database.Database, records: Sequence[Record]) -> None:
+        if any(record.request_id == "bad" for record in records):
+            raise ValueError("this one cannot be written")
+        save(database, records)
+
+    with monkeypatch.context() as change:
+        change.setattr(records_database.Database, "save", refuse)
+        bad = one.open(replace(RECORD, request_id="bad"))
+        one.close(one.open(RECORD).number, 7, "OK")
+        one.close(bad.number, 8, "OK")
+        async with asyncio.timeout(10):
+            while not await asyncio.to_thread(_is_there, url, 7):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.02)
+    assert (await total(one)).completion_tokens == 15
+    assert_right(tmp_path, url, 2)
+
+
+def _is_there(url: str, completion_tokens: int) -> bool:
+    with connected(url) as db:
+        found = db.execute(sa.text("SELECT completion_tokens FROM generations")).scalars().all()
+        return completion_tokens in found
 
 
 def fail(*_: object) -> None:

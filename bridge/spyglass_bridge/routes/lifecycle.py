@@ -33,6 +33,9 @@ _GRACE_S = 0.5
 # How long an error event may take to reach a client that reads slowly.
 _LAST_WORDS_S = 1.0
 
+STALLED_S = 60.0
+"""A client that takes nothing for so long is dropped."""
+
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 # Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
 _LARGE_ANSWER_TOKENS = 1000
@@ -222,7 +225,7 @@ async def _stream(request: web.Request, source: Source, encoder: Encoder, deadli
     try:
         await response.prepare(request)
         async with asyncio.timeout_at(deadline):
-            await _write_events(response, source, encoder)
+            await _write_events(_Writer(request, response), source, encoder)
     except ConnectionResetError:
         _log.info("%s: the client left", request[REQUEST_ID])
     except TimeoutError:
@@ -235,7 +238,25 @@ async def _stream(request: web.Request, source: Source, encoder: Encoder, deadli
     return response
 
 
-async def _write_events(response: web.StreamResponse, source: Source, encoder: Encoder) -> None:
+class _Writer:
+    """Writes to a client, and drops one that takes nothing for a time."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._request, self._response = request, response
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionResetError when the client is gone, or is dropped here."""
+        try:
+            async with asyncio.timeout(STALLED_S):
+                await self._response.write(data)
+        except TimeoutError:
+            _log.warning("%s: the client has read nothing for %.0f s", self._request[REQUEST_ID], STALLED_S)
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the client has stopped reading") from None
+
+
+async def _write_events(response: _Writer, source: Source, encoder: Encoder) -> None:
     """Writes once for each update: what a frame brought leaves together."""
     if first := encoder.begin():
         await response.write(sse.frame(*first))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from spyglass_server.config import Prices
 from spyglass_server.database import sqlite_url
@@ -205,20 +205,34 @@ class Ledger:
 
     def _save(self) -> bool:
         """Writes what waits; returns whether nothing waits any more."""
-        if not self._waiting:
-            return True
-        closed = [record.number for record in self._waiting if record.finished_s is not None]
+        waiting, self._waiting = self._waiting, []
         try:
-            if closed:
-                self._journal.sync()
-            self._database.save(self._waiting)
-        except (SQLAlchemyError, OSError) as error:
-            log.error("%d usage records cannot be written yet: %s", len(self._waiting), error)
-            return False
-        self._waiting.clear()
+            self._write(waiting)
+        except (OperationalError, OSError) as error:
+            log.error("%d usage records cannot be written yet: %s", len(waiting), error)
+            self._waiting = waiting
+        except Exception:
+            # One of them is at fault, or all are: the others must not wait behind it.
+            self._waiting = [record for record in waiting if not self._write_alone(record)]
+        return not self._waiting
+
+    def _write(self, records: list[Record]) -> None:
+        if not records:
+            return
+        closed = [record.number for record in records if record.finished_s is not None]
+        if closed:
+            self._journal.sync()
+        self._database.save(records)
         with self._count_lock:
             self._num_waiting -= len(closed)
         self._journal.saved(closed)
+
+    def _write_alone(self, record: Record) -> bool:
+        try:
+            self._write([record])
+        except Exception:
+            log.exception("the usage record %d of %r cannot be written yet", record.number, record.request_id)
+            return False
         return True
 
     def _answer(self, query: _Query, *, is_saved: bool) -> None:
