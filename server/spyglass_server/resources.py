@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from concurrent import futures
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 from spyglass_common.fair_slots import FairSlots
 from spyglass_server.admission import Admission
@@ -27,6 +28,8 @@ from spyglass_server.replays import Replays
 
 log = logging.getLogger(__name__)
 
+_NUM_SHAPES = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
@@ -42,6 +45,8 @@ class Resources:
     workers: futures.Executor
     slots: FairSlots
     """For work in `workers`."""
+    shapes: FairSlots = field(default_factory=lambda: FairSlots(_NUM_SHAPES, share=_NUM_SHAPES // 2))
+    """For shapes of answers to be checked: that keeps a core busy, and some take a third of a second."""
     decoder: ImageDecoder
     served_names: tuple[str, ...]
     image_limits: ImageLimits
@@ -74,7 +79,8 @@ class Resources:
                 grammar = calls_grammar(spec.tool_use.tools, spec.tool_use.must_call, spec.tool_use.several)
             return self.prompts.write(spec.input, self.engine.info.max_tokens), grammar
 
-        async with self.slots.hold(tenant):
+        has_shape = bool(spec.shape or (spec.tool_use and spec.tool_use.needs_grammar))
+        async with self.shapes.hold(tenant) if has_shape else nullcontext(), self.slots.hold(tenant):
             prompt, grammar = await asyncio.get_running_loop().run_in_executor(self.workers, work)
         if images:
             prompt = replace(prompt, images=await self._decode(spec, images, tenant))
