@@ -95,6 +95,10 @@ class Stack:
         """All records of the ledger, oldest first; also after the end."""
         with contextlib.suppress(SpyglassError), self.client() as client:
             client.usage()  # answered when all that was recorded before is in the database
+        return self.stored_usage()
+
+    def stored_usage(self) -> list[UsageRow]:
+        """The records that are in the database, oldest first; the latest may be still on their way."""
         with contextlib.closing(sqlite3.connect(self.data_dir / "usage.sqlite3")) as ledger:
             rows = ledger.execute(
                 "SELECT request_id, prompt_tokens, completion_tokens, cost_usd, outcome FROM generations "
