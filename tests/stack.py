@@ -82,6 +82,11 @@ class Stack:
         [pid] = [pid for pid in children(self.serve_pid) if "spyglass_server" in command_line(pid)]
         return pid
 
+    @property
+    def bridge_pid(self) -> int:
+        [pid] = [pid for pid in children(self.serve_pid) if "spyglass_bridge" in command_line(pid)]
+        return pid
+
     def engine_pid(self) -> int:
         """The engine process of the moment."""
         [pid] = filter(is_engine, children(self.server_pid))

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from contract.doors import MODEL, Doors, about_images
+from contract.doors import MODEL, OTHER_KEY, Doors, about_images
 from contract.oracle import Oracle
 from fake_service import BRIDGE_KEY
 from pictures import data_uri, disc
 from stack import Stack
-
-OTHER_KEY = "sk-another-tenant"
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +36,4 @@ def oracle(stack: Stack) -> Iterator[Oracle]:
 def doors(stack: Stack, oracle: Oracle) -> Iterator[Doors]:
     """HTTP and gRPC of the stack; after the test the oracle sees to it that all is as it should be."""
     with Doors(stack, stack.key) as doors, oracle.watching(doors):
-        yield doors
-
-
-@pytest.fixture
-def other_doors(stack: Stack) -> Iterator[Doors]:
-    """The same with the key of another tenant."""
-    with Doors(stack, OTHER_KEY) as doors:
         yield doors

@@ -20,6 +20,8 @@ from spyglass_common.status import read_details, status_of
 from stack import Stack
 
 MODEL = "tiny"
+OTHER_KEY = "sk-another-tenant"
+"""Beside the stack's own."""
 CHAT = "/v1/chat/completions"
 TIMEOUT_S = 60.0
 JSON = {"Content-Type": "application/json"}

@@ -53,10 +53,11 @@ class Oracle:
     @contextlib.contextmanager
     def watching(self, doors: Doors) -> Iterator[None]:
         """Holds over what is done inside, by `doors`, which count what was admitted."""
+        doors.num_admitted = 0
         yield
+        before, admitted = self._num_records, doors.num_admitted + 1
         assert ask_canary(self._doors) == self._canary, "the greedy answer has changed"
         assert_memory_is_flat(self._stack, self._memory)
-        before, admitted = self._num_records, doors.num_admitted + 1
         self._note()
         found = self._num_records - before
         assert found == admitted, f"{found} usage records for {admitted} admitted requests, the canary's among them"
@@ -86,7 +87,8 @@ def closed_records(doors: Doors, timeout_s: float = PATIENCE_S) -> list[UsageRow
     deadline = time.monotonic() + timeout_s
     while True:
         # answered when all that was recorded before is in the database
-        doors.stub.GetUsage(inference_pb2.GetUsageRequest(), metadata=auth(doors.key), timeout=PATIENCE_S)
+        usage = inference_pb2.GetUsageRequest()
+        doors.stub.GetUsage(usage, metadata=auth(doors.key), timeout=PATIENCE_S, wait_for_ready=True)
         rows = doors.stack.stored_usage()
         if all(row.outcome for row in rows):
             return rows
