@@ -90,11 +90,11 @@ def ask_about(*urls: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]
 
 
-def config_for(server: FakeService, **changes: Any) -> BridgeConfig:
-    """Settings of a bridge on a free port."""
+def config_for(target: str, **changes: Any) -> BridgeConfig:
+    """Settings of a bridge on a free port, in front of the server at `target`."""
     parser = argparse.ArgumentParser()
     add_settings(parser, SETTINGS, environ={})
-    given = {"bridge-key": BRIDGE_KEY, "http": "127.0.0.1:0", "grpc": server.target, "drain-timeout": "10"}
+    given = {"bridge-key": BRIDGE_KEY, "http": "127.0.0.1:0", "grpc": target, "drain-timeout": "10"}
     options = parser.parse_args([f"--{name}={value}" for name, value in given.items()])
     return replace(BridgeConfig.from_args(options), **changes)
 
@@ -106,7 +106,7 @@ async def run_bridge_under_test(
     """Runs a bridge with these changes to its settings while the context is open."""
     headers = {"Authorization": f"Bearer {USER_KEY}"}
     async with (
-        run_bridge(config_for(server, **changes), resolve) as running,
+        run_bridge(config_for(server.target, **changes), resolve) as running,
         aiohttp.ClientSession(base_url=running.address, headers=headers) as http,
     ):
         yield BridgeUnderTest(server, running, http)

@@ -7,6 +7,7 @@ neither transformers nor Meta's reference.
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ def demo_checkpoint() -> Path:
     cache = os.environ.get("SPYGLASS_TEST_CACHE")
     folder = Path(cache) / default_folder().name if cache else default_folder()
     return prepare(folder, lambda line: None)
+
+
+def endless_checkpoint(folder: Path, like: Path) -> Path:
+    """A copy of a checkpoint that never chooses to stop."""
+    shutil.copytree(like, folder)
+    never_chosen = json.loads((folder / "config.json").read_text())["image_token_index"]
+    _write_json(folder / "generation_config.json", {"eos_token_id": never_chosen})
+    return folder
 
 
 _TOKENIZER_CONFIG = {

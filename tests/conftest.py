@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from checkpoints import random_checkpoint
+from checkpoints import endless_checkpoint, random_checkpoint
 from random_weights import Sizes
 
 # Triton's kernels run on the CPU. It reads this when the first kernel is imported.
@@ -28,6 +28,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Mllama checkpoint with open gates, float32."""
     return random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def endless_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, but its answers never end by themselves."""
+    return endless_checkpoint(tmp_path_factory.mktemp("checkpoints") / "endless", tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,11 @@ class Stack:
         [pid] = [pid for pid in children(self.serve_pid) if "spyglass_server" in command_line(pid)]
         return pid
 
+    @property
+    def bridge_pid(self) -> int:
+        [pid] = [pid for pid in children(self.serve_pid) if "spyglass_bridge" in command_line(pid)]
+        return pid
+
     def engine_pid(self) -> int:
         """The engine process of the moment."""
         [pid] = filter(is_engine, children(self.server_pid))
@@ -95,6 +100,10 @@ class Stack:
         """All records of the ledger, oldest first; also after the end."""
         with contextlib.suppress(SpyglassError), self.client() as client:
             client.usage()  # answered when all that was recorded before is in the database
+        return self.stored_usage()
+
+    def stored_usage(self) -> list[UsageRow]:
+        """The records that are in the database, oldest first; the latest may be still on their way."""
         with contextlib.closing(sqlite3.connect(self.data_dir / "usage.sqlite3")) as ledger:
             rows = ledger.execute(
                 "SELECT request_id, prompt_tokens, completion_tokens, cost_usd, outcome FROM generations "

@@ -14,6 +14,8 @@ from spyglass_bridge.config import Network
 _MAX_URL_LENGTH = 8192
 # Printable ASCII; a backslash is read as a slash by some parsers and not by others.
 _PLAIN_URL = re.compile(r"[\x21-\x5b\x5d-\x7e]+")
+_AUTHORITY = re.compile(r"//|[/?#]")
+"""Splits a URL so that its authority comes second."""
 _NUMERIC_LABEL = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 # 6to4 and Teredo carry an IPv4 address that a relay would connect to.
@@ -50,7 +52,7 @@ class AddressGuard:
             raise AddressRefused("the URL is neither http(s) nor data:image/…;base64,…")
         if not host or not port:
             raise AddressRefused("the URL has no host")
-        if url.raw_user is not None or url.raw_password is not None or "@" in url.raw_authority:
+        if "@" in _AUTHORITY.split(text, maxsplit=2)[1]:  # even if empty, when parsers leave it out
             raise AddressRefused("the URL holds user information")
         self._check_host(host)
         return url

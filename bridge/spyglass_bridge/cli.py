@@ -11,6 +11,7 @@ import uvloop
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.server import run_bridge
 from spyglass_bridge.settings import SETTINGS
+from spyglass_common.memory import return_large_blocks
 from spyglass_common.settings import add_settings
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    return_large_blocks()
     sys.exit(_run(config))
 
 

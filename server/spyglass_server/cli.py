@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from spyglass_common.memory import return_large_blocks
 from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = resolve(options)
         if config.launch and config.launch.rank:
             sys.exit(_follow(config, config.launch))
+        return_large_blocks()
         uvloop.run(_serve(config))
     except (EngineLoadError, ValueError, OSError, RuntimeError) as error:
         sys.exit(f"spyglass-server: {error}")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,19 +24,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="module")
-def endless_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights that never choose to stop."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "endless"
-    shutil.copytree(tiny_checkpoint, folder)
-    never_chosen = json.loads((folder / "config.json").read_text())["image_token_index"]
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": never_chosen}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def endless(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def endless(endless_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Serves at most eight callers at once."""
-    options = ("--model", str(endless_checkpoint), "--max-pending", str(NUM_STREAMS))
+    options = ("--model", str(endless_folder), "--max-pending", str(NUM_STREAMS))
     with Stack(tmp_path_factory.mktemp("endless"), *options) as stack:
         yield stack
 
@@ -171,9 +160,9 @@ async def test_no_shared_memory_is_left_behind(endless: Stack, http: aiohttp.Cli
     [pytest.param("0", {"UNAVAILABLE", "CANCELLED"}, id="at once"), pytest.param("30", {"OK"}, id="drained")],
 )
 async def test_a_stop_signal_ends_everything_and_leaves_no_process(
-    endless_checkpoint: Path, tmp_path: Path, drain_s: str, outcomes: set[str]
+    endless_folder: Path, tmp_path: Path, drain_s: str, outcomes: set[str]
 ) -> None:
-    options = ("--model", str(endless_checkpoint), "--drain-timeout", drain_s)
+    options = ("--model", str(endless_folder), "--drain-timeout", drain_s)
     with Stack(tmp_path / "data", *options) as stack:
         processes = [stack.serve_pid, *descendants(stack.serve_pid)]
         assert len(processes) >= 4  # serve, server, engine, bridge
