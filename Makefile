@@ -11,7 +11,7 @@ INSTALL := install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
 
-.PHONY: help run test lint format protos train exam bench profile gpu clean
+.PHONY: help run test contract lint format protos train exam bench profile gpu clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
@@ -22,6 +22,9 @@ run: $(VENV)/run  ## installs what is missing and serves the demo model (setting
 test:  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
 	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/dev $(VENV)/clients
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadfile)
+
+contract: $(VENV)/dev  ## tries what is promised under attack and under faults, and prints a line for each case
+	PYTHONPATH=tests $(BIN)/python -m pytest -p contract.report -q tests/contract $(or $(ARGS),--numprocesses=2 --dist=loadfile)
 
 lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
 	$(BIN)/ruff format --check

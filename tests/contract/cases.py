@@ -55,8 +55,8 @@ CASES: dict[str, str] = {
     "F5": "demand for three times the cache",
     "F6": "SIGTERM under 16 streams",
     "F7": "kill -9 of the bridge under 16 streams",
+    "F8": "kill -9 of the server at random moments",
 }
-"""F8, kills of the server at random moments, is a test of the ledger's own."""
 
 _TEST = re.compile(r"test_([af])(\d\d)_\w+")
 
