@@ -77,7 +77,6 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._metered: _Metered | None = None
-        self._place: Place | None = None
         self._hold: Hold | None = None
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
@@ -107,8 +106,6 @@ class Generation:
                 self._followed.add_chunk(chunk)
             return
         try:
-            if self._place is not None:
-                self._place.grow(len(chunk.data))
             self._upload.add(chunk)
         except (InvalidRequest, TooManyRequests) as error:
             self.end(error)
@@ -157,7 +154,7 @@ class Generation:
                     self._hold = await resources.quotas.hold(payer)
                     place.hold_bytes(start.ByteSize())
                     del start
-                    self._start, self._place = None, place
+                    self._start = None
                     spec, prompt, grammar = await self._prepare(spec, payer, place)
                     await self._answer(spec, prompt, grammar, payer, model, place)
         except TimeoutError as error:
@@ -191,7 +188,7 @@ class Generation:
 
     async def _prepare(self, spec: Spec, payer: ApiKey, place: Place) -> tuple[Spec, Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer; the spec is without images then."""
-        self._upload.expect(spec, self._resources.image_limits)
+        self._upload.expect(spec, self._resources.image_limits, place.grow)
         spec = replace(spec, images=())
         self._emit(events.accepted(self._id))
         with place.waiting(self.end):

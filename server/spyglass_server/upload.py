@@ -1,6 +1,7 @@
 """Assembles the announced images of a generation from their chunks, within the limits."""
 
 import asyncio
+from collections.abc import Callable
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
@@ -22,14 +23,15 @@ class Upload:
         self._fields: tuple[str, ...] = ()
         self._pieces: dict[int, bytearray] = {}
         self._max_bytes = 0
+        self._grow: Callable[[int], None]
         self._complete = asyncio.Event()
 
-    def expect(self, spec: Spec, limits: ImageLimits) -> None:
-        """Says which images there are; until then no pieces may come."""
+    def expect(self, spec: Spec, limits: ImageLimits, grow: Callable[[int], None]) -> None:
+        """Says which images there are; until then no pieces may come. `grow` takes the size of each."""
         self._images = list(spec.images)
         self._fields = tuple(slot.field for slot in spec.input.images) if isinstance(spec.input, ChatInput) else ()
         self._pieces = {i: bytearray() for i, data in enumerate(spec.images) if data is None}
-        self._max_bytes = limits.max_bytes
+        self._max_bytes, self._grow = limits.max_bytes, grow
         self._check_complete()
 
     def add(self, chunk: pb.ImageChunk) -> None:
@@ -37,6 +39,7 @@ class Upload:
 
         Raises:
             InvalidRequest: no such image is awaited, or a limit is passed.
+            TooManyRequests: there is no room for it.
         """
         pieces = self._pieces.get(chunk.image_index)
         if pieces is None:
@@ -45,6 +48,7 @@ class Upload:
             raise InvalidRequest(
                 f"a piece of an image has at most {MAX_IMAGE_CHUNK_BYTES} bytes", field=f"{_FIELD}.data"
             )
+        self._grow(len(chunk.data))
         pieces += chunk.data
         if len(pieces) > self._max_bytes:
             raise InvalidImage(
@@ -55,7 +59,7 @@ class Upload:
             self._check_complete()
 
     async def complete(self) -> list[bytes]:
-        """Waits until all images are there and returns them in reading order.
+        """Waits until all images are there and returns them in reading order; no more are taken afterwards.
 
         Raises:
             DeadlineExceeded: they do not arrive in time.
@@ -65,6 +69,8 @@ class Upload:
                 await self._complete.wait()
         except TimeoutError as error:
             raise DeadlineExceeded(f"the announced images did not arrive within {_TIMEOUT_S:.0f} s") from error
+        finally:
+            self._pieces.clear()
         images, self._images = self._images, []  # they are large
         return [data for data in images if data is not None]
 

@@ -21,9 +21,12 @@ from spyglass.v1 import chat_pb2, inference_pb2
 from spyglass_client import AsyncClient, SpyglassError
 from spyglass_common.fair_slots import FairSlots
 from spyglass_server.admission import Admission
-from spyglass_server.errors import InvalidImage, TooManyRequests
+from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.start import decode_start
+from spyglass_server.errors import InvalidImage, InvalidRequest, TooManyRequests
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.images import ImageSpec
+from spyglass_server.upload import Upload
 
 WORST, OTHER = "worst-key", "other-key"
 SPEC = ImageSpec(tile_size=56, max_tiles=4)
@@ -115,6 +118,26 @@ def test_bytes_and_tokens_are_bounded_with_a_share_for_each_tenant() -> None:
     with admission.admit("a") as place:
         place.hold_bytes(1600)
         place.hold_tokens(3200)
+
+
+async def test_pieces_of_images_that_come_after_the_end_hold_nothing() -> None:
+    part = chat_pb2.Part(image=chat_pb2.Image(announced=chat_pb2.Announced()))
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[part])
+    spec = decode_start(inference_pb2.Start(chat=chat_pb2.Chat(messages=[message])), ImageLimits(1, 1000))
+    admission, upload = Admission(2, 100, 100), Upload()
+    piece = inference_pb2.ImageChunk(data=b"x" * 60)
+    with admission.admit("a") as place:
+        upload.expect(spec, ImageLimits(1, 1000), place.grow)
+        waiting = asyncio.create_task(upload.complete())
+        await asyncio.sleep(0)
+        upload.add(piece)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    with pytest.raises(InvalidRequest):
+        upload.add(piece)
+    with admission.admit("a") as first, admission.admit("b") as second:
+        first.hold_bytes(50)
+        second.hold_bytes(50)
 
 
 def test_a_place_that_waits_for_its_caller_goes_to_another_tenant() -> None:
