@@ -7,7 +7,7 @@ with Client() as client:
 """
 
 from spyglass_client.account import ModelInfo, ModelMemory, Pricing, UsageRecord, UsageSum, UsageSummary
-from spyglass_client.admin import AdminClient, ApiKey, KeyLimits
+from spyglass_client.admin import AdminClient, ApiKey
 from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, TokenProbability, Usage
 from spyglass_client.errors import (
@@ -29,6 +29,7 @@ from spyglass_client.request import Options
 from spyglass_client.sync import Client, Generation
 from spyglass_client.target import Tls
 from spyglass_client.tools import Tool, ToolCall, ToolCallPiece
+from spyglass_common.keys import KeyLimits
 
 __all__ = [
     "AdminClient",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, cast
@@ -14,26 +14,7 @@ from spyglass.v1 import admin_pb2_grpc as pb_grpc
 from spyglass_client.account import UsageRecord, UsageSum, optional_moment, usage_filter, usage_groups
 from spyglass_client.errors import from_rpc_error
 from spyglass_client.target import Tls, default_admin_key, default_target, open_blocking_channel
-
-SCOPES = {"generate": pb.SCOPE_GENERATE, "admin": pb.SCOPE_ADMIN, "gateway": pb.SCOPE_GATEWAY}
-_PAGE = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLimits:
-    """What a key may use: by the minute, at a time, and in US dollars by the day and the month, in UTC.
-
-    None is without limit.
-    """
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrent_generations: int | None = None
-    usd_per_day: float | None = None
-    usd_per_month: float | None = None
-
-
-LIMITS = tuple(field.name for field in fields(KeyLimits))
+from spyglass_common.keys import KEY_LIMITS, SCOPES, KeyLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +38,6 @@ class ApiKey:
 
     @classmethod
     def from_proto(cls, key: pb.ApiKey) -> "ApiKey":
-        limits = {name: getattr(key.limits, name) for name in LIMITS if key.limits.HasField(name)}  # type: ignore[arg-type]
         names = {number: name for name, number in SCOPES.items()}
         return cls(
             id=key.id,
@@ -65,7 +45,7 @@ class ApiKey:
             tenant=key.tenant,
             scopes=tuple(names.get(scope, str(scope)) for scope in key.scopes),
             models=tuple(key.models),
-            limits=KeyLimits(**limits),
+            limits=KeyLimits.from_proto(key.limits),
             created=optional_moment(key, "created"),
             expires=optional_moment(key, "expires"),
             revoked=optional_moment(key, "revoked"),
@@ -112,7 +92,7 @@ class AdminClient:
         found: list[ApiKey] = []
         token = ""
         while True:
-            request = pb.ListKeysRequest(tenant=tenant, include_ended=include_ended, page_size=_PAGE, page_token=token)
+            request = pb.ListKeysRequest(tenant=tenant, include_ended=include_ended, page_token=token)
             answer = self._call(self._stub.ListKeys, request)
             found += map(ApiKey.from_proto, answer.keys)
             if not (token := answer.next_page_token):
@@ -127,7 +107,7 @@ class AdminClient:
         key = _to_proto(fields)
         key.id = key_id
         request = pb.UpdateKeyRequest(key=key)
-        request.update_mask.paths.extend(f"limits.{name}" if name in LIMITS else name for name in fields)
+        request.update_mask.paths.extend(f"limits.{name}" if name in KEY_LIMITS else name for name in fields)
         return ApiKey.from_proto(self._call(self._stub.UpdateKey, request).key)
 
     def revoke_key(self, key_id: str) -> ApiKey:
@@ -183,7 +163,5 @@ def _to_proto(values: dict[str, Any]) -> pb.ApiKey:
         key.scopes.append(SCOPES[scope])
     if (expires := values.get("expires")) is not None:
         key.expires.FromDatetime(expires)
-    for name in LIMITS:
-        if (limit := values.get(name)) is not None:
-            setattr(key.limits, name, limit)
+    key.limits.CopyFrom(KeyLimits(**{name: values.get(name) for name in KEY_LIMITS}).to_proto())
     return key

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from spyglass_client.admin import LIMITS, SCOPES, AdminClient, ApiKey
+from spyglass_client.admin import AdminClient, ApiKey
 from spyglass_client.tables import as_json, table
 from spyglass_common.data_dir import ADMIN_KEY_FILE, data_dir_of
+from spyglass_common.keys import KEY_LIMITS, SCOPES
 
 _NONE = "none"
 _UNITS = {"d": 86400, "h": 3600, "m": 60}
@@ -98,7 +99,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
     fields = {name: value for name, value in given.items() if value is not None}
     if args.expires is not None:
         fields["expires"] = None if args.expires == _NONE else args.expires
-    return fields | {name: getattr(args, name) for name in LIMITS if hasattr(args, name)}
+    return fields | {name: getattr(args, name) for name in KEY_LIMITS if hasattr(args, name)}
 
 
 def _print(args: argparse.Namespace, key: ApiKey) -> int:

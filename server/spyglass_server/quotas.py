@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from spyglass_common.keys import KeyLimits
 from spyglass_common.rate_limits import RateLimit, RateLimits
-from spyglass_server.auth import ApiKey, Limits
+from spyglass_server.auth import ApiKey
 from spyglass_server.errors import BudgetSpent, RateLimited, Unavailable
 
 _MINUTE_S = 60.0
@@ -77,7 +78,7 @@ class _Period:
 class _Account:
     """What a key uses. A bucket is None without a limit."""
 
-    limits: Limits
+    limits: KeyLimits
     requests: Bucket | None = None
     tokens: Bucket | None = None
     running: int = 0
@@ -87,10 +88,10 @@ class _Account:
     """When the ledger was asked what was spent."""
 
     @property
-    def limited_periods(self) -> list[str]:
-        """Those in which the key may spend so much and no more."""
+    def budgets(self) -> dict[str, float]:
+        """How much the key may spend in a day and a month, where that is limited."""
         amounts = {"day": self.limits.usd_per_day, "month": self.limits.usd_per_month}
-        return [name for name, amount in amounts.items() if amount is not None]
+        return {name: amount for name, amount in amounts.items() if amount is not None}
 
 
 class Hold:
@@ -157,7 +158,7 @@ class Quotas:
             RateLimited, BudgetSpent: the key has reached a limit.
             Unavailable: what it has spent cannot be found out.
         """
-        if key.limits == Limits():
+        if key.limits == KeyLimits():
             return Hold(None, 0.0)
         account = self._account(key)
         await self._learn_spending(key.id, account)
@@ -184,7 +185,7 @@ class Quotas:
 
     def _account(self, key: ApiKey) -> _Account:
         """The key's account, with its limits as they are now."""
-        account = self._accounts.setdefault(key.id, _Account(limits=Limits()))
+        account = self._accounts.setdefault(key.id, _Account(limits=KeyLimits()))
         if account.limits != key.limits:
             account.requests = _resized(account.requests, key.limits.requests_per_minute)
             account.tokens = _resized(account.tokens, key.limits.tokens_per_minute)
@@ -195,7 +196,7 @@ class Quotas:
         """Asks the ledger what was spent in the present day and month, where that is limited and not known."""
         now = datetime.now(UTC)
         is_fresh = time.monotonic() - account.asked_s < _KNOWN_S
-        for name in account.limited_periods:
+        for name in account.budgets:
             begins_s, ends_s = _bounds(name, now)
             period = account.periods.get(name)
             if period is None or period.begins_s != begins_s:
@@ -213,9 +214,9 @@ class Quotas:
 
 
 def _check_budget(account: _Account, usd: float) -> None:
+    budgets = account.budgets
     for name, period in account.periods.items():
-        limit = account.limits.usd_per_day if name == "day" else account.limits.usd_per_month
-        if limit is None:
+        if (limit := budgets.get(name)) is None:
             continue
         spent = period.spent
         if spent + account.reserved_usd + usd > limit or spent >= limit:

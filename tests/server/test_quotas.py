@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spyglass_common.keys import KeyLimits
 from spyglass_server import quotas
-from spyglass_server.auth import ApiKey, Limits, Scope
+from spyglass_server.auth import ApiKey, Scope
 from spyglass_server.errors import BudgetSpent, RateLimited, Unavailable
 from spyglass_server.quotas import Bucket, Hold, Quotas
 
@@ -17,7 +18,7 @@ from spyglass_server.quotas import Bucket, Hold, Quotas
 def key(**limits: float) -> ApiKey:
     return ApiKey(
         id="k", digest=b"", hint="", name="", tenant="t", scopes=frozenset({Scope.GENERATE}),
-        limits=Limits(**limits),  # type: ignore[arg-type]
+        limits=KeyLimits(**limits),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

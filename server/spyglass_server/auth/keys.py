@@ -4,10 +4,11 @@ import hashlib
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from spyglass_common.keys import KeyLimits
 from spyglass_server.errors import Forbidden, InvalidRequest, Unauthenticated
 
 _PREFIX = "sk-spyglass-"
@@ -25,20 +26,6 @@ class Scope(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a key may use: by the minute, at a time, and in US dollars by the day and the month, in UTC.
-
-    None is without limit.
-    """
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrent_generations: int | None = None
-    usd_per_day: float | None = None
-    usd_per_month: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     """A key, without its secret: `digest` is the SHA-256 of that, and `hint` its end.
 
@@ -53,7 +40,7 @@ class ApiKey:
     tenant: str
     scopes: frozenset[Scope]
     models: tuple[str, ...] = ()
-    limits: Limits = Limits()
+    limits: KeyLimits = field(default_factory=KeyLimits)
     created_s: float = 0.0
     expires_s: float | None = None
     revoked_s: float | None = None
@@ -64,9 +51,7 @@ class ApiKey:
         """The key of the server's settings with this secret."""
         digest = digest_of(secret)
         key_id = public_name(digest)
-        return cls(
-            id=key_id, digest=digest, hint="", name=name, tenant=key_id, scopes=scopes, configured=True
-        )  # fmt: skip
+        return cls(id=key_id, digest=digest, hint="", name=name, tenant=key_id, scopes=scopes, configured=True)
 
     @property
     def is_active(self) -> bool:

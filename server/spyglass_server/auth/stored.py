@@ -216,9 +216,8 @@ class Keys:
 
 def _finish(draft: ApiKey, digest: bytes, hint: str) -> ApiKey:
     key_id = public_name(digest)
-    return replace(
-        draft, id=key_id, digest=digest, hint=hint, tenant=draft.tenant or key_id, created_s=time.time()
-    )  # fmt: skip
+    tenant = draft.tenant or key_id
+    return replace(draft, id=key_id, digest=digest, hint=hint, tenant=tenant, created_s=time.time())
 
 
 def _operators_key(data_dir: Path) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from spyglass_server.auth.keys import ApiKey, Limits, Scope
+from spyglass_common.keys import KeyLimits
+from spyglass_server.auth.keys import ApiKey, Scope
 from spyglass_server.database import API_KEYS, KEY_CHANGES
 
 
@@ -67,6 +68,6 @@ def _from_row(row: Any) -> ApiKey:
             "digest": bytes.fromhex(values["digest"]),
             "scopes": frozenset(map(Scope, values["scopes"])),
             "models": tuple(values["models"]),
-            "limits": Limits(**values["limits"]),
+            "limits": KeyLimits(**values["limits"]),
         }
     )

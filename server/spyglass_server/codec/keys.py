@@ -1,21 +1,15 @@
 """Keys between the protocol's messages and the key store's values."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from spyglass.v1 import admin_pb2 as pb
-from spyglass_server.auth import ApiKey, Limits, Scope
+from spyglass_common.keys import KEY_LIMITS, SCOPES, KeyLimits
+from spyglass_server.auth import ApiKey, Scope
 from spyglass_server.codec import events
 from spyglass_server.errors import InvalidRequest
 
-_SCOPES = {
-    pb.SCOPE_GENERATE: Scope.GENERATE,
-    pb.SCOPE_ADMIN: Scope.ADMIN,
-    pb.SCOPE_GATEWAY: Scope.GATEWAY,
-}
-_SCOPE_NUMBERS = {scope: number for number, scope in _SCOPES.items()}
-_LIMITS = tuple(field.name for field in fields(Limits))
+_SCOPES = {number: Scope(name) for name, number in SCOPES.items()}
 _SET_BY_SERVER = {"id", "created", "revoked", "hint", "configured"}
 
 
@@ -25,9 +19,9 @@ def encode_key(key: ApiKey) -> pb.ApiKey:
         id=key.id,
         name=key.name,
         tenant=key.tenant,
-        scopes=sorted(_SCOPE_NUMBERS[scope] for scope in key.scopes),
+        scopes=sorted(SCOPES[scope.value] for scope in key.scopes),
         models=key.models,
-        limits=pb.KeyLimits(**{name: getattr(key.limits, name) for name in _LIMITS}),
+        limits=key.limits.to_proto(),
         created=events.timestamp(key.created_s or None),
         expires=events.timestamp(key.expires_s),
         revoked=events.timestamp(key.revoked_s),
@@ -53,7 +47,7 @@ def decode_new_key(key: pb.ApiKey) -> ApiKey:
         tenant=key.tenant,
         scopes=_decode_scopes(key.scopes) or frozenset({Scope.GENERATE}),
         models=tuple(key.models),
-        limits=Limits(**{name: _limit(key, name) for name in _LIMITS}),
+        limits=KeyLimits.from_proto(key.limits),
         expires_s=_expiry(key),
     )
 
@@ -66,6 +60,7 @@ def apply_update(key: ApiKey, values: pb.ApiKey, paths: Sequence[str]) -> ApiKey
     """
     if not paths:
         raise InvalidRequest("update_mask must name what is to be changed", field="update_mask")
+    limits = KeyLimits.from_proto(values.limits)
     for path in paths:
         match path.split("."):
             case ["name"]:
@@ -79,9 +74,9 @@ def apply_update(key: ApiKey, values: pb.ApiKey, paths: Sequence[str]) -> ApiKey
             case ["expires"]:
                 key = replace(key, expires_s=_expiry(values))
             case ["limits"]:
-                key = replace(key, limits=Limits(**{name: _limit(values, name) for name in _LIMITS}))
-            case ["limits", name] if name in _LIMITS:
-                key = replace(key, limits=replace(key.limits, **{name: _limit(values, name)}))
+                key = replace(key, limits=limits)
+            case ["limits", name] if name in KEY_LIMITS:
+                key = replace(key, limits=replace(key.limits, **{name: getattr(limits, name)}))
             case _:
                 raise InvalidRequest(f"{path!r} of a key cannot be changed", field="update_mask")
     return key
@@ -91,10 +86,6 @@ def _decode_scopes(scopes: Sequence["pb.Scope.ValueType"]) -> frozenset[Scope]:
     if unknown := [scope for scope in scopes if scope not in _SCOPES]:
         raise InvalidRequest(f"there is no scope {unknown[0]}", field="key.scopes")
     return frozenset(_SCOPES[scope] for scope in scopes)
-
-
-def _limit(key: pb.ApiKey, name: str) -> Any:
-    return getattr(key.limits, name) if key.limits.HasField(name) else None  # type: ignore[arg-type]
 
 
 def _expiry(key: pb.ApiKey) -> float | None:
