@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
 from spyglass_client.target import DEFAULT_TARGET, default_admin_key, default_api_key, default_target
 from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_int
+from spyglass_common.times import parse_time
 
 _EXAMPLES = """examples:
   spyglass serve --model demo
@@ -285,10 +286,9 @@ def json_schema(text: str) -> Any:
 def moment(text: str) -> datetime:
     """A day or a time, in UTC unless it says otherwise."""
     try:
-        found = datetime.fromisoformat(text)
+        return parse_time(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no time, such as 2026-11-29 or 2026-11-29T12:00:00Z") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
 def whole_number(text: str) -> int:

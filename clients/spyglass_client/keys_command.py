@@ -10,6 +10,7 @@ from spyglass_client.admin import AdminClient, ApiKey
 from spyglass_client.tables import as_json, table
 from spyglass_common.data_dir import ADMIN_KEY_FILE, data_dir_of
 from spyglass_common.keys import KEY_LIMITS, SCOPES
+from spyglass_common.times import parse_time
 
 _NONE = "none"
 _UNITS = {"d": 86400, "h": 3600, "m": 60}
@@ -163,10 +164,9 @@ def _expiry(text: str) -> datetime | str:
         except OverflowError:
             raise argparse.ArgumentTypeError(f"{text!r} is too long") from None
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_time(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a time, nor a number of d, h or m, nor none") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def _limit(number: type[int] | type[float]) -> Any:

@@ -5,6 +5,7 @@ from functools import partial
 from spyglass_bridge.openai import requests, responses
 from spyglass_bridge.openapi import Route
 from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens, usage
+from spyglass_common.limits import MAX_USAGE_RECORDS
 
 
 def _both(path: str) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ _DESCRIBED = (
             "records": {
                 "type": "integer",
                 "minimum": 0,
-                "maximum": 1000,
+                "maximum": MAX_USAGE_RECORDS,
                 "description": "How many to list.",
             },
         },

@@ -8,8 +8,9 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import invalid, unsupported
 from spyglass_bridge.openai.serialization import usage_report
 from spyglass_bridge.services import CALLER_KEY, SERVICES
+from spyglass_common.limits import MAX_USAGE_RECORDS
+from spyglass_common.times import parse_time
 
-_MAX_RECORDS = 1000
 _GROUPS = {"model": pb.USAGE_GROUP_MODEL, "day": pb.USAGE_GROUP_DAY}
 
 
@@ -38,8 +39,7 @@ def _question(request: web.Request) -> pb.GetUsageRequest:
 
 def _moment(name: str, value: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(value)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return parse_time(value).astimezone(UTC)
     except (ValueError, OverflowError):
         raise invalid(f"{name} must be a day or a time, such as 2026-11-29 or 2026-11-29T12:00:00Z", name) from None
 
@@ -51,6 +51,6 @@ def _group(word: str) -> "pb.UsageGroup.ValueType":
 
 
 def _number(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) < 5 and int(value) <= _MAX_RECORDS):
-        raise invalid(f"records must be a number from 0 to {_MAX_RECORDS}", "records")
+    if not (value.isascii() and value.isdecimal() and len(value) < 5 and int(value) <= MAX_USAGE_RECORDS):
+        raise invalid(f"records must be a number from 0 to {MAX_USAGE_RECORDS}", "records")
     return int(value)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.limits import MAX_USAGE_RECORDS
 from spyglass_server.codec import events
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.ledger import Filter, Group, Record, Sum
 
-_MAX_RECORDS = 1000
 _GROUPS = {
     pb.USAGE_GROUP_TENANT: Group.TENANT,
     pb.USAGE_GROUP_KEY: Group.KEY,
@@ -36,8 +36,8 @@ def decode_groups(groups: Sequence["pb.UsageGroup.ValueType"]) -> tuple[Group, .
 
 def decode_max_records(number: int) -> int:
     """How many records are listed. Raises InvalidRequest for too many."""
-    if number > _MAX_RECORDS:
-        raise InvalidRequest(f"at most {_MAX_RECORDS} records can be listed", field="max_records")
+    if number > MAX_USAGE_RECORDS:
+        raise InvalidRequest(f"at most {MAX_USAGE_RECORDS} records can be listed", field="max_records")
     return number
 
 
