@@ -140,7 +140,7 @@ class KeyLimits(_message.Message):
     USD_PER_DAY_FIELD_NUMBER: _builtins.int
     USD_PER_MONTH_FIELD_NUMBER: _builtins.int
     requests_per_minute: _builtins.int
-    """Generations and counts of tokens that are begun, in a minute."""
+    """Generations and token counts that start in a minute."""
     tokens_per_minute: _builtins.int
     """Tokens of prompts and answers, in a minute."""
     concurrent_generations: _builtins.int
