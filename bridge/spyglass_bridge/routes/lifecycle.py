@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -224,8 +224,9 @@ async def _stream(request: web.Request, source: Source, encoder: Encoder, deadli
     response = web.StreamResponse(headers=_SSE_HEADERS)
     try:
         await response.prepare(request)
-        async with asyncio.timeout_at(deadline):
-            await _write_events(_Writer(request, response), source, encoder)
+        with closing(_Writer(request, response)) as writer:
+            async with asyncio.timeout_at(deadline):
+                await _write_events(writer, source, encoder)
     except ConnectionResetError:
         _log.info("%s: the client left", request[REQUEST_ID])
     except TimeoutError:
@@ -239,39 +240,51 @@ async def _stream(request: web.Request, source: Source, encoder: Encoder, deadli
 
 
 class _Writer:
-    """Writes to a client, and drops one that takes nothing for a time."""
+    """Writes to a client; one that takes nothing for a time is dropped, as if it had left. `close` it at the end.
+
+    One timer looks after all writes: a timeout around each would cost more than most of them do.
+    """
 
     def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
         self._request, self._response = request, response
+        self._loop = asyncio.get_running_loop()
+        self._waits_since: float | None = None
+        self._timer = self._loop.call_later(STALLED_S, self._look)
 
     async def write(self, data: bytes) -> None:
-        """Raises ConnectionResetError when the client is gone, or is dropped here."""
-        try:
-            async with asyncio.timeout(STALLED_S):
-                await self._response.write(data)
-        except TimeoutError:
-            _log.warning("%s: the client has read nothing for %.0f s", self._request[REQUEST_ID], STALLED_S)
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ConnectionResetError("the client has stopped reading") from None
+        self._waits_since = self._loop.time()
+        await self._response.write(data)
+        self._waits_since = None
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        waits_s = 0.0 if self._waits_since is None else self._loop.time() - self._waits_since
+        if waits_s < STALLED_S:
+            self._timer = self._loop.call_later(STALLED_S - waits_s, self._look)
+            return
+        _log.warning("%s: the client has read nothing for %.0f s", self._request[REQUEST_ID], STALLED_S)
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
 
-async def _write_events(response: _Writer, source: Source, encoder: Encoder) -> None:
+async def _write_events(writer: _Writer, source: Source, encoder: Encoder) -> None:
     """Writes once for each update: what a frame brought leaves together."""
     if first := encoder.begin():
-        await response.write(sse.frame(*first))
+        await writer.write(sse.frame(*first))
     while True:
         update = await source.next()
         events = encoder.deltas(update.deltas)
         if update.finished is None:
             if events:
-                await response.write(sse.frame(*events))
+                await writer.write(sse.frame(*events))
             continue
         if update.finished.HasField("error"):
             if events:
-                await response.write(sse.frame(*events))
+                await writer.write(sse.frame(*events))
             raise from_status(update.finished.error)
-        await response.write(sse.frame(*events, *encoder.end(update.finished.usage)) + sse.DONE)
+        await writer.write(sse.frame(*events, *encoder.end(update.finished.usage)) + sse.DONE)
         return
 
 
