@@ -67,6 +67,8 @@ class Caller:
     cancelled: float
     longest_s: float
     """Until a request is broken off."""
+    letters: bool = True
+    """Whether each token is a letter, as the scripted engine's; others are counted by their logprobs."""
     prefix: str = "mix"
     pictures: dict[int, str] = field(default_factory=dict)
 
@@ -150,10 +152,12 @@ async def _answered(caller: Caller, seen: Seen, number: int, **more: Any) -> Non
 
 async def _streamed(caller: Caller, seen: Seen, number: int, **more: Any) -> None:
     max_tokens = caller.chance.randint(*_MAX_TOKENS)
-    body = chat(number, **{"max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True}, **more})
+    form = {"max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True}}
+    body = chat(number, **{**form, **({} if caller.letters else {"logprobs": True}), **more})
     async for event in caller.post(seen, body):
         for choice in event["choices"]:
-            seen.tokens += len(choice["delta"].get("content") or "")
+            tokens = choice["delta"].get("content") if caller.letters else (choice.get("logprobs") or {}).get("content")
+            seen.tokens += len(tokens or "")
         if event.get("usage"):
             came = seen.tokens
             _note(seen, event)
@@ -179,7 +183,7 @@ async def _over_grpc(caller: Caller, seen: Seen, number: int) -> None:
     generation = caller.grpc.stream(f"Go on, number {number}.", request_id=seen.request_id, max_tokens=seen.max_tokens)
     async with generation:
         async for chunk in generation:
-            seen.tokens += len(chunk.text)
+            seen.tokens += len(chunk.token_ids)
     usage = generation.answer.usage
     assert seen.tokens == usage.completion_tokens
     seen.prompt_tokens, seen.cost_usd, seen.ending = usage.prompt_tokens, usage.estimated_cost, Ending.WHOLE

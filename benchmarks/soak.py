@@ -81,6 +81,7 @@ async def send(
             chance=chance,
             cancelled=given.cancelled,
             longest_s=given.longest_ms / 1000,
+            letters=given.engine == "scripted",
         )
 
         async def worker() -> None:
