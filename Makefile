@@ -10,11 +10,12 @@ TORCH := torch==2.13.0
 INSTALL := install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
+KERNELS := server/spyglass_server/runtime/native/kernels.c
 
-.PHONY: help run test contract lint format protos train exam bench profile gpu clean
+.PHONY: help run test contract lint format protos train exam bench bench-peers profile gpu clean
 
 help:  ## lists the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1\t/'
 
 run: $(VENV)/run  ## installs what is missing and serves the demo model (settings: SPYGLASS_… variables)
 	@exec $(BIN)/python scripts/run.py
@@ -26,16 +27,19 @@ test:  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
 contract: $(VENV)/dev  ## tries what is promised under attack and under faults, and prints a line for each case
 	PYTHONPATH=tests $(BIN)/python -m pytest -p contract.report -q tests/contract $(or $(ARGS),--numprocesses=2 --dist=loadfile)
 
-lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift
+lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift, vendored scripts
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	PYTHONPATH=demo/training $(BIN)/lint-imports
 	$(BIN)/python scripts/protos.py check
+	$(BIN)/python scripts/vendor.py check
 
 format: $(VENV)/dev  ## formats the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(KERNELS)
 
 protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
 	$(BIN)/python scripts/protos.py generate
@@ -48,6 +52,8 @@ exam: $(VENV)/dev  ## asks a running server about freshly drawn pictures and pri
 
 bench: $(VENV)/dev  ## compares the speed with others' and with what the machine allows, and prints the table
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+bench-peers: $(VENV)/peers  ## installs OpenVINO GenAI and transformers serve, which `make bench` then compares with as well
 
 profile: $(VENV)/dev  ## shows where the time of a decode step goes
 	$(BIN)/python benchmarks/step.py --rows 8 --profile $(ARGS)
@@ -95,4 +101,12 @@ $(VENV)/clients: $(VENV)/python $(CLIENTS)/requirements.txt $(CLIENTS)/requireme
 	@.cache/clients/bin/python -m pip --python .cache/clients-llama-index $(INSTALL) --no-compile -r $(CLIENTS)/requirements-llama-index.txt
 	@mkdir -p .cache/node && cp $(CLIENTS)/package.json .cache/node
 	@.cache/clients/bin/npm install --silent --no-fund --no-audit --prefix .cache/node
+	@touch $@
+
+# What the throughput is compared with has an environment of its own, since its releases are not ours to choose.
+$(VENV)/peers: $(VENV)/python benchmarks/peers/requirements.txt
+	@echo "installing the peers"
+	@$(PYTHON) -m venv .cache/peers
+	@.cache/peers/bin/python -m pip $(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@.cache/peers/bin/python -m pip $(INSTALL) -r benchmarks/peers/requirements.txt
 	@touch $@

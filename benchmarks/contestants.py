@@ -1,4 +1,4 @@
-"""Who takes part in the comparison of throughput: each is started, asked and stopped here.
+"""Who takes part in the comparison of throughput and needs nothing installed: each is started, asked and stopped here.
 
 Owns how each is started, on the same weights. Knows nothing of tables.
 """
@@ -13,13 +13,14 @@ import aiohttp
 import torch
 
 from askers import Chat, GrpcAsker, HttpAsker
-from engine_load import run_requests
+from engine_load import answer_requests
 from load import Sample, Summary, closed_loop, summarize
 from plain_model import plain_model
 from processes import MODEL, Spyglass
 from spyglass_client import AsyncClient
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineRequest, SamplingParams
+from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.prompt.conversation import Message
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -62,29 +63,41 @@ class OverGrpc:
             return await closed_loop(GrpcAsker(client, MODEL, max_tokens), chats, concurrency)
 
 
+def load_engine(folder: Path, maker: PromptMaker, speculation: str = "auto") -> EngineCore:
+    """The engine, in this process."""
+    config = EngineConfig(
+        load_format="auto",
+        dtype="float32",
+        quantization="none",
+        device="cpu",
+        max_model_len=None,
+        gpu_memory_utilization=0.9,
+        cache_bytes=1 << 30,
+        image_cache_bytes=1 << 28,
+        tensor_parallel_size=1,
+        speculation=speculation,
+        max_batch=64,
+        max_step_tokens=512,
+        max_chunk_tokens=None,
+    )
+    loader = CheckpointLoader(folder=folder, settings=config, stop_token_ids=maker.stop_token_ids)
+    core, _ = loader.load()
+    return core
+
+
 class InProcess:
     """Our engine alone: scheduler, caches, model and sampler, without detokenizing."""
 
     def __init__(self, folder: Path) -> None:
-        config = EngineConfig(
-            load_format="auto",
-            dtype="float32",
-            quantization="none",
-            device="cpu",
-            max_model_len=None,
-            gpu_memory_utilization=0.9,
-            cache_bytes=1 << 30,
-            image_cache_bytes=1 << 28,
-            tensor_parallel_size=1,
-            max_batch=64,
-            max_step_tokens=512,
-            max_chunk_tokens=None,
-        )
-        self._core, _ = CheckpointLoader(folder=folder, settings=config).load()
         self._maker = PromptMaker(folder, max_image_pixels=1)
+        self._core = load_engine(folder, self._maker)
         self._ids = iter(range(1, 10**9))
 
     async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
+        return summarize(*self.answer(chats, concurrency, max_tokens))
+
+    def answer(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> tuple[list[Sample], float]:
+        """The answers with their tokens, and how many seconds all took."""
         requests = [
             EngineRequest(
                 id=next(self._ids),
@@ -95,7 +108,7 @@ class InProcess:
             )
             for chat in chats
         ]
-        return run_requests(self._core, requests, concurrency)
+        return answer_requests(self._core, requests, concurrency)
 
 
 class Transformers:

@@ -14,6 +14,17 @@ def run_requests(core: EngineCore, requests: Sequence[EngineRequest], concurrenc
     Raises:
         RuntimeError: a request failed.
     """
+    return summarize(*answer_requests(core, requests, concurrency))
+
+
+def answer_requests(
+    core: EngineCore, requests: Sequence[EngineRequest], concurrency: int
+) -> tuple[list[Sample], float]:
+    """The same, with each answer's tokens, in the order of the requests, and how many seconds all took.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
     waiting = list(reversed(requests))
     samples: dict[int, Sample] = {}
     num_running, num_done = 0, 0
@@ -30,9 +41,10 @@ def run_requests(core: EngineCore, requests: Sequence[EngineRequest], concurrenc
             if isinstance(event, TokenOutput):
                 samples[event.id].pieces.append(time.perf_counter())
                 samples[event.id].tokens += 1
+                samples[event.id].token_ids.append(event.token)
                 if event.finish is not None:
                     num_running, num_done = num_running - 1, num_done + 1
-    return summarize(list(samples.values()), time.perf_counter() - started)
+    return list(samples.values()), time.perf_counter() - started
 
 
 def _check(events: Sequence[object]) -> None:

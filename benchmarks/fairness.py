@@ -32,7 +32,8 @@ from service import Service
 _WORST, _OTHER = "sk-worst", "sk-other"
 _TIMES_ALONE, _FIRST_TOKEN_S = 3, 0.3
 _GAP_S = 0.5
-_READY_S = 0.1
+_READY_S = 0.3
+"""It asks the server how it is."""
 _PAUSE_S = 0.1
 _NICENESS = 10
 """Of the misuser, who would have a machine of its own: what it computes should not be what is measured."""

@@ -16,12 +16,16 @@ Q = TypeVar("Q")
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """One answer. Times are seconds on the client's clock; `pieces` are when its parts came."""
+    """One answer. Times are seconds on the client's clock; `pieces` are when its parts came.
+
+    `token_ids` are its tokens, from who is asked in process.
+    """
 
     started: float
     pieces: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
 
     @property
     def first_token_s(self) -> float:

@@ -126,6 +126,8 @@ class Loader:
             max_tokens=_NUM_PAGES * _PAGE_SIZE,
             max_image_tiles=16,
             max_choices=self.streams,
+            num_cross_layers=0,
+            patches_per_side=1,
             ranks=(
                 MemoryInfo(
                     host="here",

@@ -1,8 +1,8 @@
 """Writes the text model inside a checkpoint as a plain Llama, in a folder that other servers load.
 
     python benchmarks/plain_model.py .cache/plain-smollm2
-    transformers serve --device cpu --dtype float32 --continuous-batching --port 8081
-    make bench ARGS="--peer 'transformers serve=http://127.0.0.1:8081/v1' --peer-model $PWD/.cache/plain-smollm2"
+    vllm serve .cache/plain-smollm2 --dtype float32 --port 8081
+    make bench ARGS="--peer vLLM=http://127.0.0.1:8081/v1 --peer-model .cache/plain-smollm2"
 
 Cross-attention layers are left out: text passes through them unchanged. The weights are the same, in float32. Of the
 demo model this makes SmolLM2-135M-Instruct.
@@ -64,21 +64,25 @@ def _plain_tokenizer(folder: Path, vocab_size: int) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
+def write(checkpoint: Path, folder: Path) -> int:
+    """Writes the text model of a checkpoint and its tokenizer; returns how many parameters it has."""
+    model = plain_model(checkpoint)
+    model.save_pretrained(folder)
+    for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        if (checkpoint / name).exists():
+            (folder / name).write_bytes((checkpoint / name).read_bytes())
+    tokenizer = _plain_tokenizer(checkpoint, model.config.vocab_size)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--model", type=Path, help="a checkpoint (default: the demo model)")
     given = parser.parse_args(arguments)
-    source = checkpoint_or_demo(given.model)
-    model = plain_model(source)
-    model.save_pretrained(given.folder)
-    for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        if (source / name).exists():
-            (given.folder / name).write_bytes((source / name).read_bytes())
-    tokenizer = _plain_tokenizer(source, model.config.vocab_size)
-    (given.folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {given.folder}")
+    print(f"{write(checkpoint_or_demo(given.model), given.folder):,} parameters in {given.folder}")
     return 0
 
 

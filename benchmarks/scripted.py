@@ -125,6 +125,8 @@ class ScriptedLoader:
             max_tokens=32_768,
             max_image_tiles=_NUM_TILES,
             max_choices=self.max_batch,
+            num_cross_layers=0,
+            patches_per_side=1,
             ranks=(memory,),
         )
 
@@ -137,17 +139,22 @@ class ScriptedLoader:
                 "images in the engine": len(runner.images),
             }
 
+        _write(held(), self.counts)
         threading.Thread(target=_keep, args=(held, self.counts), name="counts", daemon=True).start()
         return core, info
 
 
 def _keep(held: Callable[[], Mapping[str, int]], file: Path) -> None:
     """Writes again and again what the engine holds."""
-    new = file.with_suffix(".new")
     while True:
-        new.write_text(json.dumps(held()))
-        new.replace(file)
         time.sleep(_COUNT_S)
+        _write(held(), file)
+
+
+def _write(held: Mapping[str, int], file: Path) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(held))
+    new.replace(file)
 
 
 def letters(folder: Path) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ from spyglass_client.account import UsageSummary
 from spyglass_server.database import sqlite_url
 
 _KEY = "sk-soak"
+_SMALL_CACHES = ("--cache-bytes", 16 << 20, "--image-cache-bytes", 16 << 20)
+"""They are full after the warm-up: memory of a cache is the process's once something has been written there."""
 _SLOPE_MB = 1.0
 """For each 1,000 requests."""
 
@@ -96,7 +98,7 @@ async def send(
 
 
 def memory_bars(run: Run, given: argparse.Namespace) -> list[Bar]:
-    """How fast the memory of each process grows after the warm-up, by a line through all samples."""
+    """How fast the memory of each process grows after the warm-up: the median slope between any two samples."""
     samples = [one for one in run.samples if one[0] >= given.requests * given.warm_up]
     if len(samples) < 2:
         sys.exit("too few samples of memory: lower --every")
@@ -104,12 +106,18 @@ def memory_bars(run: Run, given: argparse.Namespace) -> list[Bar]:
     return [
         Bar.at_most(
             f"memory of the {name} for 1,000 requests ({samples[0][1][name]:.0f} to {samples[-1][1][name]:.0f} MB)",
-            1000 * float(np.polyfit(counts, [shares[name] for _, shares in samples], 1)[0]),
+            1000 * _slope(counts, [shares[name] for _, shares in samples]),
             _SLOPE_MB,
             "MB",
         )
         for name in samples[0][1]
     ]
+
+
+def _slope(x: Sequence[int], y: Sequence[float]) -> float:
+    """Of Theil and Sen: one sample that is off, because memory was just being given back, changes nothing."""
+    first, second = np.triu_indices(len(x), 1)
+    return float(np.median((np.array(y)[second] - np.array(y)[first]) / (np.array(x)[second] - np.array(x)[first])))
 
 
 def ledger_bars(seen: Sequence[Seen], records: Sequence[Known], total: UsageSummary) -> list[Bar]:
@@ -185,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     model = checkpoint_or_demo(given.model)
     with tempfile.TemporaryDirectory() as folder:
-        options = ("--engine", given.engine)
+        options = ("--engine", given.engine, *_SMALL_CACHES)
         with Service.started(
             model, Path(folder), step_ms=given.step_ms, keys=(_KEY,), options=options, verbose=given.verbose
         ) as service:

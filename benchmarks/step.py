@@ -2,11 +2,12 @@
 
     python benchmarks/step.py --rows 1 8 32 --context 128
     python benchmarks/step.py --rows 8 --profile
+    python benchmarks/step.py --both
     python benchmarks/step.py --size 11B --device cuda --dtype bfloat16 --rows 1 8 32 64
 
 Steps are run by the engine's own runner on the demo model, on --model, or on random weights in the sizes of a
 published one. A decode step computes one token of each row; a prefill step computes the prompts of all rows at
-once. The table has the median of many steps.
+once. The table has the median of many steps; with --both, also of steps without our own kernels for CPUs, by turns.
 """
 
 import argparse
@@ -49,12 +50,18 @@ def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
 
 def median_ms(runner: ModelRunner, rows: Sequence[Row], times: int) -> float:
     """The median time of a step in milliseconds."""
-    found = []
+    return medians_ms([runner], rows, times)[0]
+
+
+def medians_ms(runners: Sequence[ModelRunner], rows: Sequence[Row], times: int) -> list[float]:
+    """The same for runners that take turns."""
+    found: list[list[float]] = [[] for _ in runners]
     for _ in range(times + 2):
-        started = time.perf_counter()
-        runner.execute(rows)
-        found.append(1000 * (time.perf_counter() - started))
-    return statistics.median(found[2:])
+        for runner, own in zip(runners, found, strict=True):
+            started = time.perf_counter()
+            runner.execute(rows)
+            own.append(1000 * (time.perf_counter() - started))
+    return [statistics.median(own[2:]) for own in found]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--context", type=int, default=128, help="tokens that each sequence has already (default: %(default)s)")
     add("--times", type=int, default=20, help="steps to measure (default: %(default)s)")
     add("--threads", type=int, help="threads of torch (default: all cores)")
+    add("--both", action="store_true", help="also measures steps without our own kernels for CPUs")
     add(
         "--profile",
         action="store_true",
@@ -84,13 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     dtype, device = getattr(torch, given.dtype), torch.device(given.device)
-    if given.size:
-        model = dummy_model(SIZES[given.size], dtype, device)
-    else:
-        folder = checkpoint_or_demo(given.model)
-        model = load_model(folder, load_config(folder), dtype, device)
     pages = max(given.rows) * (given.context // PAGE_SIZE + 1)
-    runner = ModelRunner(model, pages, PAGE_SIZE, 0, dtype, device)
+
+    def runner_of(*, has_kernels: bool) -> ModelRunner:
+        if given.size:
+            model = dummy_model(SIZES[given.size], dtype, device)
+        else:
+            folder = checkpoint_or_demo(given.model)
+            model = load_model(folder, load_config(folder), dtype, device)
+        return ModelRunner(model, pages, PAGE_SIZE, 0, dtype, device, has_kernels=has_kernels)
+
+    runner = runner_of(has_kernels=True)
     if given.profile:
         rows = rows_of(given.rows[0], given.context, 1, decodes=True)
         median_ms(runner, rows, 2)
@@ -99,13 +111,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 runner.execute(rows)
         order = f"self_{given.device}_time_total"
         print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50))
-    print(f"| rows | decode ms | tokens/s | prefill of {given.context} ms | tokens/s |")
-    print("|" + " ---: |" * 5)
+    runners = [runner, *([runner_of(has_kernels=False)] if given.both else [])]
+    names = ("", ", without kernels")[: len(runners)]
+    columns = [f"decode ms{name} | tokens/s | prefill of {given.context} ms{name} | tokens/s" for name in names]
+    print(f"| rows | {' | '.join(columns)} |\n|" + " ---: |" * (1 + 4 * len(runners)))
     for count in given.rows:
-        prefill = median_ms(runner, rows_of(count, 0, given.context, decodes=False), 3)
-        decode = median_ms(runner, rows_of(count, given.context, 1, decodes=True), given.times)
-        speeds = 1000 * count / decode, 1000 * count * given.context / prefill
-        print(f"| {count} | {decode:.1f} | {speeds[0]:.0f} | {prefill:.0f} | {speeds[1]:.0f} |", flush=True)
+        prefills = medians_ms(runners, rows_of(count, 0, given.context, decodes=False), 3)
+        decodes = medians_ms(runners, rows_of(count, given.context, 1, decodes=True), given.times)
+        cells = [
+            f"{decode:.1f} | {1000 * count / decode:.0f} | {prefill:.0f} | {1000 * count * given.context / prefill:.0f}"
+            for prefill, decode in zip(prefills, decodes, strict=True)
+        ]
+        print(f"| {count} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

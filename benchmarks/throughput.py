@@ -2,23 +2,27 @@
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --concurrency 8 --repeats 1
+    python benchmarks/throughput.py --contestants http engine openvino
     python benchmarks/throughput.py --peer "llama.cpp=http://127.0.0.1:8081/v1"
 
 Everything runs in one go on the text layers of the demo model, or of another, in float32: prompts of 64 tokens,
-answers of up to 64. The table has the median of --repeats; contestants take turns, so that a noisy moment hurts all
-alike. A peer is any OpenAI-compatible server that runs already, with the same weights in float32 (plain_model.py); each
-is asked while the others idle. Prints a Markdown table and writes it with the raw figures and a plot into --out.
+greedy answers of up to 64. The table has the median of --repeats; contestants take turns, so that a noisy moment hurts
+all alike, and each is asked while the others idle. All get the same prompts, but over gRPC others, since the server has
+seen those already. OpenVINO GenAI and `transformers serve` take part where `make bench-peers` has installed them, and a
+second table compares each turn of Spyglass with OpenVINO's. A peer is any OpenAI-compatible server that runs already,
+with the same weights in float32 (plain_model.py). Prints Markdown tables; raw figures and a plot go into --out.
 """
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
 import json
 import platform
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ import torch
 
 import roofline
 from contestants import Contestant, InProcess, OverGrpc, OverHttp, Transformers, make_chats
+from installed_peers import OpenVino, Peers, transformers_serve
 from load import Summary
 from processes import Spyglass, checkpoint_or_demo, run_as_engine
 from spyglass_server.prompt import PromptMaker
@@ -33,6 +38,14 @@ from spyglass_server.runtime.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 Results = dict[str, dict[int, list[Summary]]]
+
+HTTP, GRPC, ENGINE = "Spyglass, HTTP", "Spyglass, gRPC", "Spyglass, engine in process"
+OPENVINO, SERVE, GENERATE = "OpenVINO GenAI, in process", "transformers serve", "transformers generate, static batches"
+CONTESTANTS = {
+    "http": HTTP, "grpc": GRPC, "engine": ENGINE, "openvino": OPENVINO, "serve": SERVE, "generate": GENERATE,
+}  # fmt: skip
+INSTALLED = ("openvino", "serve")
+COMPARED_ANSWERS = 8
 
 
 def weight_figures(folder: Path) -> tuple[int, int]:
@@ -45,19 +58,43 @@ def weight_figures(folder: Path) -> tuple[int, int]:
     return 4 * (text.num_self_layers * layer + head), 2 * head
 
 
+@contextlib.contextmanager
+def started(
+    given: argparse.Namespace, installed: Peers, folder: Path, maker: PromptMaker
+) -> Iterator[dict[str, Contestant]]:
+    """Everyone who takes part, until the end of the context."""
+    found: dict[str, Contestant] = {}
+    with contextlib.ExitStack() as stack:
+        if not {"http", "grpc"}.isdisjoint(given.contestants):
+            spyglass = stack.enter_context(Spyglass.started(folder))
+            found |= {HTTP: OverHttp(f"http://{spyglass.http}/v1", spyglass.key), GRPC: OverGrpc(spyglass)}
+        if "engine" in given.contestants:
+            found[ENGINE] = InProcess(folder)
+        if "openvino" in given.contestants:
+            found[OPENVINO] = stack.enter_context(OpenVino.started(installed, folder, maker))
+        if "serve" in given.contestants:
+            found[SERVE] = stack.enter_context(transformers_serve(installed, folder))
+        if "generate" in given.contestants:
+            found[GENERATE] = Transformers(folder)
+        chosen = {CONTESTANTS[short] for short in given.contestants}
+        peers = {name: OverHttp(url, model=given.peer_model) for name, url in given.peer}
+        yield {name: one for name, one in found.items() if name in chosen} | peers
+
+
 async def measure(contestants: Mapping[str, Contestant], maker: PromptMaker, given: argparse.Namespace) -> Results:
     """All contestants at every concurrency, by turns."""
     results: Results = {name: {c: [] for c in given.concurrency} for name in contestants}
     for concurrency in given.concurrency:
         count = concurrency * given.rounds
         for repeat in range(given.repeats + 1):  # the first warms up
-            for number, (name, contestant) in enumerate(contestants.items()):
-                seed = 1000 * concurrency + 10 * repeat + number
+            for name, contestant in contestants.items():
+                seed = 1000 * concurrency + 10 * repeat + (name == GRPC)  # HTTP's are in the server's cache
                 chats = make_chats(maker, count if repeat else concurrency, given.prompt, seed)
                 summary = await contestant.run(chats, concurrency, given.answer)
                 if repeat:
                     results[name][concurrency].append(summary)
-                    print(f"{name}, {concurrency} at once: {summary.tokens_per_s:.1f} tokens/s", file=sys.stderr)
+                    said = f"{summary.tokens_per_s:.1f} tokens/s, {summary.answer_tokens:.1f} tokens an answer"
+                    print(f"{name}, {concurrency} at once: {said}", file=sys.stderr)
     return results
 
 
@@ -80,6 +117,29 @@ def table(results: Results, best: Mapping[int, float]) -> str:
             cells.append(f"{first:.0f} ({first99:.0f}), {gap:.0f} ({gap99:.0f})" if gap else f"{first:.0f} for all")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratios(results: Results) -> str:
+    """The Markdown table of how many times as fast as OpenVINO each row of Spyglass is."""
+    theirs = results[OPENVINO]
+    head = " | ".join(f"{c} at once" for c in theirs)
+    lines = [f"| times as fast as OpenVINO: median of the turns (least to most) | {head} |"]
+    lines.append("| --- |" + " ---: |" * len(theirs))
+    for name in (name for name in (HTTP, GRPC, ENGINE) if name in results):
+        cells = []
+        for c, turns in theirs.items():
+            found = [a.tokens_per_s / b.tokens_per_s for a, b in zip(results[name][c], turns, strict=True)]
+            cells.append(f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def equal_answers(ours: InProcess, theirs: OpenVino, maker: PromptMaker, given: argparse.Namespace) -> str:
+    """How many of the answers are the same, token by token. Rounding may part two tokens that are about as probable."""
+    chats = make_chats(maker, COMPARED_ANSWERS, given.prompt, seed=0)
+    (mine, _), (other, _) = (one.answer(chats, len(chats), given.answer) for one in (ours, theirs))
+    equal = sum(a.token_ids == b.token_ids for a, b in zip(mine, other, strict=True))
+    return f"OpenVINO and Spyglass give the same tokens in {equal} of {len(chats)} answers."
 
 
 def speed(summaries: Sequence[Summary]) -> float:
@@ -141,6 +201,8 @@ def parser() -> argparse.ArgumentParser:
     add("--answer", type=int, default=64, help="tokens of an answer at most (default: %(default)s)")
     add("--rounds", type=int, default=2, help="requests for each one at once (default: %(default)s)")
     add("--repeats", type=int, default=3, help="measurements, of which the median counts (default: %(default)s)")
+    add("--contestants", nargs="+", choices=CONTESTANTS, help="who takes part (default: all who are installed)")
+    add("--installed", type=Path, default=ROOT / ".cache" / "peers", help="peers' environment (default: %(default)s)")
     add("--peer", type=peer, action="append", default=[], metavar="NAME=URL", help="a running server to compare with")
     add("--peer-model", default="SmolLM2-135M-Instruct", help="what peers call the model (default: %(default)s)")
     add("--out", type=Path, default=ROOT / ".cache" / "bench", help="where results are written (default: %(default)s)")
@@ -150,6 +212,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script."""
     given = parser().parse_args(arguments)
+    installed = Peers(given.installed)
+    if given.contestants is None:
+        given.contestants = [name for name in CONTESTANTS if installed.exist or name not in INSTALLED]
+    elif not installed.exist and not set(INSTALLED).isdisjoint(given.contestants):
+        sys.exit("`make bench-peers` installs OpenVINO GenAI and transformers serve, which are not there")
     run_as_engine()
     folder = checkpoint_or_demo(given.model)
     maker = PromptMaker(folder, max_image_pixels=1)
@@ -158,16 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     best = {
         c: limits.tokens_per_s(c, given.prompt, given.answer, weight_bytes, head_operations) for c in given.concurrency
     }
-    with Spyglass.started(folder) as spyglass:
-        contestants: dict[str, Contestant] = {
-            "Spyglass, HTTP": OverHttp(f"http://{spyglass.http}/v1", spyglass.key),
-            "Spyglass, gRPC": OverGrpc(spyglass),
-            "Spyglass, engine in process": InProcess(folder),
-            "transformers generate, static batches": Transformers(folder),
-        }
-        contestants |= {name: OverHttp(url, model=given.peer_model) for name, url in given.peer}
+    with started(given, installed, folder, maker) as contestants:
         results = asyncio.run(measure(contestants, maker, given))
-    print(table(results, best))
+        print(table(results, best))
+        ours, theirs = contestants.get(ENGINE), contestants.get(OPENVINO)
+        if theirs:
+            print("\n" + ratios(results))
+        if isinstance(ours, InProcess) and isinstance(theirs, OpenVino):
+            print("\n" + equal_answers(ours, theirs, maker, given))
     facts = machine(limits)
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
     given.out.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,12 @@
 
     python scripts/protos.py generate   write the stubs, after lint and breaking-change checks
     python scripts/protos.py check      fail when lint, compatibility or a committed stub is off
+    python scripts/protos.py release    call what there is now the protocol of the version before
 
 `protos/released.binpb` is the surface that clients rely on, and what stubs for other languages are made
-from: `generate` refuses a change that breaks it and then records the new surface there. buf works on
-descriptor images, because the imports of google.rpc come from a Python package and not from buf's registry.
+from: `generate` refuses a change that breaks it and then records the new surface there. `protos/previous.binpb`
+is that of the version before, which tests let talk to this one. buf works on descriptor images, because the imports
+of google.rpc come from a Python package and not from buf's registry.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from google.protobuf import descriptor_pb2
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 RELEASED = PROTOS / "released.binpb"
+PREVIOUS = PROTOS / "previous.binpb"
 SITE = Path(sysconfig.get_paths()["purelib"])
 BIN = Path(sys.executable).parent
 
@@ -61,6 +64,13 @@ def write_image(target: Path) -> None:
     target.write_bytes(image.SerializeToString(deterministic=True))
 
 
+def write_previous() -> None:
+    image = descriptor_pb2.FileDescriptorSet.FromString(RELEASED.read_bytes())
+    for file in image.file:
+        file.ClearField("source_code_info")
+    PREVIOUS.write_bytes(image.SerializeToString(deterministic=True))
+
+
 def check_surface(image: Path) -> None:
     config = ("--config", ROOT / "buf.yaml")
     run(BIN / "buf", "lint", f"{image}#format=binpb", *config)
@@ -79,8 +89,11 @@ def drift(fresh: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("action", choices=["generate", "check"])
+    parser.add_argument("action", choices=["generate", "check", "release"])
     action = parser.parse_args().action
+    if action == "release":
+        write_previous()
+        return
     with tempfile.TemporaryDirectory() as scratch:
         image, fresh = Path(scratch, "image.binpb"), Path(scratch, "stubs")
         fresh.mkdir()

@@ -19,6 +19,10 @@ BANNERS_MODEL = "  model  "
 EXAMPLES = """
 The development key is {key}
 
+Open its page and try it there:
+
+  {url}/
+
 Ask it over HTTP:
 
   curl {url}/v1/openai/chat/completions -H "Authorization: Bearer {key}" \\

@@ -69,8 +69,9 @@ class FakeStream:
     def send(self, *events: pb.Event) -> None:
         self.outgoing.put_nowait(pb.GenerateResponse(events=events))
 
-    def go_away(self) -> None:
-        self.outgoing.put_nowait(pb.GenerateResponse(go_away=pb.GoAway(reason="restarting")))
+    def go_away(self, first_refused_id: int | None = None) -> None:
+        go_away = pb.GoAway(reason="restarting", first_refused_id=first_refused_id)
+        self.outgoing.put_nowait(pb.GenerateResponse(go_away=go_away))
 
     def end(self, status: status_pb2.Status | None = None) -> None:
         """Ends the whole call, well when there is no status."""
@@ -253,6 +254,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         self.script = script
         self.refusal: status_pb2.Status | None = None
         self.user_keys = {USER_KEY}
+        self.tenants: dict[str, str] = {}
         self.access_checks: list[str] = []
         self.authorizations: list[str] = []
         self.streams: list[FakeStream] = []
@@ -265,6 +267,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         self._turns_changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
+        self.status = pb.GetStatusResponse(state=pb.SERVER_STATE_READY)
 
     @property
     def target(self) -> str:
@@ -356,7 +359,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
             self.access_checks.append(request.caller.bearer_key)
             if request.caller.bearer_key not in self.user_keys:
                 await abort(context, status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message="who?"))
-        return pb.CheckAccessResponse(key_id="key-1", tenant="tenant-1")
+        return pb.CheckAccessResponse(key_id="key-1", tenant=self.tenants.get(request.caller.bearer_key, "tenant-1"))
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:  # noqa: N802
         await self._enter(context)
@@ -377,6 +380,10 @@ class FakeService(pb_grpc.InferenceServiceServicer):
             estimated_cost=0.25,
             records=records,
         )
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:  # noqa: N802
+        await self._enter(context)
+        return self.status
 
     async def _enter(self, context: Any) -> None:
         authorization = dict(context.invocation_metadata()).get("authorization", "")

@@ -24,6 +24,7 @@ from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.runtime.image_spans import image_spans
+from spyglass_server.runtime.outputs import sampled_rows, with_drafted
 from spyglass_server.settings import SETTINGS
 
 KEY = "test-key"
@@ -86,7 +87,7 @@ class FakeRunner:
             outputs = self.execute(known)
         except RuntimeError as error:
             return partial(_raise, error)
-        self.drawn = [token for output in outputs for token in output.tokens]
+        self.drawn = [token for output in outputs for one in (output, *output.drafted) for token in one.tokens]
         return lambda: outputs
 
     def close(self) -> None:
@@ -102,7 +103,10 @@ class FakeRunner:
             for position, token in zip(range(row.start, row.end), row.tokens, strict=True):
                 page = self.pages.setdefault(row.pages[position // self.page_size], {})
                 page[position % self.page_size] = (token, self._seen(row, position))
-        return [RowOutput(tokens=tuple(self._next(row, choice) for choice in row.choices)) for row in rows]
+        return with_drafted(
+            rows,
+            [RowOutput(tokens=tuple(self._next(row, choice) for choice in row.choices)) for row in sampled_rows(rows)],
+        )
 
     def _seen(self, row: Row, position: int) -> tuple[ImageKey, ...]:
         """The images that a position sees, as they stand in their tiles."""
@@ -154,6 +158,8 @@ class FakeLoader:
             max_tokens=self.num_pages * self.page_size,
             max_image_tiles=self.max_tiles,
             max_choices=self.limits.max_batch,
+            num_cross_layers=0,
+            patches_per_side=1,
             ranks=(
                 MemoryInfo(
                     host="here",

@@ -71,5 +71,8 @@ class Allows:
     def advance(self, token: int) -> None:
         raise AssertionError
 
+    def forced(self) -> tuple[int, ...]:
+        return ()
+
     def fork(self) -> "Allows":
         return self

@@ -50,11 +50,12 @@ def events_of(tokenizer: TextTokenizer, text: str, tools: tuple[str, ...]) -> li
     """The server's events of an answer, a byte a token."""
     choices = Choices([Detokenizer(tokenizer)], STOPS, tools)
     tokens = tokenizer.encode_text(text)
-    found = []
+    found: list[pb.Event] = []
     for number, token in enumerate(tokens):
         finish = FinishReason.LENGTH if number == len(tokens) - 1 else None
         if (delta := choices.push(TokenOutput(1, 0, token, finish=finish))) is not None:
-            found.append(events.delta(1, 0, *delta))
+            found.append(events.new_delta(1, 0))
+            events.fill(found[-1].delta, *delta)
     return found
 
 
@@ -82,7 +83,7 @@ async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[
     """The message at once and the message joined from chunks, when frames end before these events."""
     head = AnswerHead.new("m", "x")
     encoder, builder = ChunkEncoder(head, 1, ChatChoices(1), UsageForm.NONE), CompletionBuilder(head, 1, ChatChoices(1))
-    generation = RemoteGeneration()
+    generation = RemoteGeneration(pb.Start(), lambda returned: None)
     chunks = encoder.begin()
     for number, event in enumerate(events, 1):
         generation.on_event(event)

@@ -24,6 +24,13 @@ def test_an_option_beats_its_variable_and_the_variable_the_default() -> None:
     assert parse("--max-batch", "5", SPYGLASS_MAX_BATCH="3").max_batch == 5
 
 
+def test_a_setting_may_have_a_flag_that_negates_it() -> None:
+    assert parse().page == "on"
+    assert parse("--no-page").page == "off"
+    assert parse("--page", "public", SPYGLASS_PAGE="off").page == "public"
+    assert parse("--no-page", SPYGLASS_PAGE="public").page == "off"
+
+
 def test_several_values_come_repeated_or_together_or_with_commas() -> None:
     for options in (
         parse("--served-model-name", "a/b", "c"),

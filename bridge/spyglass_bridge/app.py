@@ -4,7 +4,8 @@ from aiohttp import web
 
 from spyglass_bridge.body import hold_continue
 from spyglass_bridge.middleware import admit_caller, answer_errors, finish_headers, name_request
-from spyglass_bridge.routes.table import ROUTES
+from spyglass_bridge.page_files import page_files
+from spyglass_bridge.routes.table import PAGE_ROUTES, ROUTES
 from spyglass_bridge.services import SERVICES, Services
 
 
@@ -13,9 +14,15 @@ def make_app(services: Services) -> web.Application:
     app = web.Application(middlewares=[name_request, answer_errors, admit_caller])
     app[SERVICES] = services
     app.on_response_prepare.append(finish_headers)
-    for route in ROUTES:
+    page_files()  # read and packed now, and not when the first one is asked for
+    has_page = services.config.page != "off"
+    for route in (*PAGE_ROUTES, *ROUTES) if has_page else ROUTES:
         add = app.router.add_get if route.method == "get" else app.router.add_post
         for path in route.paths:
             expect_handler = hold_continue if route.body is not None else None
-            add(path.replace("{model}", "{model:.+}"), route.handler, expect_handler=expect_handler)
+            add(
+                path.replace("{model}", "{model:.+}").replace("{file}", "{file:.+}"),
+                route.handler,
+                expect_handler=expect_handler,
+            )
     return app

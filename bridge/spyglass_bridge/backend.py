@@ -14,12 +14,16 @@ from spyglass.v1 import inference_pb2_grpc
 from spyglass_bridge.errors import ApiError, from_rpc_error, server_unavailable
 from spyglass_bridge.health import HealthWatch
 from spyglass_bridge.link import Link
+from spyglass_bridge.recent import Recent
 from spyglass_bridge.remote_generation import RemoteGeneration
 from spyglass_common.limits import MAX_MESSAGE_BYTES
 
 _CALL_TIMEOUT_S = 10.0
 _ACCESS_TIMEOUT_S = 2.0
 _TOKENS_TIMEOUT_S = 30.0
+_STATUS_TIMEOUT_S = 2.0
+_STATUS_AGE_S = 0.25
+_PUBLIC_MODEL_AGE_S = 2.0
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 _log = logging.getLogger(__name__)
@@ -38,6 +42,8 @@ class Backend:
         self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._link = Link(self._stub, self._metadata)
         self._health = HealthWatch(channel)
+        self._status = Recent(self._ask_status, _STATUS_AGE_S)
+        self._public_model = Recent(self._ask_public_model, _PUBLIC_MODEL_AGE_S)
 
     @classmethod
     @asynccontextmanager
@@ -78,6 +84,27 @@ class Backend:
             _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
             raise server_unavailable() from error
         return answer.tenant or answer.key_id  # a server of before has no tenants
+
+    async def get_status(self) -> pb.GetStatusResponse | None:
+        """How the server was a moment ago; None if it does not answer, and nothing in it if it is too old to say."""
+        return await self._status.get()
+
+    async def get_public_model(self) -> pb.Model | None:
+        """The first model, as everybody may know it; None while the server cannot say."""
+        return await self._public_model.get()
+
+    async def _ask_public_model(self) -> pb.Model | None:
+        try:
+            models = (await self._call(self._stub.ListModels, pb.ListModelsRequest())).models
+        except ApiError:
+            return None
+        return models[0] if models else None
+
+    async def _ask_status(self) -> pb.GetStatusResponse | None:
+        try:
+            return await self._stub.GetStatus(pb.GetStatusRequest(), metadata=self._metadata, timeout=_STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return pb.GetStatusResponse() if error.code() is grpc.StatusCode.UNIMPLEMENTED else None
 
     async def list_models(self, key: str) -> Sequence[pb.Model]:
         """The models that an end user's key may use."""
@@ -126,5 +153,6 @@ def _open_channel(target: str) -> grpc.aio.Channel:
         ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a server that goes down may have a successor elsewhere
     ]
     return grpc.aio.insecure_channel(target, options=options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion11, hdrs, web
 
 from spyglass_bridge.errors import ApiError, invalid
+from spyglass_common.fair_room import FairRoom
 
 LARGE_BODY_BYTES = 64 << 10
 _MAX_WAIT_S = 25.0
@@ -31,10 +32,30 @@ class LargeBody:
         return memoryview(self.memory)[: self.size].toreadonly()
 
 
+class HeldBytes:
+    """What a request holds of the memory for bodies. `release` it in any case."""
+
+    def __init__(self, room: FairRoom, tenant: str) -> None:
+        self._room, self._tenant = room, tenant
+        self._size = 0
+
+    def grow(self, num_bytes: int) -> None:
+        """Holds more. Raises ApiError 429 when there is not so much."""
+        if not self._room.take(self._tenant, num_bytes):
+            message = "There is no room for the body now: the requests of others take it."
+            raise ApiError(429, message, code="too_many_requests", retry_after_s=1)
+        self._size += num_bytes
+
+    def release(self) -> None:
+        """Gives all of it back."""
+        self._room.take(self._tenant, -self._size)
+        self._size = 0
+
+
 async def read_json_body(
-    request: web.Request, max_bytes: int, turn: Callable[[], AbstractAsyncContextManager[None]]
+    request: web.Request, max_bytes: int, held: HeldBytes, turn: Callable[[], AbstractAsyncContextManager[None]]
 ) -> bytes | LargeBody:
-    """Returns the body as it came, a LargeBody beyond LARGE_BODY_BYTES. Raises ApiError: 408, 413 or 415.
+    """Returns the body as it came, a LargeBody beyond LARGE_BODY_BYTES. Raises ApiError: 408, 413, 415 or 429.
 
     Each piece of a large one is taken in a turn of its own.
     """
@@ -49,7 +70,7 @@ async def read_json_body(
     try:
         async with asyncio.timeout(_MAX_WAIT_S):
             _send_continue(request)
-            return await _read(request, max_bytes, turn)
+            return await _read(request, max_bytes, held, turn)
     except TimeoutError:
         raise ApiError(408, "The body took too long to arrive.", code="body_timeout") from None
     except web.RequestPayloadError:
@@ -70,12 +91,13 @@ def _send_continue(request: web.Request) -> None:
 
 
 async def _read(
-    request: web.Request, max_bytes: int, turn: Callable[[], AbstractAsyncContextManager[None]]
+    request: web.Request, max_bytes: int, held: HeldBytes, turn: Callable[[], AbstractAsyncContextManager[None]]
 ) -> bytes | LargeBody:
     body, large = bytearray(), None
     async for chunk in request.content.iter_any():
         if len(chunk) + (large.size if large else len(body)) > max_bytes:
             raise _too_large(max_bytes)
+        held.grow(len(chunk))
         if large is None and len(body) + len(chunk) > LARGE_BODY_BYTES:
             large = LargeBody(mmap.mmap(-1, request.content_length or max_bytes))
             large.add(bytes(body))

@@ -34,10 +34,12 @@ class BridgeConfig:
     grpc_target: str
     max_body_bytes: int
     max_image_bytes: int
+    max_pending_bytes: int
     request_timeout_s: float
     drain_timeout_s: float
     allowed_image_names: frozenset[str]
     allowed_image_networks: tuple[Network, ...]
+    page: str
     log_level: str
 
     @classmethod
@@ -57,10 +59,12 @@ class BridgeConfig:
             grpc_target=args.grpc,
             max_body_bytes=args.max_body_bytes,
             max_image_bytes=args.max_image_bytes,
+            max_pending_bytes=args.max_pending_bytes,
             request_timeout_s=args.request_timeout,
             drain_timeout_s=args.drain_timeout,
             allowed_image_names=names,
             allowed_image_networks=networks,
+            page=args.page,
             log_level=args.log_level,
         )
 

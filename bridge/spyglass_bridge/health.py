@@ -30,6 +30,8 @@ class HealthWatch:
             try:
                 async for answer in self._watch(health_pb2.HealthCheckRequest(service=SERVICE), wait_for_ready=True):
                     self._note(answer.status == health_pb2.HealthCheckResponse.SERVING)
+                    if not self.serving:
+                        break  # another server may be at this address by now
             except grpc.aio.AioRpcError as error:
                 _log.debug("the health watch ended: %s: %s", error.code().name, error.details())
             finally:

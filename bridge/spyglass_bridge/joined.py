@@ -62,4 +62,6 @@ class Joined:
             completion_tokens=sum(used.completion_tokens for used in self._used),
             cached_tokens=sum(used.cached_tokens for used in self._used),
             estimated_cost=sum(used.estimated_cost for used in self._used),
+            accepted_prediction_tokens=sum(used.accepted_prediction_tokens for used in self._used),
+            rejected_prediction_tokens=sum(used.rejected_prediction_tokens for used in self._used),
         )

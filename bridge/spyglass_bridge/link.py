@@ -1,7 +1,8 @@
 """The bridge's Generate stream to a server, opened again whenever it is lost.
 
 A generation belongs to the stream on which it was started. It fails when that is lost, and the caller may send the
-request again; a new generation waits a moment for a stream and then fails too.
+request again; a new generation waits a moment for a stream and then fails too. One that a server which goes down has
+not begun is started again on the next stream.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ class Link:
         self._metadata = metadata
         self._current: Stream | None = None
         self._streams: set[Stream] = set()
+        self._beginnings: set[asyncio.Task[None]] = set()
         self._opened = asyncio.Event()
 
     @property
@@ -54,11 +56,8 @@ class Link:
 
         Without a connection the generation has failed with UNAVAILABLE.
         """
-        stream = await self._wait_stream()
-        if stream is None:
-            yield RemoteGeneration.failed(_unavailable("The model server is not available."))
-            return
-        generation = RemoteGeneration.start(stream, start)
+        generation = RemoteGeneration(start, self._begin_later)
+        await self._begin(generation)
         try:
             yield generation
         finally:
@@ -83,6 +82,18 @@ class Link:
                     self._usable()
                 pause_s = _MIN_PAUSE_S if stream and stream.has_served else min(2 * pause_s, _MAX_PAUSE_S)
                 await asyncio.sleep(pause_s)
+
+    async def _begin(self, generation: RemoteGeneration) -> None:
+        stream = await self._wait_stream()
+        if stream is None:
+            generation.on_lost(_unavailable("The model server is not available."))
+        else:
+            generation.begin(stream)
+
+    def _begin_later(self, generation: RemoteGeneration) -> None:
+        task = asyncio.create_task(self._begin(generation))
+        self._beginnings.add(task)
+        task.add_done_callback(self._beginnings.discard)
 
     async def _open(self) -> Stream | None:
         """Waits for the server; None after a timeout, or if the server rejects the bridge's key."""

@@ -10,11 +10,12 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from spyglass_bridge.access import bearer_key
+from spyglass_bridge.body import HeldBytes
 from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.rate_limits import rate_limit_headers
 from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
-from spyglass_bridge.services import CALLER_KEY, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT
+from spyglass_bridge.services import CALLER_KEY, HELD_BYTES, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT
 
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -35,7 +36,7 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
         outcome = request.get(OUTCOME, str(response.status))
         return response
     finally:
-        if request.path not in UNLOGGED_PATHS:
+        if not _is_one_of(request, UNLOGGED_PATHS):
             took_ms = (time.monotonic() - began_s) * 1e3
             _log.info("%s %s %r %s %.0f ms", request_id, request.method, request.path, outcome, took_ms)
 
@@ -81,14 +82,24 @@ async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResp
     """Lets only known keys in, before anything of the body is read, and nobody once the bridge is ending."""
     if sum(len(name) + len(value) for name, value in request.raw_headers) > _MAX_HEADER_BYTES:
         raise ApiError(431, f"The headers are larger than {_MAX_HEADER_BYTES} bytes.", code="headers_too_large")
-    if request.path in OPEN_PATHS:
+    if _is_one_of(request, OPEN_PATHS):
         return await handler(request)
     services = request.app[SERVICES]
     with services.drain.call():
         key = bearer_key(request.headers.getall(hdrs.AUTHORIZATION, []))
         request[TENANT] = await services.access.check(key)
         request[CALLER_KEY] = key
-        return await handler(request)
+        request[HELD_BYTES] = held = HeldBytes(services.pending, request[TENANT])
+        try:
+            return await handler(request)
+        finally:
+            held.release()
+
+
+def _is_one_of(request: web.Request, paths: frozenset[str]) -> bool:
+    """Whether the request's path, or the pattern of the route that it leads to, is among these."""
+    resource = request.match_info.route.resource
+    return request.path in paths or (resource is not None and resource.canonical in paths)
 
 
 def error_response(request: web.BaseRequest, error: ApiError) -> web.Response:

@@ -14,8 +14,15 @@ from spyglass_bridge.openai import responses, validation
 from spyglass_bridge.openai.requests import ChatRequest, CompletionRequest
 
 _PARTS_OF_MESSAGES = {
-    "messages": {"SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage"},
-    "content": {"TextPart", "ImagePart"},
+    "messages": {
+        "SystemMessage",
+        "UserMessage",
+        "AssistantMessage",
+        "ToolMessage",
+        "CountedUserMessage",
+        "CountedToolMessage",
+    },
+    "content": {"TextPart", "ImagePart", "CountedImagePart"},
     "tool_calls": {"ToolCall"},
     "function": {"FunctionCall"},
 }

@@ -1,13 +1,13 @@
 """A generation on the server, as the HTTP request that started it sees it."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 from google.rpc import status_pb2
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_common.deltas import ChoiceDelta, PendingDeltas
+from spyglass_common.deltas import ChoiceDelta, PendingDeltas, is_plain
 from spyglass_common.generate_stream import GenerateStream
 from spyglass_common.rate_limits import RateLimits
 
@@ -26,31 +26,30 @@ class RemoteGeneration:
     It has one reader. A slow reader gets fewer, larger updates.
     """
 
-    def __init__(self, n: int = 1) -> None:
-        self._n = n
+    def __init__(self, start: pb.Start, begin_later: "Callable[[RemoteGeneration], None]") -> None:
+        """`begin_later` calls `begin` with another stream, or `on_lost`."""
+        self._n = start.n or 1
+        self._start: pb.Start | None = start
+        """What to start, until the server has accepted it: it may be large."""
+        self._begin_later = begin_later
         self._stream: GenerateStream[status_pb2.Status] | None = None
         self._id = 0
+        self._is_abandoned = False
         self._is_accepted = False
         self._has_started = False
         self.rate_limits: RateLimits | None = None
         """What the caller's key has left of its limits, once it has started; None without limits."""
-        self._pending = PendingDeltas()
+        self._image_grids: Sequence[pb.ImageGrid] = ()
+        self._pending = PendingDeltas(is_plain=is_plain(start))
         self._finished: pb.Finished | None = None
         self._changed = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
+        """What `next` waits for: there is one reader, and an Event would take twice the time for every token."""
 
-    @classmethod
-    def start(cls, stream: GenerateStream[status_pb2.Status], start: pb.Start) -> Self:
-        """Starts a generation on a stream that is accepting."""
-        generation = cls(start.n or 1)
-        generation._stream, generation._id = stream, stream.start(start, generation)
-        return generation
-
-    @classmethod
-    def failed(cls, status: status_pb2.Status) -> Self:
-        """A generation that never reached the server."""
-        generation = cls()
-        generation.on_lost(status)
-        return generation
+    def begin(self, stream: GenerateStream[status_pb2.Status]) -> None:
+        """Starts it on a stream that is accepting."""
+        if self._start is not None and not self._is_abandoned:
+            self._stream, self._id = stream, stream.start(self._start, self)
 
     def send_image(self, image_index: int, data: bytes) -> None:
         """Sends an announced image; call it after Accepted."""
@@ -59,6 +58,7 @@ class RemoteGeneration:
 
     def abandon(self) -> None:
         """Cancels the generation: nobody reads on. Does nothing if it has ended."""
+        self._is_abandoned = True
         if self._stream is not None:
             self._stream.abandon(self._id)
 
@@ -77,8 +77,13 @@ class RemoteGeneration:
     async def next(self) -> Update:
         """Waits for deltas or the end, and returns all there is; the last update has `finished`."""
         while not self._pending and self._finished is None:
-            await self._wait()
-        return Update(self._pending.take_all(), self._finished)
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        deltas = self._pending.take_all()
+        if self._image_grids:
+            for delta in deltas:
+                delta.image_grids = self._image_grids
+        return Update(deltas, self._finished)
 
     def on_event(self, event: pb.Event) -> None:
         """Receives an event of the stream."""
@@ -93,14 +98,25 @@ class RemoteGeneration:
         elif kind == "started":
             self._has_started = True
             self.rate_limits = RateLimits.from_proto(event.started.rate_limits)
+            self._image_grids = event.started.image_grids
         elif kind == "accepted":
-            self._is_accepted = True
-        self._changed.set()
+            self._is_accepted, self._start = True, None
+        self._notify()
 
     def on_lost(self, failure: status_pb2.Status) -> None:
         """Ends the generation with a status from this side."""
         self._finished = pb.Finished(error=failure)
+        self._notify()
+
+    def on_returned(self) -> None:
+        """Has it started on another stream."""
+        self._stream = None
+        self._begin_later(self)
+
+    def _notify(self) -> None:
         self._changed.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def _wait(self) -> None:
         self._changed.clear()

@@ -9,9 +9,11 @@ from aiohttp import web
 from spyglass_bridge.access import AccessChecker
 from spyglass_bridge.addresses import AddressGuard
 from spyglass_bridge.backend import Backend
+from spyglass_bridge.body import HeldBytes
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.drain import Drain
 from spyglass_bridge.fetch import ImageFetcher, Resolve, resolve_by_system
+from spyglass_common.fair_room import FairRoom
 from spyglass_common.fair_slots import FairSlots
 from spyglass_common.rate_limits import RateLimits
 
@@ -25,6 +27,8 @@ class Services:
     access: AccessChecker
     fetcher: ImageFetcher
     drain: Drain
+    pending: FairRoom
+    """Memory for bodies and their pictures, until the server has them."""
     large_bodies: FairSlots
     """Turns to take in a piece of a large body, or to parse one: one at a time, since all streams wait for it."""
 
@@ -33,6 +37,8 @@ SERVICES = web.AppKey("services", Services)
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER_KEY = web.RequestKey("caller_key", str)
 TENANT = web.RequestKey("tenant", str)
+HELD_BYTES = web.RequestKey("held_bytes", HeldBytes)
+"""What the request holds of `Services.pending`."""
 RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)
 """What the caller's key has left, if it has limits, once the generation has started."""
 OUTCOME = web.RequestKey("outcome", str)
@@ -54,5 +60,6 @@ async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_syst
             access=access,
             fetcher=fetcher,
             drain=Drain(),
+            pending=FairRoom(config.max_pending_bytes),
             large_bodies=FairSlots(1, share=1),
         )

@@ -1,12 +1,13 @@
 """The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, address, count
+from spyglass_common.settings import Setting, address, choice, count
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("http", "where the bridge listens", "127.0.0.1:8000", parse=address, metavar="HOST:PORT"),
     shared.GRPC,
     shared.BRIDGE_KEY,
+    shared.MAX_PENDING_BYTES,
     shared.MAX_IMAGE_BYTES,
     shared.REQUEST_TIMEOUT,
     shared.DRAIN_TIMEOUT,
@@ -18,6 +19,13 @@ SETTINGS: tuple[Setting, ...] = (
         (),
         metavar="HOST|CIDR",
         multiple=True,
+    ),
+    choice(
+        "page",
+        "the model page at /: on (it tells of the model who has a key), public (it tells everybody), or off",
+        "on",
+        "on|public|off",
+        negation="off",
     ),
     shared.LOG_LEVEL,
 )

@@ -10,6 +10,7 @@ from spyglass_client.account import ModelInfo, ModelMemory, Pricing, UsageRecord
 from spyglass_client.admin import AdminClient, ApiKey
 from spyglass_client.aio import AsyncClient
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, TokenProbability, Usage
+from spyglass_client.attention import ImageGrid, ImageMap, TokenAttention, average_weights, draw_attention
 from spyglass_client.errors import (
     AuthenticationError,
     CancelledByServerError,
@@ -45,6 +46,8 @@ __all__ = [
     "DeadlineError",
     "FinishReason",
     "Generation",
+    "ImageGrid",
+    "ImageMap",
     "ImagePart",
     "ImageSource",
     "InternalError",
@@ -61,6 +64,7 @@ __all__ = [
     "SpyglassError",
     "TextChunk",
     "Tls",
+    "TokenAttention",
     "TokenLogprobs",
     "TokenProbability",
     "Tool",
@@ -72,6 +76,8 @@ __all__ = [
     "UsageSum",
     "UsageSummary",
     "assistant",
+    "average_weights",
+    "draw_attention",
     "image",
     "system",
     "tool",

@@ -18,7 +18,7 @@ from spyglass_client.errors import ClientClosedError, SpyglassError, Unavailable
 from spyglass_client.generation import AsyncGeneration
 from spyglass_client.helpers import P, read_into, run_tools
 from spyglass_client.messages import Message
-from spyglass_client.request import Draft, Options, QuestionOptions, draft_chat, draft_question
+from spyglass_client.request import Draft, ImageUpload, Options, QuestionOptions, draft_chat, draft_question
 from spyglass_client.running_stream import RunningStream, StreamedRequest
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
 from spyglass_client.tools import Tool
@@ -163,8 +163,12 @@ class AsyncClient:
             return await generation.result()
 
     def _generation(self, draft: Draft) -> AsyncGeneration:
+        images: tuple[ImageUpload, ...] | None = None
+
         async def send(generation: AsyncGeneration) -> StreamedRequest:
-            images = await asyncio.to_thread(draft.load) if draft.pictures else draft.load()
+            nonlocal images
+            if images is None:
+                images = await asyncio.to_thread(draft.load) if draft.pictures else draft.load()
             stream = self._stream_for_new()
             return StreamedRequest(stream, stream.start(draft.start, generation), images)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spyglass.v1 import inference_pb2 as pb
+from spyglass_client.attention import ImageGrid, TokenAttention
 from spyglass_client.tools import ToolCall, ToolCallPiece
 from spyglass_common.deltas import ChoiceDelta
 
@@ -45,12 +46,14 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Metered tokens, and what they cost in US dollars."""
+    """Metered tokens, and what they cost in US dollars; and guesses of the server that were right and wrong."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     estimated_cost: float = 0.0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -63,6 +66,8 @@ class Usage:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             estimated_cost=usage.estimated_cost,
+            accepted_prediction_tokens=usage.accepted_prediction_tokens,
+            rejected_prediction_tokens=usage.rejected_prediction_tokens,
         )
 
 
@@ -73,7 +78,8 @@ class TextChunk:
     `index` is the choice's number within its generation, from 0. `text` holds whole characters only and may be
     empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
     these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
-    `usage` is that of all choices so far, where it was asked for.
+    `usage` is that of all choices so far, and `attention` is that of each token to the pictures, where these were asked
+    for.
     """
 
     index: int
@@ -83,6 +89,7 @@ class TextChunk:
     logprobs: tuple[TokenLogprobs, ...] = ()
     tool_calls: tuple[ToolCallPiece, ...] = ()
     usage: Usage | None = None
+    attention: tuple[TokenAttention, ...] = ()
 
     @classmethod
     def from_delta(cls, delta: ChoiceDelta) -> "TextChunk":
@@ -97,6 +104,7 @@ class TextChunk:
                 for one in delta.tool_calls
             ),
             usage=None if delta.usage is None else Usage.from_proto(delta.usage),
+            attention=tuple(map(TokenAttention.from_proto, delta.attention)),
         )
 
 
@@ -104,7 +112,8 @@ class TextChunk:
 class Choice:
     """One finished answer. `stop_string` is the stop string that ended it, if one did.
 
-    `logprobs` has the probabilities of its tokens where these were asked for, `tool_calls` the tools that it calls.
+    `logprobs` has the probabilities of its tokens, and `attention` what each looked at in the pictures, where they were
+    asked for; `tool_calls` has the tools that it calls.
     """
 
     index: int
@@ -114,15 +123,20 @@ class Choice:
     stop_string: str | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    attention: tuple[TokenAttention, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A finished generation: at least one choice, in order of their index."""
+    """A finished generation: at least one choice, in order of their index.
+
+    `image_grids` has the patches of each picture of the conversation, where attention to them was asked for.
+    """
 
     request_id: str
     choices: tuple[Choice, ...]
     usage: Usage
+    image_grids: tuple[ImageGrid, ...] = ()
 
     @property
     def text(self) -> str:

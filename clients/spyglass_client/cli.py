@@ -195,6 +195,7 @@ def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", e
         ("--model", "the model to ask (default: the server's first)", str, "NAME"),
         ("--max-tokens", "the longest answer, in tokens (default: what fits)", positive_int, "N"),
         ("--temperature", "0 always takes the most probable token; at most 2 (default: 1)", non_negative_float, "T"),
+        ("--show-attention", "write where the model looked as a PNG, over the picture", str, "FILE"),
         ("--seed", "the same seed gives the same answer (default: a random one)", whole_number, "N"),
     )
     for flag, text, parse, metavar in options:

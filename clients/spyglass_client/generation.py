@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.answer import Answer, Choice, FinishReason, TextChunk, TokenLogprobs, Usage, finish_reason_of
+from spyglass_client.attention import ImageGrid, TokenAttention
 from spyglass_client.errors import CancelledByServerError, SpyglassError, from_status
 from spyglass_client.tools import ToolCall
 from spyglass_common.deltas import PendingDeltas
@@ -41,7 +42,9 @@ class AsyncGeneration:
         self._send = send
         self._has_begun = False
         self._request: SentRequest | None = None
+        self._sending_again: asyncio.Task[None] | None = None
         self._cancelled = False
+        self._image_grids: tuple[ImageGrid, ...] = ()
         self._pending = PendingDeltas()
         self._changed = asyncio.Event()
         self._answer: Answer | None = None
@@ -121,6 +124,8 @@ class AsyncGeneration:
         elif kind == "finished":
             self._finish(event.finished)
             self._changed.set()
+        elif kind == "started":
+            self._image_grids = tuple(map(ImageGrid.from_proto, event.started.image_grids))
         elif kind == "accepted" and self._request is not None and not self._cancelled:
             self._request.send_images()
 
@@ -128,6 +133,20 @@ class AsyncGeneration:
         """Ends the generation with the error that ended its stream."""
         self._error = error.about(self.request_id)
         self._changed.set()
+
+    def on_returned(self) -> None:
+        """Sends the request again: the server that has it goes down, and has not begun it."""
+        self._request = None
+        self._sending_again = asyncio.create_task(self._send_again(), name="spyglass request sent again")
+
+    async def _send_again(self) -> None:
+        try:
+            self._request = await self._send(self)
+        except SpyglassError as error:
+            self.on_lost(error)
+            return
+        if self._cancelled:
+            self._request.cancel()
 
     @property
     def _ended(self) -> bool:
@@ -141,7 +160,9 @@ class AsyncGeneration:
                 self._error = error
         if self._error is None:
             choices = tuple(collected.choice() for collected in self._collected.values())
-            self._answer = Answer(self.request_id, choices, usage)
+            self._answer = Answer(
+                request_id=self.request_id, choices=choices, usage=usage, image_grids=self._image_grids
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,12 +175,14 @@ class _Collected:
     finish_reason: FinishReason = "cancelled"  # stays so only when the end came before the choice's last delta
     stop_string: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    attention: list[TokenAttention] = field(default_factory=list)
     calls: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
     def add(self, delta: pb.Delta) -> None:
         self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += map(TokenLogprobs.from_proto, delta.token_ids, delta.logprobs)
+        self.attention += map(TokenAttention.from_proto, delta.attention)
         for piece in delta.tool_calls:
             if piece.id:
                 self.calls.append((piece.id, piece.name, []))
@@ -176,5 +199,6 @@ class _Collected:
             finish_reason=self.finish_reason,
             stop_string=self.stop_string,
             logprobs=tuple(self.logprobs),
+            attention=tuple(self.attention),
             tool_calls=tuple(ToolCall(call_id, name, "".join(arguments)) for call_id, name, arguments in self.calls),
         )

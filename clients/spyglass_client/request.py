@@ -21,10 +21,12 @@ class Options(TypedDict, total=False):
     `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for it in the
     server's log and ledger; the client makes one up when there is none. `stop` is a string or several; `n` is how
     many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and choices have the
-    logprobs of their tokens, and of that many alternatives; with `running_usage` chunks have the usage so far. An
-    answer is held to at most one of `json_schema` (a schema, or True for any object), `regex` and `grammar` (in
-    Lark's notation). `tools` may be called in a conversation; `tool_choice` is "auto", "none", "required", or the
-    name of the tool that must be called.
+    logprobs of their tokens, and of that many alternatives; with `running_usage` chunks have the usage so far. With
+    `image_attention` they have what each token looked at in the pictures, averaged over all cross-attention layers
+    (True) or some (their numbers). An answer is held to at most one of `json_schema` (a schema, or True for any
+    object), `regex` and `grammar` (in Lark's notation). `tools` may be called in a conversation; `tool_choice` is
+    "auto", "none", "required", or the name of the tool that must be called. `prediction` is what the answer is expected
+    to be, as where a text is edited, which makes it come sooner.
     """
 
     model: str | None
@@ -41,6 +43,8 @@ class Options(TypedDict, total=False):
     min_tokens: int | None
     top_logprobs: int | None
     running_usage: bool | None
+    prediction: str | None
+    image_attention: Literal[True] | Sequence[int] | None
     json_schema: Mapping[str, Any] | Literal[True] | None
     regex: str | None
     grammar: str | None
@@ -206,6 +210,10 @@ def _start(options: Options) -> pb.Start:
         start.output.top_logprobs = options["top_logprobs"] or 0
     if (tells_usage := options.get("running_usage")) is not None:
         start.output.running_usage = tells_usage
+    if (layers := options.get("image_attention")) is not None:
+        start.output.image_attention.SetInParent()
+        start.output.image_attention.layers.extend(() if layers is True else layers)
+    start.prediction = options.get("prediction") or ""
     for name in ("max_tokens", "min_tokens", "ignore_eos"):
         if name in given:
             setattr(start.stopping, name, given[name])

@@ -19,6 +19,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # 60 s by itself, whatever the line above says
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a server that goes down may have a successor elsewhere
 )
 
 

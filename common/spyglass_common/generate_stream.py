@@ -33,11 +33,15 @@ class Receiver(Protocol[Failure_contra]):
     def on_lost(self, failure: Failure_contra) -> None:
         """The generation ended without Finished."""
 
+    def on_returned(self) -> None:
+        """The server goes down and will not begin the generation: it may be started on another stream."""
+
 
 class GenerateStream(Generic[Failure]):
     """A Generate call. Nothing is read or written before `run`.
 
-    Every receiver gets exactly one end: Finished, or `on_lost` with the failure that `fail_all` or `close` was given.
+    Every receiver gets exactly one end: Finished, `on_lost` with the failure that `fail_all` or `close` was given, or
+    `on_returned`.
     """
 
     def __init__(self, call: GenerateCall) -> None:
@@ -118,18 +122,24 @@ class GenerateStream(Generic[Failure]):
         return None
 
     def _receive(self, response: pb.GenerateResponse) -> None:
-        for event in response.events:
-            self._dispatch(event)
         if response.HasField("go_away"):
             _log.info("the server is ending the stream: %s", response.go_away.reason)
             self._draining.set()
+            if response.go_away.HasField("first_refused_id"):
+                self._return_from(response.go_away.first_refused_id)
+        for event in response.events:
+            self._dispatch(event)
         self._finish_if_drained()
+
+    def _return_from(self, first_id: int) -> None:
+        for generation_id in [known for known in self._receivers if known >= first_id]:
+            self._receivers.pop(generation_id).on_returned()
 
     def _dispatch(self, event: pb.Event) -> None:
         self.has_served = True
         receiver = self._receivers.get(event.id)
         if receiver is None:
-            return  # it was abandoned, and its last events were on their way
+            return  # it was abandoned or returned, and its last events were on their way
         if event.HasField("finished"):
             del self._receivers[event.id]
             self._requests.drop_images(event.id)

@@ -38,3 +38,8 @@ MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 5.0
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 MAX_USAGE_RECORDS = 1000
+
+MAX_ATTENTION_LAYERS = 256
+"""Cross-attention layers that a request may choose among."""
+MAX_ATTENTION_BYTES = 8 << 20
+"""Of all maps of one choice: tokens after that have none."""

@@ -17,7 +17,8 @@ class Setting:
     """One option. `name` is the flag without its dashes; the name of the variable is derived from it.
 
     A `multiple` setting is a tuple: its option takes several values and may be repeated, and its variable separates
-    them by commas. The default of a `secret` one is not shown.
+    them by commas. The default of a `secret` one is not shown. One with a `negation` has a second flag, --no-NAME, that
+    sets this value.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Setting:
     metavar: str = "TEXT"
     multiple: bool = False
     secret: bool = False
+    negation: str | None = None
 
     @property
     def flag(self) -> str:
@@ -88,7 +90,7 @@ def fraction(text: str) -> float:
     return number
 
 
-def choice(name: str, description: str, default: str, metavar: str) -> Setting:
+def choice(name: str, description: str, default: str, metavar: str, *, negation: str | None = None) -> Setting:
     """A setting that takes one of the words in `metavar`, which are separated by |."""
     words = metavar.split("|")
 
@@ -97,7 +99,7 @@ def choice(name: str, description: str, default: str, metavar: str) -> Setting:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return text
 
-    return Setting(name, description, default, parse=parse, metavar=metavar)
+    return Setting(name, description, default, parse=parse, metavar=metavar, negation=negation)
 
 
 def count(name: str, description: str, default: int | None, metavar: str = "N") -> Setting:
@@ -129,6 +131,15 @@ def add_settings(
             metavar=setting.metavar,
             help=_help(setting),
         )
+        if setting.negation is not None:
+            parser.add_argument(
+                f"--no-{setting.name}",
+                dest=setting.dest,
+                action="store_const",
+                const=setting.parse(setting.negation),
+                default=argparse.SUPPRESS,
+                help=f"the same as {setting.flag} {setting.negation}",
+            )
 
 
 class Collect(argparse.Action):

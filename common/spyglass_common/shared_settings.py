@@ -13,6 +13,12 @@ BRIDGE_KEY = Setting(
     secret=True,
 )
 MAX_IMAGE_BYTES = count("max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, "BYTES")
+MAX_PENDING_BYTES = count(
+    "max-pending-bytes",
+    "maximum memory for what callers have sent and is not with the engine yet, texts and images, in bytes",
+    2 << 30,
+    "BYTES",
+)
 REQUEST_TIMEOUT = Setting(
     "request-timeout", "maximum duration of a generation, in seconds", 600.0, parse=positive_float, metavar="SECONDS"
 )

@@ -1,8 +1,8 @@
 """Admission control: how many generations may be in the server at once, and how much they may be.
 
-A generation is refused before any image is fetched or prompt rendered, when the queue is full or the server is shutting
-down. Each tenant has a share of its own, which is there however much the others hold. A place that waits for its
-caller's images is worth less than one that computes: another tenant's generation gets it when there is no other.
+A generation is refused before any image is fetched or prompt rendered, when the queue is full. Each tenant has a share
+of its own, which is there however much the others hold. A place that waits for its caller's images is worth less than
+one that computes: another tenant's generation gets it when there is no other.
 """
 
 import asyncio
@@ -10,42 +10,16 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from spyglass_server.errors import SpyglassError, TooManyRequests, going_down
+from spyglass_common.fair_room import FairRoom
+from spyglass_server.errors import SpyglassError, TooManyRequests
 
 _RETRY_AFTER_S = 1.0
-_OWN_SHARE = 1 / 16
-"""Of all there is, for a tenant; what tenants have of their own comes on top, up to as much again as there is."""
-
-
-class _Room:
-    """So much of something."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._own = size, max(1, int(size * _OWN_SHARE))
-        self._taken = 0
-        self._held: Counter[str] = Counter()
-
-    def take(self, tenant: str, amount: int) -> bool:
-        """Takes so much, if there is so much; what is negative is given back. One alone may take any amount."""
-        total = self._taken + amount
-        has_own = self._held[tenant] + amount <= self._own and total <= 2 * self._size
-        if amount > 0 and self._taken and total > self._size and not has_own:
-            return False
-        self._taken = total
-        self._held[tenant] += amount
-        if not self._held[tenant]:
-            del self._held[tenant]
-        return True
-
-    def missing(self, amount: int) -> int:
-        """How much must be given back before there is so much for everybody."""
-        return self._taken + amount - self._size
 
 
 class Place:
     """A generation's place, and what it holds of the server."""
 
-    def __init__(self, tenant: str, bytes_room: _Room, tokens_room: _Room) -> None:
+    def __init__(self, tenant: str, bytes_room: FairRoom, tokens_room: FairRoom) -> None:
         self.tenant = tenant
         self.give_up: Callable[[SpyglassError], None] | None = None
         """Ends the generation, so that another tenant's gets the place; None unless it waits for its caller."""
@@ -92,10 +66,9 @@ class Admission:
     """A bounded number of places, of bytes that callers have sent, and of tokens of prompts."""
 
     def __init__(self, max_pending: int, max_bytes: int, max_tokens: int) -> None:
-        self._room, self._bytes, self._tokens = _Room(max_pending), _Room(max_bytes), _Room(max_tokens)
+        self._room, self._bytes, self._tokens = FairRoom(max_pending), FairRoom(max_bytes), FairRoom(max_tokens)
         self._places: dict[Place, None] = {}
         """Those that are taken, the oldest first."""
-        self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -104,16 +77,18 @@ class Admission:
         """How many places are taken."""
         return len(self._places)
 
+    @property
+    def num_places(self) -> int:
+        """How many places there are for everybody."""
+        return self._room.size
+
     @contextlib.contextmanager
     def admit(self, tenant: str) -> Iterator[Place]:
         """Holds a place.
 
         Raises:
             TooManyRequests: all are taken, the tenant's own too.
-            Unavailable: the server is going down.
         """
-        if self._draining:
-            raise going_down()
         if not self._room.take(tenant, 1):
             self._take_from_others(tenant)
             if not self._room.take(tenant, 1):
@@ -132,9 +107,10 @@ class Admission:
             if not self._places:
                 self._idle.set()
 
-    def drain(self) -> None:
-        """Refuses everything from now on."""
-        self._draining = True
+    @property
+    def is_full(self) -> bool:
+        """Whether only tenants with places of their own get one."""
+        return self._room.missing(1) > 0
 
     async def wait_idle(self) -> None:
         """Waits until no place is taken."""

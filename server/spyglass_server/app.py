@@ -42,6 +42,8 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 0.3
 """How long what still runs at the end may take to say so."""
+_LAST_WORDS_S = 5.0
+"""How much longer than the time to drain calls may take: `stop` ends them before."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -84,6 +86,7 @@ class Server:
         self._servicer = InferenceServicer(self._resources())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._stopping = self._stopped = False
         self.address = config.address
         """Where it listens; after `start` with the port that was chosen for port 0."""
@@ -94,14 +97,13 @@ class Server:
         return self._admission.num_held
 
     async def start(self) -> None:
-        """Loads the model and listens.
+        """Listens, and loads the model; until that is there, the server says that it is not ready.
 
         Raises:
             EngineLoadError: the model cannot be loaded.
             RuntimeError: the address cannot be listened on.
         """
         self._keys.start()
-        await self.engine.start()
         self._server = aio.server(interceptors=[Boundary(self._keys)], options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._keys, self._ledger), self._server)
@@ -112,15 +114,23 @@ class Server:
         await self._server.start()
         if not self.address.startswith("unix:"):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        log.info("%s answers, and is not ready yet", self.address)
+        await self.engine.start()
 
     async def drain(self) -> None:
-        """Refuses what is new and waits, up to the drain timeout, for what runs."""
+        """Refuses what is new and waits, up to the drain timeout, for what runs.
+
+        Nothing listens any more, and clients hear that this connection takes no more calls: they find the server that
+        has taken this one's place.
+        """
         self._stopping = True
-        self._admission.drain()
         await self._report_health()
         self._servicer.drain()
+        if self._server:
+            grace_s = self._config.drain_timeout_s + _LAST_WORDS_S
+            self._closing = asyncio.create_task(self._server.stop(grace_s))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._admission.wait_idle(), self._config.drain_timeout_s)
+            await asyncio.wait_for(self._servicer.wait_idle(), self._config.drain_timeout_s)
 
     async def stop(self) -> None:
         """Ends what still runs with an error, and everything else; also after a `start` that failed, and again."""
@@ -128,16 +138,18 @@ class Server:
             return
         self._stopped = True
         self._stopping = True
-        self._admission.drain()
+        self._servicer.drain()
         self._servicer.abandon()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._admission.wait_idle(), _ABANDON_TIMEOUT_S)
+            await asyncio.wait_for(self._servicer.wait_idle(), _ABANDON_TIMEOUT_S)
         self._workers.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(
             *([self._server.stop(_ABANDON_TIMEOUT_S)] if self._server else []),
             self.engine.stop(),
             asyncio.to_thread(self._decoder.close),
         )
+        if self._closing:
+            await self._closing
         if self._health_report:
             await self._health_report
         await self._keys.aclose()

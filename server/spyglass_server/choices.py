@@ -13,7 +13,7 @@ from spyglass_server.prompt.tool_calls import CallPiece, ToolParser
 
 
 class DeltaParts(NamedTuple):
-    """More of one choice, in the order of `events.delta`'s arguments."""
+    """More of one choice, in the order of `events.fill`'s arguments."""
 
     text: str
     token_ids: tuple[int, ...]

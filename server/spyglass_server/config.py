@@ -44,6 +44,8 @@ class EngineConfig:
     cache_bytes: int | None
     image_cache_bytes: int | None
     tensor_parallel_size: int
+    speculation: str = "auto"
+    cpu_kernels: str = "auto"
     max_batch: int
     max_step_tokens: int | None
     max_chunk_tokens: int | None

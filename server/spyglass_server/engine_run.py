@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from spyglass_server.engine.handle.async_engine import AsyncEngine, EngineDied
 from spyglass_server.engine.messages import (
+    Drafted,
     EngineRequest,
     Event,
     ImagesTaken,
@@ -52,6 +53,8 @@ class EngineRun:
         self._grammar_error = grammar_error
         loop = asyncio.get_running_loop()
         self._state = _State.SUBMITTED
+        self.num_guessed = self.num_right = 0
+        """How many tokens were guessed, and how many of them were right."""
         self._held: list[Output] = []
         self._scheduled: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
@@ -101,6 +104,9 @@ class EngineRun:
                     self._held.append(event)
             case ImagesTaken():
                 self._on_images_taken()
+            case Drafted(num_guessed=num_guessed, num_right=num_right):
+                self.num_guessed += num_guessed
+                self.num_right += num_right
             case RequestScheduled(cached_tokens=cached_tokens):
                 self._scheduled.set_result(cached_tokens)
             case RequestFailed(detail=detail, by_grammar=True):

@@ -6,11 +6,11 @@ Whatever happens on the way, exactly one Finished is emitted, and a usage record
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_common.limits import MAX_TOKENS
+from spyglass_common.limits import MAX_ATTENTION_BYTES, MAX_TOKENS
 from spyglass_server.admission import Place
 from spyglass_server.auth import ApiKey, find_payer
 from spyglass_server.choices import Choices
@@ -62,21 +62,26 @@ class Generation:
         resources: Resources,
         emit: Callable[[pb.Event], None],
         counts: dict[int, int],
+        new_delta: Callable[[int, int], pb.Delta | None] = lambda event_id, index: None,
     ) -> None:
-        """`counts` gets how many tokens the usage record has, by its number, whenever there are more."""
+        """`counts` gets how many tokens the usage record has, by its number, whenever there are more.
+
+        `new_delta` makes a delta where it will be sent from, or None where there is no such place.
+        """
         self._id = event_id
         self._start: pb.Start | None = start
         """What to do, until it is decoded: it may be large."""
         self._key = key
         self._request_id = start.request_id
         self._resources = resources
-        self._emit = emit
+        self._emit, self._new_delta = emit, new_delta
         self._counts = counts
         self._upload = Upload()
         self._ending: SpyglassError | None = None
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._metered: _Metered | None = None
+        self._run_of_engine: EngineRun | None = None
         self._hold: Hold | None = None
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
@@ -209,6 +214,11 @@ class Generation:
             n=spec.n,
             most_usd=resources.prices.most(len(prompt.tokens), spec.n * max_tokens),
         )
+        grids: list[pb.ImageGrid] = []
+        attention_tokens = 0
+        if spec.attention_layers is not None and prompt.images:
+            grids = [events.image_grid(image, resources.engine.info.patches_per_side) for image in prompt.images]
+            attention_tokens = MAX_ATTENTION_BYTES // sum(grid.rows * grid.columns for grid in grids)
         tiles = SharedImages()
         try:
             await resources.share(tiles, prompt, payer.tenant)
@@ -227,6 +237,9 @@ class Generation:
                 prompt_logprobs=spec.prompt_logprobs,
                 images=tiles.inputs,
                 image_positions=prompt.image_positions,
+                attention_tokens=attention_tokens,
+                attention_layers=spec.attention_layers or (),
+                prediction=prompt.prediction,
                 tenant=payer.tenant,
                 priority=spec.priority,
             )
@@ -235,7 +248,7 @@ class Generation:
                 tiles.release()
                 place.hold_bytes(0)
 
-            await self._generate(spec, request, on_images_taken, payer, model)
+            await self._generate(spec, request, on_images_taken, payer, model, grids)
         finally:
             tiles.release()
 
@@ -247,6 +260,10 @@ class Generation:
             raise ContextTooLong(info.max_tokens, f"{len(prompt.tokens)} tokens", spec.input.field)
         if spec.n > info.max_choices:
             raise InvalidRequest(f"this server gives at most {info.max_choices} choices", field="n")
+        if any(layer >= info.num_cross_layers for layer in spec.attention_layers or ()):
+            raise InvalidRequest(
+                f"the model has {info.num_cross_layers} cross-attention layers", field="output.image_attention.layers"
+            )
         biased = [token for token, _ in spec.sampling.logit_bias]
         for field, tokens in (("stopping.token_ids", spec.stop_token_ids), ("sampling.logit_bias", biased)):
             if any(token >= self._resources.prompts.vocab_size for token in tokens):
@@ -257,7 +274,13 @@ class Generation:
         return min(spec.max_tokens or MAX_TOKENS, room, MAX_TOKENS)
 
     async def _generate(
-        self, spec: Spec, request: EngineRequest, on_images_taken: Callable[[], None], payer: ApiKey, model: str
+        self,
+        spec: Spec,
+        request: EngineRequest,
+        on_images_taken: Callable[[], None],
+        payer: ApiKey,
+        model: str,
+        image_grids: Sequence[pb.ImageGrid],
     ) -> None:
         """Runs the engine's part; it is metered from the request's first step on."""
         prompts = self._resources.prompts
@@ -285,9 +308,10 @@ class Generation:
             on_images_taken=on_images_taken,
             grammar_error=constraint_failed(spec.shape.kind.value if spec.shape else "chat.tools"),
         )
+        self._run_of_engine = run
         try:
             cached_tokens = await run.wait_scheduled()
-            self._meter(request, payer, model, cached_tokens, choices)
+            self._meter(request, payer, model, cached_tokens, choices, image_grids)
             self._emit_all(echo.begin())
             await run.stream()
         finally:
@@ -298,20 +322,36 @@ class Generation:
             return
         if self._first_token_s is None:
             self._first_token_s = time.time()
-        logprobs = None
+        logprobs = attention = None
+        bytes_of = self._resources.prompts.tokenizer.token_bytes
         if output.logprobs is not None:
-            bytes_of = self._resources.prompts.tokenizer.token_bytes
             logprobs = events.token_logprobs(output.token, output.logprobs, bytes_of)
+        if spec.attention_layers is not None:
+            attention = events.token_attention(bytes_of(output.token), output.attention or ())
         usage = self._usage() if spec.running_usage else None
         assert self._metered is not None
         self._counts[self._metered.record.number] = choices.num_tokens
-        self._emit(events.delta(self._id, output.choice, *delta, logprobs=logprobs, usage=usage))
+        parts = (*delta, logprobs, usage, attention)
+        if (more := self._new_delta(self._id, output.choice)) is not None:
+            events.fill(more, *parts)
+        else:
+            event = events.new_delta(self._id, output.choice)
+            events.fill(event.delta, *parts)
+            self._emit(event)
         if choices.is_done:
             run.finish()
         elif output.finish is None and delta.finish is not None:
             run.cancel_choice(output.choice)
 
-    def _meter(self, request: EngineRequest, payer: ApiKey, model: str, cached_tokens: int, choices: Choices) -> None:
+    def _meter(
+        self,
+        request: EngineRequest,
+        payer: ApiKey,
+        model: str,
+        cached_tokens: int,
+        choices: Choices,
+        image_grids: Sequence[pb.ImageGrid],
+    ) -> None:
         """Opens the usage record; nothing of an answer is sent before that."""
         prices = self._resources.prices
         record = self._resources.ledger.open(
@@ -332,7 +372,7 @@ class Generation:
         )
         self._metered = _Metered(record=record, choices=choices)
         rate_limits = self._hold.rate_limits if self._hold else None
-        self._emit(events.started(self._id, record.prompt_tokens, cached_tokens, rate_limits))
+        self._emit(events.started(self._id, record, rate_limits, image_grids))
 
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
@@ -356,11 +396,15 @@ class Generation:
             return None
         prompt_tokens, cached_tokens = self._metered.record.prompt_tokens, self._metered.record.cached_tokens
         completion_tokens = self._metered.choices.num_tokens
+        run = self._run_of_engine
+        assert run is not None
         return pb.Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cached_tokens=cached_tokens,
             estimated_cost=self._resources.prices.cost(prompt_tokens, cached_tokens, completion_tokens),
+            accepted_prediction_tokens=run.num_right,
+            rejected_prediction_tokens=run.num_guessed - run.num_right,
         )
 
     def _emit_all(self, made: Iterable[pb.Event]) -> None:

@@ -1,6 +1,7 @@
 """Decodes pictures in processes of their own, with limits on time and memory: pictures are strangers' input."""
 
 import asyncio
+import hashlib
 import multiprocessing
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from pebble import ProcessExpired, ProcessPool
 
 from spyglass_common.fair_slots import FairSlots
+from spyglass_server.decoded_pictures import DecodedPictures
 from spyglass_server.errors import InvalidImage
 from spyglass_server.images import ImageError, ImageSpec, ImageTiles, decode_tiles
 from spyglass_server.process_name import name_process
@@ -23,16 +25,20 @@ _DECODE_S = 10.0
 _BYTES_A_PIXEL = 20
 """Of a picture with transparency, which is put on white: each step has a copy."""
 _SPARE_BYTES = 256 << 20
+MAX_KEPT_BYTES = 64 << 20
+"""Of decoded pictures, for the next question about them: 17 of four tiles."""
+_LARGE_BYTES = 256 << 10
 _NICENESS = 5
 """The event loops of server and bridge go first."""
 
 
 class ImageDecoder:
-    """A few processes for the pictures of all tenants, who take turns."""
+    """A few processes for the pictures of all tenants, who take turns; what they have decoded is kept for a while."""
 
     def __init__(self, max_pixels: int) -> None:
         """Starts the processes in the background."""
         self._max_pixels = max_pixels
+        self._decoded = DecodedPictures(MAX_KEPT_BYTES)
         self._slots = FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2)
         self._pool = ProcessPool(
             max_workers=_NUM_WORKERS,
@@ -49,14 +55,25 @@ class ImageDecoder:
         Raises:
             InvalidImage: it is of another format, damaged or too large, or takes too much time or memory.
         """
+        key = tenant, await self._digest(data), spec
+        if (known := self._decoded.find(key)) is not None:
+            return known
         async with self._slots.hold(tenant):
             work = self._pool.schedule(decode_tiles, args=(data, self._max_pixels, spec), timeout=_DECODE_S)
             try:
-                return await asyncio.wrap_future(work)
+                tiles: ImageTiles = await asyncio.wrap_future(work)
             except ImageError as error:
                 raise InvalidImage(str(error), field=field) from error
             except (Overdue, MemoryError, ProcessExpired) as error:
                 raise InvalidImage("the image takes too much time or memory to decode", field=field) from error
+        self._decoded.keep(key, tiles)
+        return tiles
+
+    async def _digest(self, data: bytes) -> bytes:
+        """Of a file; a large one is read in a thread, so that the event loop goes on."""
+        if len(data) <= _LARGE_BYTES:
+            return hashlib.sha256(data).digest()
+        return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
     def close(self) -> None:
         """Ends the processes, whatever they do."""

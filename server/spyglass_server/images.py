@@ -33,10 +33,15 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTiles:
-    """A picture cut into rows x columns tiles: uint8 [tiles, 3, tile, tile], and a digest of all that."""
+    """A picture cut into rows x columns tiles: uint8 [tiles, 3, tile, tile], and a digest of all that.
+
+    `width` and `height` are the picture's own on the canvas, in pixels.
+    """
 
     rows: int
     columns: int
+    width: int
+    height: int
     pixels: NDArray[np.uint8]
     digest: bytes
 
@@ -49,8 +54,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"the image has {image.width} x {image.height} pixels; {max_pixels} are allowed")
+            check_size(image.width, image.height, max_pixels)
             if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
                 raise ImageError(f"the JPEG image has more than {_MAX_JPEG_SCANS} scans")
             image.load()  # the first frame, if there are several
@@ -61,6 +65,12 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise ImageError("the image is damaged, or is not a JPEG, PNG, WebP or GIF") from error
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageError for a picture of too many pixels."""
+    if width * height > max_pixels:
+        raise ImageError(f"the image has {width} x {height} pixels; {max_pixels} are allowed")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -74,20 +84,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def tile_image(image: Image.Image, spec: ImageSpec) -> ImageTiles:
     """Resizes an RGB picture onto its canvas and cuts that into tiles."""
-    columns, rows = choose_canvas(image.width, image.height, spec)
-    size = _fit(image.width, image.height, columns, rows, spec.tile_size)
+    columns, rows, width, height = lay_out(image.width, image.height, spec)
     canvas = Image.new("RGB", (columns * spec.tile_size, rows * spec.tile_size))
-    canvas.paste(image.resize(size, Image.Resampling.BILINEAR))
+    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR))
     grid = np.asarray(canvas).reshape(rows, spec.tile_size, columns, spec.tile_size, 3)
     pixels = np.ascontiguousarray(grid.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, spec.tile_size, spec.tile_size)
     digest = hashlib.sha256(f"{rows}x{columns}x{spec.tile_size}:".encode())
     digest.update(pixels.data)
-    return ImageTiles(rows=rows, columns=columns, pixels=pixels, digest=digest.digest())
+    return ImageTiles(rows=rows, columns=columns, width=width, height=height, pixels=pixels, digest=digest.digest())
 
 
 def decode_tiles(data: bytes, max_pixels: int, spec: ImageSpec) -> ImageTiles:
     """The tiles of an encoded picture. Raises ImageError as `decode_image`."""
     return tile_image(decode_image(data, max_pixels), spec)
+
+
+def lay_out(width: int, height: int, spec: ImageSpec) -> tuple[int, int, int, int]:
+    """How a picture of some size is seen: columns and rows of tiles, and its width and height on that canvas."""
+    columns, rows = choose_canvas(width, height, spec)
+    return columns, rows, *_fit(width, height, columns, rows, spec.tile_size)
 
 
 def choose_canvas(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:

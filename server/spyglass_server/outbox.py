@@ -17,6 +17,9 @@ _MAX_LOGPROBS = 512
 """Maximum number of tokens with logprobs in a delta; each takes up to a kilobyte."""
 
 
+_MAX_ATTENTION = 4
+"""Maximum number of tokens with their attention in a delta; each takes up to 100 kilobytes."""
+
 _MAX_EVENTS = 4096
 """So many events may wait for a reader before nothing more is taken from it; what runs adds few, since deltas join."""
 
@@ -25,7 +28,8 @@ class Outbox:
     """The events of one stream; one reader takes frames, anyone may push."""
 
     def __init__(self) -> None:
-        self._events: list[pb.Event] = []
+        self._frame = pb.GenerateResponse()
+        """The next frame. Deltas are made where they are sent from: to copy them would take as long as to make them."""
         self._open_deltas: dict[tuple[int, int], pb.Delta] = {}
         self._go_away: pb.GoAway | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
@@ -34,15 +38,28 @@ class Outbox:
 
     def push(self, event: pb.Event) -> None:
         """Adds an event; a delta joins an earlier one of its choice that has not been taken yet."""
-        if event.WhichOneof("kind") == "delta":
-            key = (event.id, event.delta.index)
-            earlier = self._open_deltas.get(key)
-            if earlier is not None and len(earlier.logprobs) < _MAX_LOGPROBS:
-                _join(earlier, event.delta)
-                return
-            self._open_deltas[key] = event.delta
-        self._events.append(event)
-        if len(self._events) >= _MAX_EVENTS:
+        key = (event.id, event.delta.index) if event.HasField("delta") else None
+        if key and (earlier := self._open_deltas.get(key)) is not None and _has_room(earlier):
+            _join(earlier, event.delta)
+            return
+        self._frame.events.append(event)
+        if key:
+            self._open_deltas[key] = self._frame.events[-1].delta
+        self._note()
+
+    def new_delta(self, event_id: int, index: int) -> pb.Delta | None:
+        """Adds a delta of a choice, which is to be filled now; None where an earlier one waits, which it must join."""
+        if (event_id, index) in self._open_deltas:
+            return None
+        event = self._frame.events.add()
+        event.id = event_id
+        delta = self._open_deltas[event_id, index] = event.delta
+        delta.index = index
+        self._note()
+        return delta
+
+    def _note(self) -> None:
+        if len(self._frame.events) >= _MAX_EVENTS:
             self._room.clear()
         self._wake.set()
 
@@ -50,9 +67,9 @@ class Outbox:
         """Waits until the reader has taken enough."""
         await self._room.wait()
 
-    def go_away(self, reason: str) -> None:
-        """Tells the client to start nothing more on this stream."""
-        self._go_away = pb.GoAway(reason=reason)
+    def go_away(self, reason: str, first_refused_id: int) -> None:
+        """Tells the client to start nothing more on this stream, and from which id on nothing was begun."""
+        self._go_away = pb.GoAway(reason=reason, first_refused_id=first_refused_id)
         self._wake.set()
 
     def close(self) -> None:
@@ -65,7 +82,7 @@ class Outbox:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._events or self._go_away:
+            if self._frame.events or self._go_away:
                 yield self._take()
             elif self._closed:
                 return
@@ -74,24 +91,34 @@ class Outbox:
 
     def _take(self) -> pb.GenerateResponse:
         """Takes the first events, as many as a frame may hold; what is left is for the next."""
-        count = size = 0
-        while count < len(self._events) and size < _FRAME_BYTES:
-            size += self._events[count].ByteSize()
-            count += 1
-        frame = pb.GenerateResponse(events=self._events[:count], go_away=self._go_away)
-        self._events, self._go_away = self._events[count:], None
-        self._open_deltas = {(e.id, e.delta.index): e.delta for e in self._events if e.HasField("delta")}
-        if len(self._events) < _MAX_EVENTS:
+        frame, self._frame = self._frame, pb.GenerateResponse()
+        if frame.ByteSize() > _FRAME_BYTES:  # rarely; to ask every event for its size takes five times as long
+            count = size = 0
+            while count < len(frame.events) and size < _FRAME_BYTES:
+                size += frame.events[count].ByteSize()
+                count += 1
+            self._frame.events.extend(frame.events[count:])
+            del frame.events[count:]
+        if self._go_away is not None:
+            frame.go_away.CopyFrom(self._go_away)
+            self._go_away = None
+        self._open_deltas = {(e.id, e.delta.index): e.delta for e in self._frame.events if e.HasField("delta")}
+        if len(self._frame.events) < _MAX_EVENTS:
             self._room.set()
-        if self._events:
+        if self._frame.events:
             self._wake.set()
         return frame
+
+
+def _has_room(delta: pb.Delta) -> bool:
+    return len(delta.logprobs) < _MAX_LOGPROBS and len(delta.attention) < _MAX_ATTENTION
 
 
 def _join(earlier: pb.Delta, later: pb.Delta) -> None:
     earlier.text += later.text
     earlier.token_ids.extend(later.token_ids)
     earlier.logprobs.extend(later.logprobs)
+    earlier.attention.extend(later.attention)
     append_tool_calls(earlier.tool_calls, later.tool_calls)
     earlier.finish_reason = later.finish_reason
     if later.HasField("stop_string"):

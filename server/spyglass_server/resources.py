@@ -6,11 +6,12 @@ from concurrent import futures
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
+from spyglass.v1 import inference_pb2 as pb
+from spyglass_common.cancellation import to_the_end
 from spyglass_common.fair_slots import FairSlots
 from spyglass_server.admission import Admission
 from spyglass_server.auth import ApiKey, Keys
-from spyglass_server.cancellation import to_the_end
-from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.chat import ImageLimits, ImageSize
 from spyglass_server.codec.start import Spec
 from spyglass_server.config import Prices
 from spyglass_server.constraints.grammar import calls_grammar, to_grammar
@@ -19,7 +20,7 @@ from spyglass_server.engine.messages import ImageKey
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.errors import ModelNotFound, SpyglassError, Unavailable
 from spyglass_server.image_decoder import ImageDecoder
-from spyglass_server.images import ImageTiles
+from spyglass_server.images import ImageTiles, lay_out
 from spyglass_server.ledger import Ledger
 from spyglass_server.prompt import Prompt, PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -29,6 +30,7 @@ from spyglass_server.replays import Replays
 log = logging.getLogger(__name__)
 
 _NUM_SHAPES = 2
+_LOADING_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,13 @@ class Resources:
     request_timeout_s: float
 
     def models_of(self, key: ApiKey) -> tuple[str, ...]:
-        """The names of the models that a key may use."""
+        """The names of the models that a key may use.
+
+        Raises:
+            Unavailable: the model has not been loaded yet.
+        """
+        if not self.engine.has_info:
+            raise Unavailable("the model is being loaded", reason="model_loading", retry_after_s=_LOADING_RETRY_S)
         return tuple(name for name in self.served_names if not key.models or name in key.models)
 
     def resolve_model(self, name: str, key: ApiKey) -> str:
@@ -77,7 +85,8 @@ class Resources:
                 grammar = to_grammar(spec.shape)
             elif spec.tool_use and spec.tool_use.needs_grammar:
                 grammar = calls_grammar(spec.tool_use.tools, spec.tool_use.must_call, spec.tool_use.several)
-            return self.prompts.write(spec.input, self.engine.info.max_tokens), grammar
+            prompt = self.prompts.write(spec.input, self.engine.info.max_tokens)
+            return replace(prompt, prediction=self.prompts.expect(spec.prediction)), grammar
 
         has_shape = bool(spec.shape or (spec.tool_use and spec.tool_use.needs_grammar))
         async with self.shapes.hold(tenant) if has_shape else nullcontext(), self.slots.hold(tenant):
@@ -85,6 +94,31 @@ class Resources:
         if images:
             prompt = replace(prompt, images=await self._decode(spec, images, tenant))
         return prompt, grammar
+
+    async def lay_out(self, spec: Spec, tenant: str) -> list[pb.ImageLayout]:
+        """How the model sees the images of a conversation, by their data or their sizes.
+
+        Raises:
+            InvalidImage: one of them cannot be used.
+        """
+        if not isinstance(spec.input, ChatInput):
+            return []
+        layouts = []
+        for image, slot in zip(spec.images, spec.input.images, strict=True):
+            wanted = self.prompts.image_spec(slot)
+            if isinstance(image, ImageSize):
+                self.prompts.check_size(image.width, image.height, slot)
+                columns, rows, width, height = lay_out(image.width, image.height, wanted)
+            else:
+                assert image is not None
+                tiles = await self.decoder.tiles(image, wanted, tenant=tenant, field=slot.field)
+                columns, rows, width, height = tiles.columns, tiles.rows, tiles.width, tiles.height
+            layouts.append(
+                pb.ImageLayout(
+                    tile_size=wanted.tile_size, rows=rows, columns=columns, picture_width=width, picture_height=height
+                )
+            )
+        return layouts
 
     async def _decode(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[ImageTiles, ...]:
         assert isinstance(spec.input, ChatInput)

@@ -41,13 +41,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._sessions: set[Session] = set()
-        self._loaded_s = time.time()
+        self._is_draining = False
+        self._no_sessions = asyncio.Event()
+        self._no_sessions.set()
+        self._started_s = time.time()
 
     async def Generate(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.GenerateRequest], context: "Context"
     ) -> None:
         session = Session(caller(), self._resources)
         self._sessions.add(session)
+        self._no_sessions.clear()
+        if self._is_draining:
+            session.drain()
         reader = asyncio.create_task(session.read(request_iterator), name="stream-reader")
         try:
             async for frame in session.frames():
@@ -60,10 +66,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             if reader.done():
                 reader.result()  # raises what was wrong with the stream
         finally:
-            self._sessions.discard(session)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            await session.aclose()
+            await asyncio.shield(asyncio.create_task(self._close(session, reader), name="stream-close"))
+
+    async def _close(self, session: Session, reader: asyncio.Task[None]) -> None:
+        """Ends a stream. A task of its own: its call may be cancelled again while this goes on, as one is whose client
+        leaves while the server goes down."""
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await session.aclose()
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._no_sessions.set()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: "Context") -> pb.ListModelsResponse:
         key = self._caller(request)
@@ -79,18 +92,23 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         spec = decode_start(request.start, resources.image_limits)
         payer = find_payer(resources.keys, caller(), spec.caller_key)
         resources.resolve_model(spec.model, payer)
-        images = [data for data in spec.images if data is not None]
-        if len(images) < len(spec.images):
-            raise InvalidRequest("images must be inline to be counted", field="start.chat")
+        if None in spec.images:
+            raise InvalidRequest("images must be inline to be counted, or say their sizes", field="start.chat")
         with resources.admission.admit(payer.tenant) as place:
             hold = await resources.quotas.hold(payer)
             try:
                 place.hold_bytes(request.ByteSize())
-                prompt, _ = await resources.prepare(spec, images, payer.tenant)
+                prompt, _ = await resources.prepare(spec, [], payer.tenant)
+                layouts = await resources.lay_out(spec, payer.tenant)
             finally:
                 hold.end(0, 0.0)
         token_ids = prompt.tokens if request.with_tokens else ()
-        return pb.CountTokensResponse(prompt_tokens=len(prompt.tokens), token_ids=token_ids)
+        return pb.CountTokensResponse(
+            prompt_tokens=len(prompt.tokens),
+            token_ids=token_ids,
+            images=layouts,
+            estimated_cost=resources.prices.cost(len(prompt.tokens), 0, 0),
+        )
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: "Context") -> pb.DetokenizeResponse:
         resources = self._resources
@@ -128,10 +146,30 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             records=[encode_record(record) for record in await ledger.latest(chosen, limit)],
         )
 
+    async def GetStatus(self, request: pb.GetStatusRequest, context: "Context") -> pb.GetStatusResponse:
+        engine, admission = self._resources.engine, self._resources.admission
+        activity = engine.activity
+        return pb.GetStatusResponse(
+            state=self._state(),
+            running=engine.num_scheduled,
+            waiting=max(0, admission.num_held - engine.num_scheduled),
+            max_pending=admission.num_places,
+            last_step_age=events.duration(activity.last_step_age_s),
+            last_token_age=events.duration(activity.last_token_age_s),
+            output_tokens_per_second=activity.tokens_per_second,
+            started=events.timestamp(self._started_s),
+        )
+
     def drain(self) -> None:
-        """Asks the clients of all streams to go away."""
+        """Asks the clients of all streams to go away; what has begun may end."""
+        self._is_draining = True
         for session in self._sessions:
             session.drain()
+
+    async def wait_idle(self) -> None:
+        """Waits, after `drain`, until everything that has begun has ended."""
+        await self._no_sessions.wait()
+        await self._resources.admission.wait_idle()  # answers that belong to no stream
 
     def abandon(self) -> None:
         """Ends all generations that still run."""
@@ -148,13 +186,23 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             return keys.current(caller())
         return find_caller(keys, caller(), request.caller.bearer_key)
 
+    def _state(self) -> "pb.ServerState.ValueType":
+        engine = self._resources.engine
+        if self._is_draining:
+            return pb.SERVER_STATE_DRAINING
+        if not engine.is_loaded:
+            return pb.SERVER_STATE_LOADING
+        if not engine.is_ready:
+            return pb.SERVER_STATE_STALLED
+        return pb.SERVER_STATE_BUSY if self._resources.admission.is_full else pb.SERVER_STATE_READY
+
     def _model(self, name: str) -> pb.Model:
         resources, info = self._resources, self._resources.engine.info
         quantization = [] if info.quantization == "none" else [info.quantization]
         return pb.Model(
             id=name,
             description="A model of the Llama 3.2 Vision architecture: text and images in, text out.",
-            created=events.timestamp(self._loaded_s),
+            created=events.timestamp(self._started_s),
             context_length=info.max_tokens,
             max_tokens=min(info.max_tokens, MAX_TOKENS),
             pricing=pb.Pricing(

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_server.auth import ApiKey
-from spyglass_server.errors import InvalidRequest, Unavailable, going_down
+from spyglass_server.codec import events
+from spyglass_server.errors import InvalidRequest, Unavailable, going_down, to_status
 from spyglass_server.generation import Generation
 from spyglass_server.outbox import Outbox
 from spyglass_server.resources import Resources
@@ -23,7 +24,7 @@ class Session:
         """Tokens by usage record that the ledger does not have yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_id = -1
-        self._no_more = False
+        self._no_more = self._is_draining = False
 
     async def read(self, requests: AsyncIterator[pb.GenerateRequest]) -> None:
         """Takes the client's messages until it closes its half.
@@ -51,8 +52,10 @@ class Session:
 
     def drain(self) -> None:
         """Tells the client to go away; what runs goes on to its end."""
-        self._no_more = True
-        self._outbox.go_away("the server is going down")
+        if self._is_draining:
+            return
+        self._no_more = self._is_draining = True
+        self._outbox.go_away("the server is going down", self._last_id + 1)
         self._close_if_done()
 
     def abandon(self) -> None:
@@ -83,7 +86,13 @@ class Session:
         if event_id <= self._last_id:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id
-        generation = Generation(event_id, start, self._key, self._resources, self._outbox.push, self._counts)
+        if self._is_draining:
+            self._outbox.push(events.finished(event_id, None, to_status(going_down())))
+            return
+        outbox = self._outbox
+        generation = Generation(
+            event_id, start, self._key, self._resources, outbox.push, self._counts, outbox.new_delta
+        )
         self._running[event_id] = generation
         task = generation.start()
         self._tasks.add(task)

@@ -53,6 +53,20 @@ _ENGINE = (
         "among how many devices of this machine the model is divided: GPUs, or processes on a CPU",
         1,
     ),
+    choice(
+        "cpu-kernels",
+        "auto compiles kernels of our own for this processor at the first start, where there is a C compiler; off "
+        "computes with PyTorch's, which are slower",
+        "auto",
+        "auto|off",
+    ),
+    choice(
+        "speculation",
+        "auto guesses what an answer says next and checks several tokens at once, which changes no answer: on CPUs, "
+        "while few go on; off never does",
+        "auto",
+        "auto|off",
+    ),
     count("max-batch", "maximum number of sequences (choices) in a batch", 64),
     count(
         "max-step-tokens",
@@ -105,13 +119,8 @@ SETTINGS: tuple[Setting, ...] = (
     count(
         "max-pending", "maximum number of generations in the server, running and queued; beyond it callers get 429", 256
     ),
-    count(
-        "max-pending-bytes",
-        "maximum memory for what they have been sent and have not given to the engine yet, texts and images, in bytes",
-        2 << 30,
-        "BYTES",
-    ),
-    count("max-pending-tokens", "maximum number of tokens in all of their prompts", 1 << 20),
+    shared.MAX_PENDING_BYTES,
+    count("max-pending-tokens", "maximum number of tokens in the prompts of all generations in the server", 1 << 20),
     count("max-images", "maximum number of images in a conversation", 16),
     shared.MAX_IMAGE_BYTES,
     count("max-image-pixels", "maximum size of an image, in pixels", 40_000_000),

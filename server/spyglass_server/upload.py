@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
-from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.chat import ImageLimits, ImageSize
 from spyglass_server.codec.start import Spec
 from spyglass_server.errors import DeadlineExceeded, InvalidImage, InvalidRequest
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -27,9 +27,17 @@ class Upload:
         self._complete = asyncio.Event()
 
     def expect(self, spec: Spec, limits: ImageLimits, grow: Callable[[int], None]) -> None:
-        """Says which images there are; until then no pieces may come. `grow` takes the size of each."""
-        self._images = list(spec.images)
+        """Says which images there are; until then no pieces may come. `grow` takes the size of each.
+
+        Raises:
+            InvalidRequest: of one there is only the size.
+        """
         self._fields = tuple(slot.field for slot in spec.input.images) if isinstance(spec.input, ChatInput) else ()
+        self._images = []
+        for image, field in zip(spec.images, self._fields, strict=True):
+            if isinstance(image, ImageSize):
+                raise InvalidImage("the image itself is needed, not only its size", field=field)
+            self._images.append(image)
         self._pieces = {i: bytearray() for i, data in enumerate(spec.images) if data is None}
         self._max_bytes, self._grow = limits.max_bytes, grow
         self._check_complete()

@@ -1,13 +1,15 @@
 """Limits on the body of a request."""
 
+import asyncio
 import gzip
 import io
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 
 from bridge_setup import CHAT, BridgeUnderTest, ask, run_bridge_under_test
-from fake_service import USER_KEY, FakeService
+from fake_service import PATIENCE_S, USER_KEY, FakeService, Reply
 from raw_http import connect, request_head
 from spyglass_bridge import body as body_module
 
@@ -63,6 +65,42 @@ async def test_a_body_that_dribbles_is_given_up(bridge: BridgeUnderTest, monkeyp
         )
         await raw.send(head + b"{")
         assert " 408 " in await raw.head()
+
+
+async def test_bodies_that_arrive_at_once_are_bounded_together(server: FakeService) -> None:
+    """One key's bodies take no more than there is, and leave others a share; what was held is given back."""
+    server.user_keys.add("other")
+    server.tenants["other"] = "tenant-2"
+    async with run_bridge_under_test(server, max_pending_bytes=1 << 20) as bridge:
+        async with AsyncExitStack() as stack:
+            senders = [await stack.enter_async_context(connect(bridge.port)) for _ in range(4)]
+            head = request_head(
+                CHAT, Authorization=f"Bearer {USER_KEY}", Content_Type="application/json", Content_Length=400_000
+            )
+            for raw in senders:
+                await raw.send(head + b" " * 399_999)
+            refused = [asyncio.create_task(raw.head()) for raw in senders]
+            done, _ = await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
+            assert all(" 429 " in task.result() and "Retry-After: 1" in task.result() for task in done)
+            async with bridge.http.post(CHAT, json=ask(), headers={"Authorization": "Bearer other"}) as response:
+                assert response.status == 200
+            await asyncio.sleep(0.2)
+            assert sum(task.done() for task in refused) == 2
+            for task in refused:
+                task.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await bridge.chat(messages=[{"role": "user", "content": "x" * 900_000}]))[0] != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+async def test_what_a_running_answer_no_longer_needs_is_given_back(server: FakeService) -> None:
+    server.script = Reply(hang_after=1)
+    async with run_bridge_under_test(server, max_pending_bytes=1 << 20) as bridge, AsyncExitStack() as stack:
+        for _ in range(4):
+            asking = bridge.http.post(CHAT, json=ask(stream=True, user="x" * 400_000))
+            response = await stack.enter_async_context(asking)
+            assert response.status == 200
+            await response.content.readany()
 
 
 async def test_length_and_chunks_together_are_refused(bridge: BridgeUnderTest) -> None:

@@ -86,6 +86,7 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
         logprobs=True,
         top_logprobs=3,
         min_tokens=2,
+        prediction={"type": "content", "content": [{"type": "text", "text": "for"}, {"type": "text", "text": "ty"}]},
         response_format={
             "type": "json_schema",
             "json_schema": {"name": "s", "strict": True, "schema": {"type": "null"}},
@@ -113,6 +114,7 @@ async def test_start_holds_the_whole_request(bridge: BridgeUnderTest) -> None:
     assert dict(sampling.logit_bias) == {17: -100, 4: 2.5}
     assert (start.output.logprobs, start.output.top_logprobs) == (True, 3)
     assert (start.stopping.max_tokens, start.stopping.min_tokens) == (7, 2)
+    assert start.prediction == "forty"
     assert start.format.json_schema == options_pb2.JsonSchemaFormat(
         name="s", schema_json='{"type":"null"}', strict=True
     )

@@ -9,7 +9,8 @@ import pytest
 from google.rpc import code_pb2
 
 from bridge_setup import CHAT, BridgeUnderTest, ask, ask_about, run_bridge_under_test, run_server
-from fake_service import BRIDGE_KEY, PATIENCE_S, FakeService, Reply
+from fake_service import BRIDGE_KEY, PATIENCE_S, FakeService, Reply, Turn
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.backend import Backend
 from spyglass_common.status import make_status
 
@@ -60,6 +61,31 @@ async def test_ready_follows_the_health_service(bridge: BridgeUnderTest) -> None
     await bridge.wait_ready(200)
 
 
+async def test_ready_and_health_say_how_the_server_is(bridge: BridgeUnderTest) -> None:
+    status = bridge.server.status
+
+    async def told(path: str) -> tuple[int, dict[str, object]]:
+        await asyncio.sleep(0.3)  # an answer is kept for a moment
+        async with bridge.http.get(path) as response:
+            return response.status, await response.json()
+
+    await bridge.wait_ready()
+    assert await told("/ready") == (200, {"status": "ready"})
+    status.last_step_age.FromMilliseconds(1234)
+    status.last_token_age.FromMilliseconds(50)
+    status.state = pb.SERVER_STATE_BUSY
+    ages = {"last_step_age_s": 1.234, "last_token_age_s": 0.05}
+    assert await told("/ready") == (200, {"status": "busy", **ages})
+    assert await told("/health") == (200, {"status": "ok", "server": {"status": "busy", **ages}})
+    await bridge.server.set_serving(False)
+    for state, name in ((pb.SERVER_STATE_LOADING, "loading"), (pb.SERVER_STATE_STALLED, "stalled")):
+        status.state = state
+        assert await told("/ready") == (503, {"status": name, **ages})
+    await bridge.server.end()
+    assert await told("/ready") == (503, {"status": "waiting for the model server"})
+    assert await told("/health") == (200, {"status": "ok", "server": {"status": "waiting for the model server"}})
+
+
 async def test_after_go_away_new_starts_use_a_new_stream_and_old_ones_finish(bridge: BridgeUnderTest) -> None:
     gate = asyncio.Event()
     bridge.server.script = Reply(gate=gate)
@@ -77,6 +103,33 @@ async def test_after_go_away_new_starts_use_a_new_stream_and_old_ones_finish(bri
     async with asyncio.timeout(PATIENCE_S):
         while not bridge.server.streams[0].half_closed.is_set():
             await bridge.chat()
+
+
+async def test_what_a_server_that_goes_down_has_not_begun_is_begun_elsewhere(bridge: BridgeUnderTest) -> None:
+    async def silent(turn: Turn) -> None:
+        await turn.cancelled.wait()
+
+    bridge.server.script = silent
+    calls = [asyncio.create_task(bridge.chat()) for _ in range(3)]
+    left = asyncio.create_task(bridge.chat())
+    await bridge.server.turn(4)
+    left.cancel()
+    await bridge.server.turns[3].cancelled.wait()
+    bridge.server.script = Reply()
+    bridge.server.streams[0].go_away(first_refused_id=1)
+    assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 3
+    assert len(bridge.server.turns) == 7
+    assert len(bridge.server.streams) == 2
+
+
+async def test_what_is_returned_while_there_is_no_server_is_refused(bridge: BridgeUnderTest) -> None:
+    async def go_away(turn: Turn) -> None:
+        bridge.server.refusal = make_status(code_pb2.UNAVAILABLE, "no more")
+        turn.stream.go_away(first_refused_id=1)
+
+    bridge.server.script = go_away
+    status, body = await bridge.chat()
+    assert (status, body["error"]["code"]) == (503, "server_unavailable")
 
 
 async def test_an_error_of_one_generation_leaves_the_others_alone(bridge: BridgeUnderTest) -> None:

@@ -137,7 +137,6 @@ def test_bad_values_are_refused_at_their_place(fields: dict[str, Any], param: st
         ({"function_call": "auto"}, "function_call"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
-        ({"prediction": {}}, "prediction"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"suffix": "x"}, "suffix"),
         ({"verbosity": "high"}, "verbosity"),

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from google.rpc import code_pb2
+from PIL import Image
 
 from fake_service import FakeService, Turn, until_cancelled
+from pictures import encoded
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_client.cli import main
 from spyglass_common.status import make_status
@@ -66,6 +68,38 @@ async def test_chat_options_reach_the_server(run: Run, service: FakeService, tmp
     assert start.sampling.HasField("temperature")
     assert start.sampling.HasField("seed")
     assert service.authorizations == ["Bearer sk-other"]
+
+
+async def look(turn: Turn) -> None:
+    """A script: looks at the top left patch of each picture."""
+    turn.accept()
+    grid = pb.ImageGrid(rows=2, columns=2, covered_rows=2, covered_columns=1.5)
+    turn.send(started=pb.Started(prompt_tokens=7, image_grids=[grid, grid]))
+    attention = pb.TokenAttention(bytes=b"red", maps=[pb.ImageMap(scale=0.5, data=bytes((255, 0, 0, 51)))] * 2)
+    assert turn.start.output.HasField("image_attention")
+    turn.send(delta=pb.Delta(text="red", token_ids=[1], attention=[attention], finish_reason=pb.FINISH_REASON_STOP))
+    turn.finish()
+
+
+async def test_chat_draws_where_the_model_looked(run: Run, service: FakeService, tmp_path: Path) -> None:
+    service.script = look
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encoded(Image.new("RGB", (60, 80), "white")))
+    images = ("--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.png"))
+    code, out, err = await run("chat", *images, "--show-attention", str(tmp_path / "looked.png"), "What?")
+    assert (code, out) == (0, "red\n")
+    assert err.count("where the model looked:") == 2
+    for number in (1, 2):
+        with Image.open(tmp_path / f"looked-{number}.png") as drawn:
+            assert drawn.size == (60, 80)
+            bright, dark = (sum(drawn.getpixel(place)) for place in ((5, 5), (5, 75)))  # type: ignore[arg-type]
+        assert bright > 1.3 * dark
+
+
+async def test_without_a_picture_there_is_nothing_to_look_at(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        await run("chat", "--show-attention", str(tmp_path / "looked.png"), "What?")
+    assert not (tmp_path / "looked.png").exists()
 
 
 async def test_chat_options_from_the_environment(

@@ -1,6 +1,7 @@
 """Errors of generations, of calls and of the whole stream."""
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import pytest
@@ -126,6 +127,38 @@ async def test_after_a_go_away_what_runs_ends_and_new_ones_use_a_new_stream(
         assert (await old.result()).text == "old "
     await asyncio.wait_for(service.streams[0].half_closed.wait(), 10)
     assert not service.streams[1].half_closed.is_set()
+
+
+async def test_what_a_server_that_goes_down_has_not_begun_is_sent_again(
+    client: AsyncClient, service: FakeService, tmp_path: Path
+) -> None:
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"p" * 4_000_000)
+
+    async def go_away(turn: Turn) -> None:
+        service.script = repeat
+        turn.stream.go_away(first_refused_id=1)
+
+    service.script = go_away
+    assert (await client.generate("again", images=[picture])).text == "again "
+    assert [len(stream.requests) > 1 for stream in service.streams] == [False, True]
+    assert service.turns[1].images == {0: b"p" * 4_000_000}
+
+
+async def test_a_cancelled_generation_is_not_begun_when_it_is_sent_again(
+    client: AsyncClient, service: FakeService
+) -> None:
+    async def silent(turn: Turn) -> None:
+        await turn.cancelled.wait()
+
+    service.script = silent
+    generation = client.stream("q")
+    await generation.begin()
+    turn = await service.turn()
+    service.script = until_cancelled
+    generation.cancel()
+    turn.stream.go_away(first_refused_id=1)
+    assert (await generation.result()).choices[0].finish_reason == "cancelled"
 
 
 async def test_a_server_that_is_not_there() -> None:

@@ -242,8 +242,13 @@ def test_a34_every_route_without_a_key(stack: Stack, doors: Doors) -> None:
                 response = http.request(method, path.replace("{model}", "tiny").replace("{variant}", "input"))
                 allowed = (200, 405) if path in OPEN else (401,)
                 assert response.status_code in allowed, (method, path, response.status_code)
-        for path in (*OPEN, "/"):
-            assert http.get(path).status_code in ((200,) if path in OPEN else (401, 404))
+        for path in (*OPEN, "/", "/page/main.js"):
+            assert http.get(path).status_code == 200, path
+        # The page is open, and tells nothing of a private model.
+        assert http.get("/page/about.json").json()["model"] is None
+        assert "tiny" not in http.get("/").text
+        for path in ("/page/none.js", "/page/..%2fapp.py", "/page/%2e%2e/v1/models", "/page/%2fetc%2fpasswd"):
+            assert http.get(path).status_code in (401, 404), path
         for path in (
             "/metrics",
             "/debug",

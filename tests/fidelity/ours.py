@@ -6,6 +6,7 @@ $SPYGLASS_TEST_DEVICE, "cpu" when not set, is the device on which it computes; t
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -38,7 +39,9 @@ class Ours:
         model = load_model(folder, load_config(folder), dtype, device)
         return cls(ModelRunner(model, num_pages, PAGE_SIZE, NUM_TILES, dtype, device), folder)
 
-    def row(self, token_ids: list[int], images: list[Image.Image], choices: tuple[int, ...] = ()) -> Row:
+    def row(
+        self, token_ids: list[int], images: list[Image.Image], choices: tuple[int, ...] = (), **request_fields: Any
+    ) -> Row:
         """Encodes the images and lays out the prompt as one row."""
         files = read_prompt_files(self.folder)
         tiles = [tile_image(image, files.image_spec) for image in images]
@@ -59,7 +62,9 @@ class Ours:
             tokens=tuple(token_ids),
             max_tokens=1,
             sampling=SamplingParams(temperature=0.0),
+            images=tuple(shared.inputs),
             image_positions=tuple(i for i, token in enumerate(token_ids) if token == files.image_token_id),
+            **request_fields,
         )
         return Row(
             request=request,

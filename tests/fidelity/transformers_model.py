@@ -35,6 +35,26 @@ class TransformersModel:
         return logits[0].float()
 
     @torch.inference_mode()
+    def image_attention(self, token_ids: Sequence[int], images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        """What the last position attends to, averaged over heads: of each cross-attention layer, float32
+        [images, tiles, tokens a tile], tiles that an image does not have included."""
+        found: list[torch.Tensor] = []
+
+        def keep(module: Any, given: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+            found.append(output[1][0, :, -1].mean(dim=0))
+
+        layers = self._model.model.language_model.layers
+        hooks = [layer.cross_attn.register_forward_hook(keep) for layer in layers if hasattr(layer, "cross_attn")]
+        self._model.set_attn_implementation("eager")
+        try:
+            self._model(**self._inputs(token_ids, images))
+        finally:
+            self._model.set_attn_implementation("sdpa")
+            for hook in hooks:
+                hook.remove()
+        return [one.view(len(images), self._processor.max_image_tiles, -1) for one in found]
+
+    @torch.inference_mode()
     def generate(self, token_ids: Sequence[int], images: Sequence[Image.Image], max_new_tokens: int) -> list[int]:
         """The tokens that greedy decoding adds, the stop token included."""
         output = self._model.generate(**self._inputs(token_ids, images), do_sample=False, max_new_tokens=max_new_tokens)

@@ -114,6 +114,54 @@ async def test_the_same_seed_gives_the_same_answer_alone_and_in_a_batch(server: 
         assert token_ids(stream, i % 15 + 1) == alone[i]
 
 
+# --- guesses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sampling": {"temperature": 0.0}},
+        {"sampling": {"seed": 5, "temperature": 1.3}, "output": {"logprobs": True, "top_logprobs": 2}},
+        {"sampling": {"seed": 6, "frequency_penalty": 0.9, "repetition_penalty": 1.3, "logit_bias": {97: 2.0}}},
+        {"sampling": {"seed": 7}, "stopping": {"min_tokens": 20}},
+        {"sampling": {"seed": 8}, "format": {"regex": "[a-m]{30,60}"}},
+    ],
+)
+async def test_an_answer_is_the_same_whatever_is_predicted(server: TestServer, given: dict[str, Any]) -> None:
+    """A right prediction is found out to be right, and a wrong one to be wrong."""
+    plain = await answers(server, [ask(count=60, **given)])
+    text, tokens = plain.text(1), token_ids(plain)
+    middle = len(text) // 2
+    for prediction in (text, text[:middle] + "~~" + text[middle:], "something else " * 20):
+        stream = await answers(server, [ask(count=60, prediction=prediction, **given)])
+        assert token_ids(stream) == tokens
+        assert stream.text(1) == text
+        found, expected = ([one.logprob for delta in deltas(s) for one in delta.logprobs] for s in (stream, plain))
+        assert found == pytest.approx(expected, abs=1e-4)
+        usage = stream.finished(1).usage
+        assert usage.completion_tokens == plain.finished(1).usage.completion_tokens
+        if prediction == text and "format" in given:  # other answers here are no text
+            assert usage.accepted_prediction_tokens > len(tokens) / 2
+
+
+async def test_several_choices_and_neighbours_are_the_same_with_predictions(server: TestServer) -> None:
+    starts = [ask(f"question {i}", 30, sampling={"seed": i}, n=1 + i % 2) for i in range(3)]
+    plain = await answers(server, starts)
+    for event_id, start in enumerate(starts, 1):
+        start.prediction = plain.text(event_id)
+    stream = await answers(server, starts)
+    for event_id in (1, 2, 3):
+        for index in range(1 + (event_id - 1) % 2):
+            assert token_ids(stream, event_id, index) == token_ids(plain, event_id, index)
+
+
+async def test_what_a_grammar_forces_takes_no_steps_of_its_own(server: TestServer) -> None:
+    shape = {"regex": "the quick brown fox jumps over [a-c]{2} lazy dogs"}
+    stream = await answers(server, [ask(count=80, format=shape)])
+    assert re.fullmatch(shape["regex"], stream.text(1))
+    assert stream.finished(1).usage.accepted_prediction_tokens > 20
+
+
 # --- probabilities -----------------------------------------------------------------------------
 
 

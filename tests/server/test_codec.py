@@ -111,6 +111,16 @@ def test_wrong_fields_are_named(field: str) -> None:
     assert refusal.value.field == field.strip()
 
 
+@pytest.mark.parametrize("part", ["", "format", "sampling", "stopping", "output"])
+def test_what_only_a_later_version_knows_is_refused(part: str) -> None:
+    start = chat("hi")
+    message = getattr(start, part) if part else start
+    message.MergeFromString(b"\xc0\x3e\x01")  # field 1000
+    with pytest.raises(InvalidRequest, match=r"field 1000 of \w+ is of a later version") as refused:
+        decode(start)
+    assert refused.value.field == part
+
+
 def test_parameters_are_the_schema_of_an_object() -> None:
     for parameters in ('{"type": "string"}', '{"type": ["object", "null"]}'):
         with pytest.raises(InvalidRequest) as refusal:

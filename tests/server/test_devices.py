@@ -96,7 +96,7 @@ def test_all_that_a_loaded_engine_holds_is_on_its_device(loader: CheckpointLoade
 
 
 def test_what_a_step_reads_is_on_its_device() -> None:
-    planner = Planner(page_size=PAGE, tile_size=6, dtype=torch.float32, device=META)
+    planner = Planner(page_size=PAGE, tile_size=6, dtype=torch.float32, device=META, run_lengths=None)
     prompt = row(tokens=tuple(range(7)), start=3, pages=(4, 5, 9), image_tiles=((0, 1, 5),), image_positions=(2,))
     rows = [prompt, *(replace(prompt, tokens=(1,), pages=tuple(range(i, i + 3))) for i in (10, 20, 30))]
     tensors = tensors_of(planner.batch(rows))
@@ -225,7 +225,7 @@ def test_a_picture_is_one_copy_to_the_gpu_and_its_place_another(gpu_runner: Mode
 def test_a_number_that_stays_on_the_host_is_noticed(gpu_runner: ModelRunner) -> None:
     for module in gpu_runner._model.modules():
         if isinstance(module, RMSNorm):
-            module._eps = torch.tensor(1e-5)  # type: ignore[assignment]
+            module.eps = torch.tensor(1e-5)  # type: ignore[assignment]
     with pytest.raises(AssertionError, match="CPU tensor"), nothing_on_the_host():
         gpu_runner.execute(steps()["decode"])
     with pytest.raises(AssertionError, match="on the CPU"), nothing_on_the_host():

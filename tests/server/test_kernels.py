@@ -18,6 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sampling_cases import (
+    SOME_DTYPES,
+    SOME_PARAMS,
+    assert_alike,
+    assert_filters_keep_the_first_of_equals,
+    assert_tells_rows_that_are_not_finite,
+)
 from simulated_gpu import simulated_gpu
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.runtime.kernels import attention, launch, sampling
@@ -242,52 +249,18 @@ def sampled(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 @settings(max_examples=15)
-@given(
-    st.lists(
-        st.builds(
-            SamplingParams,
-            temperature=st.sampled_from([0.0, 1e-308, 0.3, 1.0, 2.0]),
-            top_p=st.sampled_from([1e-9, 0.1, 0.9, 1.0]),
-            top_k=st.sampled_from([0, 1, 7, 999]),
-            min_p=st.sampled_from([0.0, 0.2]),
-            seed=st.integers(0, 2**64 - 1),
-        ),
-        min_size=1,
-        max_size=4,
-    ),
-    st.integers(0, 1000),
-    st.sampled_from([40, 100]),
-    st.sampled_from([torch.float32, torch.bfloat16]),  # which has many equal logits
-)
+@given(SOME_PARAMS, st.integers(0, 1000), st.sampled_from([40, 100]), SOME_DTYPES)
 def test_the_same_tokens_are_sampled(params: list[SamplingParams], seed: int, size: int, dtype: torch.dtype) -> None:
-    logits = (random(2, size, seed=seed) * 3).to(dtype).float()
-    logits[0, ::3] = -torch.inf  # as grammars leave it
-    draws = [Draw(row=i % 2, params=one, choice=i % 2, position=10 + i) for i, one in enumerate(params)]
-    assert sampled(logits, draws) == sample(logits, draws)
+    assert_alike(sampled, sample, (random(2, size, seed=seed) * 3).to(dtype).float(), params)
 
 
 def test_of_equal_logits_the_filters_keep_the_first() -> None:
-    logits = torch.zeros(1, 50)
-    for params in ({"top_k": 3}, {"top_p": 0.059}, {"top_k": 30, "top_p": 0.099}):
-        draws = [Draw(row=0, params=SamplingParams(seed=i, **params), choice=0, position=0) for i in range(6)]
-        found = sampled(logits, draws)
-        assert found == sample(logits, draws)
-        assert set(found) == {0, 1, 2}
+    assert_filters_keep_the_first_of_equals(sampled, sample, 6)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_rows_that_are_not_finite_are_told(bad: float) -> None:
-    logits = random(3, 150)
-    logits[1, 149] = bad
-    draws = [
-        Draw(row=row, params=SamplingParams(temperature=t), choice=0, position=0)
-        for row in range(3)
-        for t in (0.0, 1.0)
-    ]
-    found = sampled(logits, draws)
-    assert [token == -1 for token in found] == [False, False, True, True, False, False]
-    logits[1] = -torch.inf
-    assert sampled(logits, draws)[2:4] == [-1, -1]
+    assert_tells_rows_that_are_not_finite(sampled, bad, 149)
 
 
 def test_all_kernels_compile_for_a_gpu() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from pictures import noise
 from simulated_gpu import simulated_gpu
-from spyglass_server.engine.messages import EngineRequest, ImageKey, Logprobs, SamplingParams
+from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, ImageMap, Logprobs, SamplingParams
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine.worker.batch import DeviceLost, Row
 from spyglass_server.images import tile_image
@@ -26,6 +26,7 @@ from spyglass_server.runtime.cpu import plan as plan_module
 from spyglass_server.runtime.cpu.backend import CpuBackend
 from spyglass_server.runtime.linear import Int8Linear
 from spyglass_server.runtime.model.mllama import Mllama
+from spyglass_server.runtime.model.vision import VisionLayer, whole
 from spyglass_server.runtime.runner import ModelRunner
 
 PAGE = 4
@@ -139,7 +140,9 @@ def test_one_broken_row_fails_alone(runner: ModelRunner) -> None:
     assert outputs[0] == runner.execute(decoding[:1])[0]
 
 
-def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey, size: tuple[int, int] = (300, 300)) -> None:
+def take(
+    runner: ModelRunner, checkpoint: Path, *keys: ImageKey, size: tuple[int, int] = (300, 300)
+) -> tuple[ImageInput, ...]:
     """Gives the runner a picture, of four tiles when no size is given, under some keys."""
     tiles = tile_image(noise(size), read_prompt_files(checkpoint).image_spec)
     shared = SharedImages()
@@ -147,6 +150,7 @@ def take(runner: ModelRunner, checkpoint: Path, *keys: ImageKey, size: tuple[int
         shared.copy([(key, tiles.rows, tiles.columns, tiles.pixels.data) for key in keys])
         for image in shared.inputs:
             runner.take_image(image)
+        return tuple(shared.inputs)
     finally:
         shared.release()
 
@@ -216,6 +220,50 @@ def test_answers_that_grow_token_by_token_are_those_of_the_whole(runner: ModelRu
         assert tokens[-6:] == best[-6:]
 
 
+def test_attention_is_told_of_the_rows_that_ask_beside_others(runner: ModelRunner, small_checkpoint: Path) -> None:
+    """In a prompt and while decoding, whatever stands in the batch; the tokens are those of a row that does not."""
+    keys = [ImageKey("t", name) for name in (b"one", b"two")]
+    images = take(runner, small_checkpoint, *keys)
+    for key, tiles in zip(keys, (FOUR, SCATTERED), strict=True):
+        assert runner.encode_image(key, tiles)
+
+    def asking(one: Row, image: ImageInput, count: int) -> Row:
+        return replace(one, request=replace(one.request, images=(image,), attention_tokens=count))
+
+    first = seeing(row(0, 0, tuple(range(3, 12))), FOUR)
+    second = seeing(row(20, 0, tuple(range(5, 11))), SCATTERED)
+    text = row(40, 0, (6, 7))
+    alone = [runner.execute([asking(one, image, 99)])[0] for one, image in zip((first, second), images, strict=True)]
+    together = runner.execute([text, asking(second, images[1], 99), asking(first, images[0], 99)])
+    assert [one.attention is None for one in together] == [True, False, False]
+    assert near(together[2].attention, alone[0].attention)
+    assert near(together[1].attention, alone[1].attention)
+    assert not near(together[2].attention, together[1].attention)
+    told = [one.tokens for one in alone]
+    decoding = [
+        replace(one, tokens=tokens, start=one.end, pages=row(one.pages[0], one.end, (9,)).pages)
+        for one, tokens in zip((first, second), told, strict=True)
+    ]
+    plain = [runner.execute([one])[0] for one in decoding]
+    mixed = runner.execute([decoding[0], asking(decoding[1], images[1], 99)])
+    assert [one.tokens for one in mixed] == [one.tokens for one in plain]
+    assert mixed[0].attention is None
+    assert mixed[1].attention is not None
+    no_more = runner.execute([asking(decoding[1], images[1], decoding[1].end)])[0]
+    assert no_more.attention is None
+
+
+def near(one: Sequence[ImageMap | None] | None, other: Sequence[ImageMap | None] | None) -> bool:
+    assert one
+    assert other
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    assert pairs
+    return all(
+        abs(a.scale - b.scale) < 1e-5 and max(abs(x - y) for x, y in zip(a.data, b.data, strict=True)) <= 1
+        for a, b in pairs
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_in_8_bits_are_near_and_take_the_less_memory(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
     config, device = load_config(tiny_checkpoint), torch.device("cpu")
@@ -230,6 +278,21 @@ def test_weights_in_8_bits_are_near_and_take_the_less_memory(tiny_checkpoint: Pa
     assert 0 < (near - exact).square().mean().sqrt() < 0.05 * exact.std()
 
 
+def test_the_encoders_residual_stream_is_float32_in_every_precision(tiny_checkpoint: Path) -> None:
+    config = load_config(tiny_checkpoint)
+    vision = load_model(tiny_checkpoint, config, torch.bfloat16, torch.device("cpu")).vision
+    seen: list[torch.dtype] = []
+    for layer in (*vision.layers, *vision.global_layers):
+        assert isinstance(layer, VisionLayer)
+        for norm in (layer.attention_norm, layer.mlp_norm):
+            norm.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
+    side = config.vision.tile_size
+    with torch.inference_mode():
+        whole(vision(torch.randn(1, 2, 3, side, side).bfloat16(), 1, 2, 1000))
+    assert len(seen) >= 2 * (config.vision.num_layers + config.vision.num_global_layers)
+    assert set(seen) == {torch.float32}
+
+
 def test_a_lost_device_is_told_from_a_bad_batch(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first is no row's fault: the process must end and start again."""
 
@@ -237,7 +300,7 @@ def test_a_lost_device_is_told_from_a_bad_batch(runner: ModelRunner, monkeypatch
         def fail(*args: object) -> None:
             raise error
 
-        monkeypatch.setattr(runner._model.text, "forward", fail)
+        monkeypatch.setattr(runner._backend, "forward", fail)
 
     failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(DeviceLost, match="illegal memory access"):

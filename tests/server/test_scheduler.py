@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fakes import FakeRunner
 from spyglass_server.engine.messages import (
+    Drafted,
     EngineRequest,
+    Event,
     FinishReason,
     ImageInput,
     ImageKey,
@@ -48,9 +50,15 @@ def engine(
     max_batch: int = 8,
     max_step_tokens: int = 32,
     max_chunk_tokens: int = 32,
+    max_draft_rows: int = 0,
 ) -> tuple[EngineCore, FakeRunner]:
     runner = FakeRunner(PAGE_SIZE)
-    limits = Limits(max_batch=max_batch, max_step_tokens=max_step_tokens, max_chunk_tokens=max_chunk_tokens)
+    limits = Limits(
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        max_chunk_tokens=max_chunk_tokens,
+        max_draft_rows=max_draft_rows,
+    )
     scheduler = Scheduler(limits, PagePool(num_pages, PAGE_SIZE), ImageCache(max_tiles))
     return EngineCore(scheduler, runner), runner
 
@@ -462,11 +470,19 @@ def operations(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @settings(max_examples=150)
-@given(operations(), st.integers(9, 20), st.integers(2, 9), st.integers(1, 9))
+@given(operations(), st.integers(9, 20), st.integers(2, 9), st.integers(1, 9), st.sampled_from([0, 5, 16]))
 def test_any_mix_gives_the_answers_of_runs_alone(
-    steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int, max_chunk_tokens: int
+    steps: list[tuple[str, int]], num_pages: int, max_step_tokens: int, max_chunk_tokens: int, max_draft_rows: int
 ) -> None:
-    core, _ = engine(num_pages, 4, max_batch=5, max_step_tokens=max_step_tokens, max_chunk_tokens=max_chunk_tokens)
+    """With guesses too, whether they are right, wrong, or right up to some token."""
+    core, _ = engine(
+        num_pages,
+        4,
+        max_batch=5,
+        max_step_tokens=max_step_tokens,
+        max_chunk_tokens=max_chunk_tokens,
+        max_draft_rows=max_draft_rows,
+    )
     wanted: dict[int, EngineRequest] = {}
     cancelled: set[tuple[int, int]] = set()
     answers: Answer = {}
@@ -475,7 +491,7 @@ def test_any_mix_gives_the_answers_of_runs_alone(
         if kind == "submit":
             one = _random_request(len(wanted) + 1, choose, list(wanted.values()), answers)
             wanted[one.id] = one
-            core.submit(one)
+            core.submit(replace(one, prediction=_prediction(one, choose)) if max_draft_rows else one)
         elif kind == "step":
             assert not collect(core, answers)
         elif wanted:
@@ -492,7 +508,9 @@ def test_a_long_life_keeps_its_accounts() -> None:
     """One engine and many operations; SPYGLASS_OPERATIONS=1000000 makes it a long test."""
     choose = random.Random(1)
     scheduler = Scheduler(
-        Limits(max_batch=6, max_step_tokens=12, max_chunk_tokens=5), PagePool(40, PAGE_SIZE), ImageCache(4)
+        Limits(max_batch=6, max_step_tokens=12, max_chunk_tokens=5, max_draft_rows=12),
+        PagePool(40, PAGE_SIZE),
+        ImageCache(4),
     )
     core = EngineCore(scheduler, FakeRunner(PAGE_SIZE))
     recent: dict[int, EngineRequest] = {}
@@ -504,7 +522,7 @@ def test_a_long_life_keeps_its_accounts() -> None:
         if kind == "submit" and len(recent) < 12:
             one = _random_request(number + 1, choose, list(recent.values()), answers)
             recent[one.id] = one
-            core.submit(one)
+            core.submit(replace(one, prediction=_prediction(one, choose)))
         elif kind == "step":
             if core.has_work:
                 assert not collect(core, answers)
@@ -521,6 +539,80 @@ def test_a_long_life_keeps_its_accounts() -> None:
                 cancelled.discard(key)
             num_checked += 1
     assert num_checked > 1000
+
+
+def _prediction(one: EngineRequest, choose: random.Random) -> tuple[int, ...]:
+    """What the request's first answer will be, mostly with a wrong token somewhere."""
+    tokens = alone(one)[one.id, 0]
+    if choose.random() < 0.6:
+        tokens = list(tokens)
+        tokens[choose.randrange(len(tokens))] = choose.randrange(250)
+    return tuple(tokens)
+
+
+def test_a_right_prediction_takes_few_steps_and_a_wrong_one_changes_nothing(looks_ahead: bool) -> None:
+    one = request(1, max_tokens=40)
+    expected = alone(one)
+    steps = {}
+    for name, prediction in (
+        ("none", ()),
+        ("right", expected[1, 0]),
+        ("with a wrong word", (*expected[1, 0][:20], 3, *expected[1, 0][21:])),
+        ("wrong", range(100, 140)),
+    ):
+        core, _ = engine(max_draft_rows=16)
+        core.submit(replace(one, prediction=tuple(prediction)))
+        answers: Answer = {}
+        events: list[Event] = []
+        steps[name] = 0
+        while core.has_work:
+            events += core.step()
+            core.check()
+            steps[name] += 1
+        for event in events:
+            if isinstance(event, TokenOutput):
+                answers.setdefault((event.id, event.choice), []).append(event.token)
+        assert answers == expected
+        guessed = [event for event in events if isinstance(event, Drafted)]
+        assert sum(event.num_guessed for event in guessed) >= sum(event.num_right for event in guessed)
+    if not looks_ahead:  # a step that is started before the last token is known guesses nothing
+        assert steps["right"] < steps["with a wrong word"] < 15 < 40 <= steps["wrong"] <= steps["none"]
+
+
+class _Faulty:
+    """A matcher whose library fails wherever it is asked what comes next."""
+
+    is_ready = True
+
+    def allowed(self) -> bytes:
+        return b""
+
+    def advance(self, token: int) -> None:
+        pass
+
+    def forced(self) -> tuple[int, ...]:
+        raise RuntimeError("a fault of the library")
+
+    def fork(self) -> "_Faulty":
+        raise RuntimeError("a fault of the library")
+
+
+def test_a_grammar_that_cannot_guess_hurts_nobody() -> None:
+    core, _ = engine(max_draft_rows=16)
+    held, free = request(1, max_tokens=12), request(2, max_tokens=12)
+    for one, matcher in ((held, _Faulty()), (free, None)):
+        core._scheduler.submit(replace(one, prediction=tuple(alone(one)[one.id, 0])), matcher)
+        core._requests[one.id] = one
+    assert run_to_end(core) == alone(held) | alone(free)
+
+
+def test_nothing_is_guessed_where_many_answers_go_on() -> None:
+    core, _ = engine(max_batch=8, max_draft_rows=8)
+    wanted = [request(i, max_tokens=12) for i in range(1, 9)]
+    for one in wanted:
+        core.submit(replace(one, prediction=tuple(alone(one)[one.id, 0])))
+    guesses = [event for _ in range(10) for event in core.step() if isinstance(event, Drafted)]
+    assert not guesses
 
 
 def _cancel_one(

@@ -22,7 +22,7 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
-from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc, options_pb2
 from spyglass_server import servicer
 from spyglass_server.engine.handle import watchdog
 from spyglass_server.engine.handle.async_engine import EngineLoadError
@@ -31,6 +31,7 @@ from spyglass_server.ledger import Ledger, Record
 from spyglass_server.ledger.database import Database
 from spyglass_server.ledger.journal import Journal, JournalFull
 from spyglass_server.prompt.tokenizer import TextTokenizer
+from stack import free_ports
 
 Start = Callable[..., Awaitable[TestServer]]
 
@@ -424,6 +425,15 @@ async def test_models_are_described(start: Start) -> None:
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_gateway_may_ask_for_itself(start: Start) -> None:
+    """A bridge tells everybody of the model where its page is public, and how the server is."""
+    server = await start(served_model_name=("a",))
+    listed = await server.stub.ListModels(inference_pb2.ListModelsRequest(), metadata=auth(BRIDGE_KEY))
+    assert [model.id for model in listed.models] == ["a"]
+    status = await server.stub.GetStatus(inference_pb2.GetStatusRequest(), metadata=auth(BRIDGE_KEY))
+    assert status.state == inference_pb2.SERVER_STATE_READY
+
+
 async def test_tokens_are_counted_as_a_generation_would(start: Start) -> None:
     server = await start()
     wanted = image_chat("what is this", [picture()], stopping=options_pb2.Stopping(max_tokens=1))
@@ -679,6 +689,124 @@ async def test_draining_lets_what_runs_end_and_refuses_the_rest(start: Start) ->
     assert await idle.call.read() is aio.EOF
 
 
+@pytest.mark.parametrize("pause_s", [0.0005, 0.001, 0.002])
+async def test_clients_that_leave_while_it_goes_down_do_not_hold_it_up(start: Start, pause_s: float) -> None:
+    server = await start(drain_timeout=30.0)
+    streams = [server.open_stream() for _ in range(60)]
+    for stream in streams:
+        await stream.start(1, tokens(1))
+    for stream in streams:
+        await stream.until(1, "finished")
+    draining = asyncio.create_task(server.server.drain())
+    await asyncio.sleep(pause_s)
+    for stream in streams:
+        stream.call.cancel()
+    async with asyncio.timeout(5):
+        await draining
+
+
+async def test_a_server_that_goes_down_makes_room_for_its_successor(start: Start) -> None:
+    """What has begun ends, nothing listens any more, and a second server takes the address."""
+    server = await start(SLOW, drain_timeout=60.0)
+    stream = server.open_stream()
+    await stream.start(1, tokens(800))
+    await stream.until(1, "delta")
+    draining = asyncio.create_task(server.server.drain())
+    async with asyncio.timeout(2):
+        while not any(frame.HasField("go_away") for frame in stream.frames):
+            stream.frames.append(await stream.call.read())
+    [go_away] = [frame.go_away for frame in stream.frames if frame.HasField("go_away")]
+    assert go_away.first_refused_id == 2
+    successor = await start(grpc=server.server.address)
+    other = successor.open_stream()
+    await other.start(1, tokens(3))
+    await other.until(1, "finished")
+    assert not draining.done()
+    await stream.cancel(1)  # it would have gone on for a while
+    while not any(event.HasField("finished") for event in stream.events(1)):
+        stream.frames.append(await stream.call.read())
+    assert error_code(stream.finished(1)) == "CANCELLED"
+    await draining
+
+
+class _LateLoader(FakeLoader):
+    def load(self) -> Any:
+        time.sleep(1.5)
+        return super().load()
+
+
+async def test_a_server_that_loads_says_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It listens, knows its keys, and refuses what needs the model."""
+    [port] = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    loading = asyncio.create_task(_served(tiny_checkpoint, tmp_path, address))
+    async with aio.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        asked = inference_pb2.GetStatusRequest()
+        status = await stub.GetStatus(asked, metadata=auth(), wait_for_ready=True, timeout=20)
+        assert status.state == inference_pb2.SERVER_STATE_LOADING
+        assert (await stub.CheckAccess(inference_pb2.CheckAccessRequest(), metadata=auth())).key_id
+        with pytest.raises(aio.AioRpcError, match="being loaded"):
+            await stub.ListModels(inference_pb2.ListModelsRequest(), metadata=auth())
+        stream = Stream(stub.Generate(metadata=auth()))
+        await stream.start(1, tokens(3))
+        await stream.until(1, "finished")
+        assert reason(stream.finished(1).error) == "model_loading"
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with asyncio.timeout(20):
+            while (await stub.GetStatus(asked, metadata=auth())).state != inference_pb2.SERVER_STATE_READY:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await stream.start(2, tokens(3))
+        await stream.until(2, "finished")
+        assert not stream.finished(2).HasField("error")
+        stream.call.cancel()
+    loading.cancel()
+    await asyncio.wait([loading])
+
+
+async def _served(checkpoint: Path, data_dir: Path, address: str) -> None:
+    async with run_test_server(checkpoint, data_dir, _LateLoader(), grpc=address):
+        await asyncio.Event().wait()
+
+
+async def test_a_server_says_how_it_is(start: Start) -> None:
+    server = await start(SLOW, max_pending=2)
+
+    async def status() -> inference_pb2.GetStatusResponse:
+        return await server.stub.GetStatus(inference_pb2.GetStatusRequest(), metadata=auth())
+
+    idle = await status()
+    assert idle.state == inference_pb2.SERVER_STATE_READY
+    assert (idle.running, idle.waiting, idle.max_pending) == (0, 0, 2)
+    assert not idle.HasField("last_step_age")
+    assert not idle.HasField("last_token_age")
+    stream = server.open_stream()
+    await stream.start(1, tokens(500))
+    await stream.start(2, image_chat("What?", [None]))
+    await stream.until(1, "delta")
+    await stream.until(2, "accepted")
+    await asyncio.sleep(1.2)
+    busy = await status()
+    assert busy.state == inference_pb2.SERVER_STATE_BUSY
+    assert (busy.running, busy.waiting) == (1, 1)
+    assert busy.last_step_age.ToMilliseconds() < 1000
+    assert busy.last_token_age.ToMilliseconds() < 1000
+    assert 0 < busy.output_tokens_per_second <= 60
+    pid = server.server.engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(1.5)
+        assert (await status()).last_token_age.ToMilliseconds() > 1000
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await stream.cancel(1)
+    await stream.until(1, "finished")
+    assert (await status()).running == 0
+
+
 async def test_what_outlives_the_drain_ends_with_an_error(start: Start) -> None:
     server = await start(SLOW, drain_timeout=0.1)
     stream = server.open_stream()
@@ -689,6 +817,54 @@ async def test_what_outlives_the_drain_ends_with_an_error(start: Start) -> None:
     await stream.until(1, "finished")
     assert reason(stream.finished(1).error) == "server_draining"
     await stopping
+
+
+async def test_images_are_laid_out_by_their_size_as_by_their_data(start: Start) -> None:
+    server = await start()
+
+    async def layouts(images: list[chat_pb2.Image]) -> list[inference_pb2.ImageLayout]:
+        parts = [chat_pb2.Part(image=image) for image in images]
+        message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=parts)
+        wanted = inference_pb2.Start(chat=chat_pb2.Chat(messages=[message]))
+        counted = await server.stub.CountTokens(inference_pb2.CountTokensRequest(start=wanted), metadata=auth())
+        assert counted.estimated_cost == pytest.approx(0.35e-6 * counted.prompt_tokens)
+        return list(counted.images)
+
+    sizes = [(20, 20), (90, 20), (20, 110), (300, 200), (1, 1)]
+    details = [chat_pb2.IMAGE_DETAIL_HIGH, chat_pb2.IMAGE_DETAIL_LOW]
+    by_data = await layouts([chat_pb2.Image(data=picture(size), detail=each) for size in sizes for each in details])
+    by_size = await layouts(
+        [
+            chat_pb2.Image(size=chat_pb2.ImageSize(width=width, height=height), detail=each)
+            for width, height in sizes
+            for each in details
+        ]
+    )
+    assert by_size == by_data
+    assert [(one.columns, one.rows) for one in by_size[::2]] == [(1, 1), (4, 1), (1, 4), (2, 2), (1, 1)]
+    assert all((one.columns, one.rows) == (1, 1) for one in by_size[1::2])
+    assert (by_size[6].picture_width, by_size[6].picture_height) == (56, 37)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (1 << 21, 1), (100_000, 100_000)])
+async def test_a_size_that_no_image_has_is_refused(start: Start, width: int, height: int) -> None:
+    server = await start()
+    image = chat_pb2.Image(size=chat_pb2.ImageSize(width=width, height=height))
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(image=image)])
+    wanted = inference_pb2.Start(chat=chat_pb2.Chat(messages=[message]))
+    with pytest.raises(aio.AioRpcError) as refused:
+        await server.stub.CountTokens(inference_pb2.CountTokensRequest(start=wanted), metadata=auth())
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_generation_needs_the_image_itself(start: Start) -> None:
+    server = await start()
+    image = chat_pb2.Image(size=chat_pb2.ImageSize(width=5, height=5))
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(image=image)])
+    stream = server.open_stream()
+    await stream.start(1, inference_pb2.Start(chat=chat_pb2.Chat(messages=[message])))
+    await stream.until(1, "finished")
+    assert "not only its size" in stream.finished(1).error.message
 
 
 async def test_roles_reach_the_template(start: Start) -> None:

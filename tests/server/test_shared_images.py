@@ -1,6 +1,6 @@
 """Shared memory for images: what does not fit is refused, and nothing is left behind."""
 
-import os
+import io
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,18 @@ def test_blocks_hold_the_tiles_until_they_are_released() -> None:
     assert not second.exists()
 
 
-def test_without_room_it_fails_before_memory_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_it_fails_and_what_it_took_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(FILES.iterdir())
 
-    def full(descriptor: int, offset: int, length: int) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
     tiles = SharedImages()
-    with pytest.raises(OSError, match="No space"):
-        tiles.copy([(KEY, 1, 1, memoryview(b"x" * 100))])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: Full())
+        with pytest.raises(OSError, match="No space"):
+            tiles.copy([(KEY, 1, 1, memoryview(b"x" * 100))])
     (block,) = (path for path in set(FILES.iterdir()) - before if path.name.startswith("psm_"))
     assert block.read_bytes()[:100] == bytes(100)
     tiles.release()

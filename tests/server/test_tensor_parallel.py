@@ -77,10 +77,14 @@ def computed(one: Mllama, folder: Path) -> list[Tensor]:
     while not runner.encode_image(key, (0, 1, 2, 3)):
         pass
     found = [runner.logits(row(range(3, 40), 0, 0))]
-    for rows in ([row(range(3, 30), 0, 10), row((5,), 37, 0)], [row((9,), 38, 0), row((7,), 27, 10)]):
-        logits = runner.forward(pickle.loads(pickle.dumps(runner.plan(rows)))).logits
-        assert logits is not None
-        found.append(logits)
+    asking = row((5,), 37, 0)
+    asking.request = replace(asking.request, attention_tokens=99, images=tuple(shared.inputs))
+    for rows in ([row(range(3, 30), 0, 10), asking], [row((9,), 38, 0), row((7,), 27, 10)]):
+        output = runner.forward(pickle.loads(pickle.dumps(runner.plan(rows))))
+        assert output.logits is not None
+        found += [output.logits, *output.attention]
+    assert len(found) == 4
+    assert found[2].sum() == pytest.approx(1, abs=1e-5)
     return found
 
 

@@ -25,6 +25,7 @@ class Recorder:
 
     kinds: list[str | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    num_returned: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_event(self, event: pb.Event) -> None:
@@ -33,6 +34,10 @@ class Recorder:
 
     def on_lost(self, failure: str) -> None:
         self.failures.append(failure)
+        self._changed.set()
+
+    def on_returned(self) -> None:
+        self.num_returned += 1
         self._changed.set()
 
     async def wait(self, kind: str) -> None:
@@ -131,6 +136,26 @@ async def test_after_a_go_away_the_call_ends_when_its_last_generation_has(runnin
     assert await running.end() is None
     assert stream.half_closed.is_set()
     assert recorder.kinds.count("finished") == (not is_abandoned)
+
+
+async def test_a_go_away_returns_what_was_not_begun(running: Running) -> None:
+    """Once, whatever is said of it on the old stream; what was begun goes on there."""
+    running.service.script = until_cancelled
+    begun_id, begun = running.start()
+    _, ended = running.start()
+    await begun.wait("delta")
+    await ended.wait("delta")
+    later = [running.start() for _ in range(3)]
+    turn = await running.service.turn(5)
+    refusal = make_status(code_pb2.UNAVAILABLE, "going down", "server_draining")
+    running.service.streams[0].go_away(first_refused_id=begun_id + 2)
+    turn.send(finished=pb.Finished(error=refusal))
+    await asyncio.wait_for(running.stream.wait_draining(), PATIENCE_S)
+    running.stream.cancel(begun_id)
+    await begun.wait("finished")
+    assert [(recorder.num_returned, recorder.failures) for _, recorder in later] == [(1, [])] * 3
+    assert all("finished" not in recorder.kinds for _, recorder in later)
+    assert (begun.num_returned, ended.num_returned) == (0, 0)
 
 
 async def test_an_idle_stream_ends_at_a_go_away(running: Running) -> None:

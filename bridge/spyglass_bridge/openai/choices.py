@@ -1,6 +1,8 @@
 """The JSON of choices: those of chat completions and those of completions."""
 
 import codecs
+from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,17 +13,21 @@ _MIN_LOGPROB = -9999.0
 """What OpenAI's documentation has for a token that is very unlikely. Minus infinity is no JSON."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Kept:
     """All that has come of one choice."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
     calls: list[tuple[pb.ToolCallDelta, list[str]]] = field(default_factory=list)
+    attention: list[pb.TokenAttention] = field(default_factory=list)
+    image_grids: Sequence[pb.ImageGrid] = ()
 
     def add(self, delta: ChoiceDelta) -> None:
         self.texts.append(delta.text)
         self.logprobs += delta.logprobs
+        self.attention += delta.attention
+        self.image_grids = delta.image_grids
         for call in delta.tool_calls:
             if call.id:
                 self.calls.append((call, []))
@@ -55,6 +61,7 @@ class ChatChoices:
         choices = [self._choice(delta.index, piece) for piece in pieces]
         choices[0]["delta"] = first | pieces[0]
         choices[0]["logprobs"] = _chat_logprobs(delta.logprobs)
+        choices[0] |= _image_attention(delta.attention, delta.image_grids)
         return choices
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
@@ -74,6 +81,7 @@ class ChatChoices:
             "message": message,
             "finish_reason": finish_reason,
             "logprobs": _chat_logprobs(kept.logprobs),
+            **_image_attention(kept.attention, kept.image_grids),
         }
 
     def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
@@ -152,6 +160,27 @@ def _call_piece(call: pb.ToolCallDelta) -> dict[str, Any]:
 
 def _chat_logprobs(tokens: list[pb.TokenLogprobs]) -> dict[str, Any] | None:
     return {"content": [_chat_token(token) for token in tokens], "refusal": None} if tokens else None
+
+
+def _image_attention(tokens: Sequence[pb.TokenAttention], grids: Sequence[pb.ImageGrid]) -> dict[str, Any]:
+    """The field with where the model looked, where that was asked for."""
+    if not tokens:
+        return {}
+    images = [
+        {
+            "rows": grid.rows,
+            "columns": grid.columns,
+            "covered_rows": round(grid.covered_rows, 3),
+            "covered_columns": round(grid.covered_columns, 3),
+        }
+        for grid in grids
+    ]
+    told = [{"token": text_of(one.bytes), "maps": [_image_map(each) for each in one.maps]} for one in tokens]
+    return {"image_attention": {"images": images, "tokens": told}}
+
+
+def _image_map(given: pb.ImageMap) -> dict[str, Any] | None:
+    return {"scale": given.scale, "data": b64encode(given.data).decode()} if given.data else None
 
 
 def _chat_token(token: pb.TokenLogprobs) -> dict[str, Any]:

@@ -41,16 +41,44 @@ class ImagePart(Object):
     image_url: ImageUrl
 
 
+class ImageSize(Object):
+    """In the place of an image that is only counted: its size, in pixels."""
+
+    width: Annotated[int, Field(ge=1, le=1 << 20)]
+    height: Annotated[int, Field(ge=1, le=1 << 20)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class CountedImagePart(Object):
+    """An image to count: itself, or its size."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        Annotated[ImageUrl, Tag("<url>")] | Annotated[ImageSize, Tag("<size>")],
+        Discriminator(lambda value: "<size>" if isinstance(value, dict) and "width" in value else "<url>"),
+    ]
+
+
+_PART_TYPES = Discriminator(
+    _kind("type"),
+    custom_error_type="unknown_part",
+    custom_error_message="Each part must be an object whose type is text or image_url",
+)
 _TextParts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 _Parts = Annotated[
     list[
         Annotated[
             Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-            Discriminator(
-                _kind("type"),
-                custom_error_type="unknown_part",
-                custom_error_message="Each part must be an object whose type is text or image_url",
-            ),
+            _PART_TYPES,
+        ]
+    ],
+    Field(min_length=1, fail_fast=True),
+]
+_CountedParts = Annotated[
+    list[
+        Annotated[
+            Annotated[TextPart, Tag("<text>")] | Annotated[CountedImagePart, Tag("<image_url>")],
+            _PART_TYPES,
         ]
     ],
     Field(min_length=1, fail_fast=True),
@@ -65,6 +93,7 @@ _AnsweredContent = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<list>")], _STRING_OR_PARTS
 ]
 _Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[_Parts, Tag("<list>")], _STRING_OR_PARTS]
+_CountedContent = Annotated[Annotated[str, Tag("<string>")] | Annotated[_CountedParts, Tag("<list>")], _STRING_OR_PARTS]
 
 
 class SystemMessage(Object):
@@ -104,17 +133,37 @@ class ToolMessage(Object):
     tool_call_id: str
 
 
+class CountedUserMessage(Object):
+    role: Literal["user"]
+    content: _CountedContent
+
+
+class CountedToolMessage(Object):
+    role: Literal["tool"]
+    content: _CountedContent
+    tool_call_id: str
+
+
+_ROLES = Discriminator(
+    _kind("role"),
+    custom_error_type="unknown_role",
+    custom_error_message="Each message must be an object whose role is system, developer, user, assistant or tool",
+)
 Message = Annotated[
     Annotated[SystemMessage, Tag("<system>")]
     | Annotated[SystemMessage, Tag("<developer>")]
     | Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")]
     | Annotated[ToolMessage, Tag("<tool>")],
-    Discriminator(
-        _kind("role"),
-        custom_error_type="unknown_role",
-        custom_error_message="Each message must be an object whose role is system, developer, user, assistant or tool",
-    ),
+    _ROLES,
+]
+CountedMessage = Annotated[
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[CountedUserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[CountedToolMessage, Tag("<tool>")],
+    _ROLES,
 ]
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -127,6 +176,17 @@ Stop = Annotated[
         custom_error_message=f"Stop must be a string or a list of up to {MAX_STOP_STRINGS} strings",
     ),
 ]
+
+
+class Prediction(Object):
+    """What the answer is expected to be."""
+
+    type: Literal["content"]
+    content: _TextContent
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(Object):

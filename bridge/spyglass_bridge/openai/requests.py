@@ -1,12 +1,23 @@
 """The requests of the completions APIs: the parameters that are honoured, their ranges, and what excludes what."""
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from spyglass_bridge.errors import invalid
-from spyglass_bridge.openai.parts import Format, Message, Object, Stop, StopString, StreamOptions, Tool, ToolChoice
+from spyglass_bridge.openai.parts import (
+    CountedMessage,
+    Format,
+    Message,
+    Object,
+    Prediction,
+    Stop,
+    StopString,
+    StreamOptions,
+    Tool,
+    ToolChoice,
+)
 from spyglass_common import limits
 
 _MAX_PROMPTS = 32
@@ -86,6 +97,8 @@ class ChatRequest(_Request):
     """A chat completion that is asked for."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    include: list[Literal["image_attention"]] | None = None
+    prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS, fail_fast=True)] | None = None
@@ -192,11 +205,11 @@ class NativeRequest(_Sampling):
 
 
 class TokenizeRequest(Object):
-    """What to tell the tokens of: a ready prompt, or a conversation with its tools."""
+    """What to tell the tokens of: a ready prompt, or a conversation with its tools. Of images the sizes are enough."""
 
     model: _ModelName
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[list[CountedMessage], Field(min_length=1, fail_fast=True)] | None = None
     tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")

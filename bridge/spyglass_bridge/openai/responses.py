@@ -13,6 +13,13 @@ class PromptTokensDetails(_Answer):
     cached_tokens: int
 
 
+class CompletionTokensDetails(_Answer):
+    """Guesses of what comes next that were right, and wrong; neither are billed."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(_Answer):
     """What was metered; `estimated_cost` is in US dollars."""
 
@@ -21,6 +28,7 @@ class Usage(_Answer):
     total_tokens: int
     estimated_cost: float
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TokenProbability(_Answer):
@@ -53,6 +61,36 @@ class AnsweredCall(_Answer):
     function: Function
 
 
+class ImageGrid(_Answer):
+    """Patches of an image: the picture takes the covered ones, from the top left; the rest is padding."""
+
+    rows: int
+    columns: int
+    covered_rows: float
+    covered_columns: float
+
+
+class ImageMap(_Answer):
+    """Attention to each patch, row by row: a byte in base64, times `scale` / 255."""
+
+    scale: float
+    data: str
+
+
+class TokenAttention(_Answer):
+    """A map for each image; null for one that the token does not see. There is none after the first 8 MiB of maps."""
+
+    token: str
+    maps: list[ImageMap | None]
+
+
+class ImageAttention(_Answer):
+    """Where the model looked for each token, averaged over heads and layers."""
+
+    images: list[ImageGrid]
+    tokens: list[TokenAttention]
+
+
 class AnswerMessage(_Answer):
     role: Literal["assistant"]
     content: str | None
@@ -68,6 +106,7 @@ class ChatChoice(_Answer):
     message: AnswerMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
+    image_attention: ImageAttention | None = None
 
 
 class ChatCompletion(_Answer):
@@ -104,6 +143,7 @@ class ChatChunkChoice(_Answer):
     delta: ChatDelta
     finish_reason: FinishReason | None
     logprobs: ChatLogprobs | None
+    image_attention: ImageAttention | None = None
 
 
 class ChatCompletionChunk(_Answer):
@@ -154,10 +194,16 @@ class Pricing(_Answer):
 
 
 class ModelMetadata(_Answer):
+    """`dtype` is the precision that it computes in, `quantization` how its weights are kept where that differs."""
+
     description: str
     context_length: int
     max_tokens: int
     pricing: Pricing
+    dtype: str
+    quantization: str | None
+    max_images: int
+    max_image_bytes: int
     tags: list[str]
 
 
@@ -213,10 +259,24 @@ class InferenceEvent(_Answer):
     details: dict[str, Any] | None
 
 
+class ImageLayout(_Answer):
+    """How the model sees an image: scaled to the picture's size, at the top left of a canvas of square tiles."""
+
+    tile_size: int
+    rows: int
+    columns: int
+    picture_width: int
+    picture_height: int
+
+
 class Tokens(_Answer):
+    """`estimated_cost` is that of the prompt, in US dollars."""
+
     count: int
     max_model_len: int
     tokens: list[int]
+    images: list[ImageLayout]
+    estimated_cost: float
 
 
 class TokenizedText(_Answer):
@@ -271,8 +331,28 @@ class Schema(BaseModel):
     """A JSON schema."""
 
 
-class Status(_Answer):
-    status: str
+class Readiness(_Answer):
+    """The ages are there while there is work: since the engine's last step, and since the last token of an answer."""
+
+    status: Literal["ready", "busy", "loading", "stalled", "draining", "waiting for the model server"]
+    last_step_age_s: float | None = None
+    last_token_age_s: float | None = None
+
+
+class ServerStatus(Readiness):
+    """How many generations run and wait, and how many tokens of answers come a second, over the last ten."""
+
+    object: Literal["status"]
+    running: int
+    waiting: int
+    max_pending: int
+    output_tokens_per_second: float
+    started: int
+
+
+class Health(_Answer):
+    status: Literal["ok"]
+    server: Readiness
 
 
 class Error(_Answer):

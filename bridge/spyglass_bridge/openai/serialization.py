@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from json.encoder import encode_basestring_ascii
 from typing import Any, ClassVar, Protocol
 
 from spyglass.v1 import inference_pb2 as pb
@@ -132,11 +133,11 @@ class ChunkEncoder:
     def deltas(self, deltas: Iterable[ChoiceDelta]) -> list[str]:
         chunks: list[str] = []
         for delta in deltas:
-            if delta.logprobs or delta.tool_calls or delta.usage is not None:
+            if delta.logprobs or delta.tool_calls or delta.attention or delta.usage is not None:
                 chunks += [self._chunk(choice, delta.usage) for choice in self._choices.chunks(delta)]
             elif delta.text:
                 before, after = self._around_text[delta.index]
-                chunks.append(before + json.dumps(delta.text) + after)
+                chunks.append(before + encode_basestring_ascii(delta.text) + after)
             if delta.finish_reason:
                 self._running -= 1
                 choice = self._choices.last(delta.index, FINISH_REASONS[delta.finish_reason])
@@ -170,6 +171,10 @@ def usage_object(usage: pb.Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "estimated_cost": usage.estimated_cost,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_prediction_tokens,
+            "rejected_prediction_tokens": usage.rejected_prediction_tokens,
+        },
     }
 
 
@@ -229,6 +234,10 @@ def model_object(model: pb.Model) -> dict[str, Any]:
                 "output_tokens": model.pricing.output_tokens,
                 "cached_input_tokens": model.pricing.cached_input_tokens,
             },
+            "dtype": model.dtype,
+            "quantization": model.quantization or None,
+            "max_images": model.max_images,
+            "max_image_bytes": model.max_image_bytes,
             "tags": list(model.tags),
         },
     }

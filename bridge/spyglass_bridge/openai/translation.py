@@ -5,7 +5,7 @@ refused here, with ApiError 400.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +53,16 @@ class CallContext:
     """Long URLs of pictures."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submission:
     """A Start with the images that follow it."""
 
     start: pb.Start
     images: tuple[AnnouncedImage, ...] = ()
+
+    def forget(self) -> None:
+        """Lets go of both, which may be large, when the server has them."""
+        self.start, self.images = pb.Start(), ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +97,10 @@ def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
             parallel_tool_calls=request.parallel_tool_calls,
         )
     )
+    if request.prediction is not None:
+        start.prediction = request.prediction.text
+    if request.include:
+        start.output.image_attention.SetInParent()
     _check_size(start, "messages")
     return Submission(start, tuple(images.announced))
 
@@ -162,9 +170,9 @@ def _tool_choice(given: str | parts.NamedTool | None) -> chat_pb2.ToolChoice | N
     return None if given is None else chat_pb2.ToolChoice(mode=_TOOL_CHOICES[given])
 
 
-def _message(message: parts.Message, path: str, images: _Images) -> chat_pb2.Message:
+def _message(message: parts.CountedMessage | parts.Message, path: str, images: _Images) -> chat_pb2.Message:
     result = chat_pb2.Message(role=_ROLES[message.role])
-    if isinstance(message, parts.ToolMessage):
+    if isinstance(message, parts.ToolMessage | parts.CountedToolMessage):
         result.tool_call_id = message.tool_call_id
     if isinstance(message, parts.AssistantMessage):
         if message.content in (None, []) and not message.tool_calls:
@@ -177,7 +185,7 @@ def _message(message: parts.Message, path: str, images: _Images) -> chat_pb2.Mes
 
 
 def _parts(
-    content: str | list[parts.TextPart] | list[parts.TextPart | parts.ImagePart], path: str, images: _Images
+    content: str | Sequence[parts.TextPart | parts.ImagePart | parts.CountedImagePart], path: str, images: _Images
 ) -> Iterator[chat_pb2.Part]:
     if isinstance(content, str):
         yield chat_pb2.Part(text=content)
@@ -186,10 +194,13 @@ def _parts(
         if isinstance(part, parts.TextPart):
             yield chat_pb2.Part(text=part.text)
             continue
-        image_path = f"{path}[{index}].image_url"
-        url = part.image_url.url
-        source = parse_image(url, f"{image_path}.url", images.max_bytes, images.set_aside.find(url))
-        image = images.add(source)
+        if isinstance(part.image_url, parts.ImageSize):
+            size = chat_pb2.ImageSize(width=part.image_url.width, height=part.image_url.height)
+            image = chat_pb2.Image(size=size)
+        else:
+            url = part.image_url.url
+            source = parse_image(url, f"{path}[{index}].image_url.url", images.max_bytes, images.set_aside.find(url))
+            image = images.add(source)
         image.detail = _DETAILS[part.image_url.detail]
         yield chat_pb2.Part(image=image)
 

@@ -21,7 +21,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
     "modalities": (None, ["text"]),
-    "prediction": (None,),
     "reasoning_effort": (None, "none"),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),

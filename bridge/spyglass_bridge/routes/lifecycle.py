@@ -24,7 +24,17 @@ from spyglass_bridge.openai.large_bodies import check_rest, set_aside
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.openai.translation import CallContext, Submission
 from spyglass_bridge.remote_generation import RemoteGeneration, Update
-from spyglass_bridge.services import CALLER_KEY, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT, Services
+from spyglass_bridge.services import (
+    CALLER_KEY,
+    HELD_BYTES,
+    OUTCOME,
+    RATE_LIMITS,
+    REQUEST_ID,
+    SERVICES,
+    TENANT,
+    Services,
+)
+from spyglass_common.cancellation import to_the_end
 from spyglass_common.deltas import ChoiceDelta
 from spyglass_common.limits import MAX_IDEMPOTENCY_KEY_CHARACTERS
 
@@ -37,7 +47,8 @@ STALLED_S = 60.0
 """A client that takes nothing for so long is dropped."""
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-# Serializing an answer with the logprobs of more tokens on the event loop would stall the streams of others.
+# Serializing an answer with the logprobs of more tokens, or with their attention, on the event loop would stall the
+# streams of others.
 _LARGE_ANSWER_TOKENS = 1000
 
 _SSE_HEADERS = {
@@ -99,7 +110,7 @@ async def read_request(request: web.Request, read: "Read[T]") -> T:
         message = f"{_IDEMPOTENCY_KEY} has 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable characters."
         raise ApiError(400, message, code="invalid_idempotency_key")
     turn = partial(services.large_bodies.hold, request[TENANT])
-    body = await read_json_body(request, config.max_body_bytes, turn)
+    body = await read_json_body(request, config.max_body_bytes, request[HELD_BYTES], turn)
     context = CallContext(
         request_id=request[REQUEST_ID],
         caller_key=request[CALLER_KEY],
@@ -110,7 +121,7 @@ async def read_request(request: web.Request, read: "Read[T]") -> T:
     if isinstance(body, bytes):
         return read(body, _with_digest(context, body))
     async with turn():  # reading it here would hold up the streams of others
-        return await asyncio.to_thread(_read_large, body, context, read)
+        return await to_the_end(asyncio.to_thread(_read_large, body, context, read))
 
 
 def _with_digest(context: CallContext, body: bytes | memoryview) -> CallContext:
@@ -173,6 +184,9 @@ async def _started(
         ]
         async with _until(deadline):
             await _start_all(services, request[TENANT], generations, submissions)
+        for submission in submissions:
+            submission.forget()
+        request[HELD_BYTES].release()
         for generation in generations:
             if generation.rate_limits is not None:
                 request[RATE_LIMITS] = generation.rate_limits
@@ -203,13 +217,15 @@ async def _start(services: Services, tenant: str, generation: RemoteGeneration, 
 
 
 async def _gather(source: Source, builder: Builder) -> web.Response:
+    is_large = False
     while True:
         update = await source.next()
         _check(update)
         builder.add(update.deltas)
+        is_large = is_large or any(delta.attention for delta in update.deltas)
         if update.finished is not None:
             usage = update.finished.usage
-            if usage.prompt_tokens + usage.completion_tokens > _LARGE_ANSWER_TOKENS:
+            if is_large or usage.prompt_tokens + usage.completion_tokens > _LARGE_ANSWER_TOKENS:
                 answer = await asyncio.to_thread(_written, builder, usage)
             else:
                 answer = _written(builder, usage)

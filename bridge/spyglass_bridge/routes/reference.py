@@ -10,18 +10,8 @@ from aiohttp import web
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.openapi import Route, openapi, schema_of
 from spyglass_bridge.routes.models import model_in_path
+from spyglass_bridge.routes.page import STRICT_HEADERS
 from spyglass_bridge.services import CALLER_KEY, SERVICES
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d8dee4; padding-top: 1.5rem; }
-code, pre { font: 14px/1.45 ui-monospace, monospace; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .35rem .6rem; vertical-align: top;
-border-bottom: 1px solid #d8dee4; } .method { color: #0550ae; font-weight: 600; }
-nav { display: flex; flex-wrap: wrap; gap: .4rem 1rem; }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } pre { background: #161b22; }
-.method, a { color: #79c0ff; } h2, td, th { border-color: #30363d; } }
-"""
 
 
 async def get_openapi(routes: tuple[Route, ...], request: web.Request) -> web.Response:
@@ -31,7 +21,7 @@ async def get_openapi(routes: tuple[Route, ...], request: web.Request) -> web.Re
 
 async def get_reference(routes: tuple[Route, ...], request: web.Request) -> web.Response:
     """The reference of these routes as a page."""
-    return web.Response(text=_page(routes), content_type="text/html")
+    return web.Response(text=_page(routes), content_type="text/html", headers=STRICT_HEADERS)
 
 
 async def get_schema(request: web.Request) -> web.Response:
@@ -54,10 +44,12 @@ def _page(routes: tuple[Route, ...]) -> str:
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Spyglass API</title><style>{_STYLE}</style><h1>Spyglass API</h1>"
+        "<title>Spyglass API</title><link rel=icon href=/page/icon.svg type=image/svg+xml>"
+        "<link rel=stylesheet href=/page/theme.css><link rel=stylesheet href=/page/reference.css>"
+        "<body class=reference><h1>Spyglass API</h1>"
         "<p>Send your key with every call: <code>Authorization: Bearer KEY</code>. "
         "For programs: <a href=/openapi.json>openapi.json</a>.</p>"
-        f"<nav>{links}<a href=#types>types</a></nav>{sections}<h2 id=types>Types</h2>{kinds}</html>"
+        f"<nav>{links}<a href=#types>types</a></nav>{sections}<h2 id=types>Types</h2>{kinds}</body></html>"
     )
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from spyglass_bridge.openai import requests, responses
 from spyglass_bridge.openapi import Route
-from spyglass_bridge.routes import chat, completions, health, models, native, reference, tokens, usage
+from spyglass_bridge.routes import chat, completions, health, models, native, page, reference, tokens, usage
 from spyglass_common.limits import MAX_USAGE_RECORDS
 
 
@@ -89,10 +89,18 @@ _DESCRIBED = (
     ),
     Route(
         "get",
+        _both("/status"),
+        health.status,
+        summary="How the server is, and how much it has to do.",
+        answer=responses.ServerStatus,
+        is_logged=False,
+    ),
+    Route(
+        "get",
         ("/health",),
         health.health,
-        summary="Whether the bridge is alive.",
-        answer=responses.Status,
+        summary="Whether the bridge is alive, and how the server is.",
+        answer=responses.Health,
         needs_key=False,
         is_logged=False,
     ),
@@ -101,7 +109,7 @@ _DESCRIBED = (
         ("/ready",),
         health.ready,
         summary="Whether generations can be served.",
-        answer=responses.Status,
+        answer=responses.Readiness,
         needs_key=False,
         is_logged=False,
         statuses=(200, 503),
@@ -112,6 +120,12 @@ ROUTES = (
     *_DESCRIBED,
     Route("get", ("/openapi.json",), partial(reference.get_openapi, _DESCRIBED), needs_key=False),
     Route("get", ("/docs",), partial(reference.get_reference, _DESCRIBED), needs_key=False),
+    Route("get", ("/page/{file}",), page.get_file, needs_key=False, is_logged=False),
 )
-OPEN_PATHS = frozenset(path for route in ROUTES if not route.needs_key for path in route.paths)
-UNLOGGED_PATHS = frozenset(path for route in ROUTES if not route.is_logged for path in route.paths)
+PAGE_ROUTES = (
+    Route("get", ("/",), page.get_page, needs_key=False),
+    Route("get", ("/page/about.json",), page.get_about, needs_key=False, is_logged=False),
+)
+"""Only where there is a model page."""
+OPEN_PATHS = frozenset(path for route in (*PAGE_ROUTES, *ROUTES) if not route.needs_key for path in route.paths)
+UNLOGGED_PATHS = frozenset(path for route in (*PAGE_ROUTES, *ROUTES) if not route.is_logged for path in route.paths)

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import invalid
 from spyglass_bridge.openai.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from spyglass_bridge.openai.translation import CallContext, Submission, translate_chat, translate_completions
@@ -17,7 +18,13 @@ async def tokenize(request: web.Request) -> web.Response:
     model = await backend.get_model(submission.start.model, request[CALLER_KEY])
     counted = await backend.count_tokens(submission.start)
     return web.json_response(
-        {"count": counted.prompt_tokens, "max_model_len": model.context_length, "tokens": list(counted.token_ids)}
+        {
+            "count": counted.prompt_tokens,
+            "max_model_len": model.context_length,
+            "tokens": list(counted.token_ids),
+            "images": [_layout(image) for image in counted.images],
+            "estimated_cost": counted.estimated_cost,
+        }
     )
 
 
@@ -27,11 +34,21 @@ async def detokenize(request: web.Request) -> web.Response:
     return web.json_response({"prompt": await request.app[SERVICES].backend.detokenize(ask.model, ask.tokens)})
 
 
+def _layout(image: pb.ImageLayout) -> dict[str, int]:
+    return {
+        "tile_size": image.tile_size,
+        "rows": image.rows,
+        "columns": image.columns,
+        "picture_width": image.picture_width,
+        "picture_height": image.picture_height,
+    }
+
+
 def _read(body: bytes, context: CallContext) -> Submission:
     ask = parse(body, TokenizeRequest).as_completion()
     submission = (
         translate_chat(ask, context) if isinstance(ask, ChatRequest) else translate_completions(ask, context)[0]
     )
     if submission.images:
-        raise invalid("Images must be data URIs of at most 1 MiB in all to be counted.", "messages")
+        raise invalid("Images must be sizes, or data URIs of at most 1 MiB in all, to be counted.", "messages")
     return submission

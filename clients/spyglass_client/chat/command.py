@@ -7,9 +7,13 @@ import argparse
 import asyncio
 import importlib.util
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from spyglass_client.aio import AsyncClient
+from spyglass_client.answer import Answer
+from spyglass_client.attention import draw_attention
 from spyglass_client.chat.conversation import Conversation
 from spyglass_client.chat.keyboard import typing_ahead
 from spyglass_client.chat.writing import PlainWriter, Writer, summary, write_answer
@@ -37,7 +41,10 @@ async def _chat(args: argparse.Namespace, question: str | None) -> None:
         temperature=args.temperature,
         seed=args.seed,
         json_schema=args.json_schema,
+        image_attention=True if args.show_attention else None,
     )
+    if args.show_attention and not (args.image and question is not None):
+        raise argparse.ArgumentError(None, "--show-attention needs a question and an --image")
     async with AsyncClient(args.grpc, api_key=args.api_key) as client:
         conversation = Conversation(client, options, args.system)
         if question is None:
@@ -55,18 +62,41 @@ async def _talk(args: argparse.Namespace, conversation: Conversation, client: As
 
 
 async def _ask(args: argparse.Namespace, conversation: Conversation, question: str) -> None:
-    for path in args.image:
-        conversation.attach_picture(read_picture(path))
+    pictures = [read_picture(path) for path in args.image]
+    for picture in pictures:
+        conversation.attach_picture(picture)
     for path in args.file:
         conversation.attach_file(path)
     with typing_ahead():
         answer = await write_answer(conversation.ask(question), _writer(args, sys.stdout))
+    if args.show_attention:
+        for path in write_attention(args.show_attention, pictures, answer):
+            sys.stderr.write(f"where the model looked: {path}\n")
     if answer.finish_reason == "length" and args.json_schema is not None:
         raise ValueError("the answer is cut off before it has its shape: --max-tokens is too small")
     if sys.stdout.isatty():
         sys.stderr.write(summary(answer) + "\n")
     elif answer.finish_reason == "length":
         sys.stderr.write("spyglass: the answer is cut off at its longest\n")
+
+
+def write_attention(target: str, pictures: Sequence[bytes], answer: Answer) -> list[Path]:
+    """Draws on each picture what the answer looked at, and returns where: `target`, with numbers if there are several.
+
+    Raises ValueError where that cannot be drawn, and OSError where it cannot be written.
+    """
+    paths = []
+    for number, data in enumerate(pictures):
+        path = Path(target)
+        if len(pictures) > 1:
+            path = path.with_stem(f"{path.stem}-{number + 1}")
+        try:
+            drawn = draw_attention(data, answer.image_grids[number], answer.choices[0].attention, number)
+        except ImportError:
+            raise ValueError("--show-attention needs: pip install 'spyglass[chat]'") from None
+        path.write_bytes(drawn)
+        paths.append(path)
+    return paths
 
 
 def _writer(args: argparse.Namespace, out: TextIO) -> Writer:

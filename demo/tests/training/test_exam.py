@@ -167,6 +167,13 @@ def test_a_description_misses_nothing_and_invents_nothing(answer: str) -> None:
     assert not accepts(answer, ask("describe", *TWO))
 
 
+def test_of_things_that_are_alike_the_number_is_said_or_all_are_named() -> None:
+    example = ask("describe", "red circle", "blue star", "three", "white ground")
+    for answer in ("a red circle, a blue star and a red circle", "a red circle, a blue star and a red circle on white"):
+        assert accepts(answer, example)
+    assert not accepts("a red circle and a blue star", example)
+
+
 def test_objects_that_look_alike_are_counted() -> None:
     example = ask("describe", "red circle", "three")
     assert accepts("Three red circles.", example)

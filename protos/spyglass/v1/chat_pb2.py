@@ -24,33 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spyglass/v1/chat.proto\x12\x0bspyglass.v1\"\xb8\x01\n\x04\x43hat\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.spyglass.v1.Message\x12 \n\x05tools\x18\x02 \x03(\x0b\x32\x11.spyglass.v1.Tool\x12,\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x17.spyglass.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_parallel_tool_calls\"\x8d\x01\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.spyglass.v1.Role\x12 \n\x05parts\x18\x02 \x03(\x0b\x32\x11.spyglass.v1.Part\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.spyglass.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"C\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.spyglass.v1.ImageH\x00\x42\x06\n\x04kind\"x\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12+\n\tannounced\x18\x02 \x01(\x0b\x32\x16.spyglass.v1.AnnouncedH\x00\x12(\n\x06\x64\x65tail\x18\x03 \x01(\x0e\x32\x18.spyglass.v1.ImageDetailB\x08\n\x06source\"\x0b\n\tAnnounced\"R\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"Q\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.spyglass.v1.ToolChoiceModeH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*X\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x01\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x02*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spyglass/v1/chat.proto\x12\x0bspyglass.v1\"\xb8\x01\n\x04\x43hat\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.spyglass.v1.Message\x12 \n\x05tools\x18\x02 \x03(\x0b\x32\x11.spyglass.v1.Tool\x12,\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x17.spyglass.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_parallel_tool_calls\"\x8d\x01\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.spyglass.v1.Role\x12 \n\x05parts\x18\x02 \x03(\x0b\x32\x11.spyglass.v1.Part\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.spyglass.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"C\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.spyglass.v1.ImageH\x00\x42\x06\n\x04kind\"\xa0\x01\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12+\n\tannounced\x18\x02 \x01(\x0b\x32\x16.spyglass.v1.AnnouncedH\x00\x12&\n\x04size\x18\x04 \x01(\x0b\x32\x16.spyglass.v1.ImageSizeH\x00\x12(\n\x06\x64\x65tail\x18\x03 \x01(\x0e\x32\x18.spyglass.v1.ImageDetailB\x08\n\x06source\"*\n\tImageSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\x0b\n\tAnnounced\"R\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"Q\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.spyglass.v1.ToolChoiceModeH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*X\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x01\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x02*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spyglass.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=803
-  _globals['_ROLE']._serialized_end=898
-  _globals['_IMAGEDETAIL']._serialized_start=900
-  _globals['_IMAGEDETAIL']._serialized_end=988
-  _globals['_TOOLCHOICEMODE']._serialized_start=991
-  _globals['_TOOLCHOICEMODE']._serialized_end=1126
+  _globals['_ROLE']._serialized_start=888
+  _globals['_ROLE']._serialized_end=983
+  _globals['_IMAGEDETAIL']._serialized_start=985
+  _globals['_IMAGEDETAIL']._serialized_end=1073
+  _globals['_TOOLCHOICEMODE']._serialized_start=1076
+  _globals['_TOOLCHOICEMODE']._serialized_end=1211
   _globals['_CHAT']._serialized_start=40
   _globals['_CHAT']._serialized_end=224
   _globals['_MESSAGE']._serialized_start=227
   _globals['_MESSAGE']._serialized_end=368
   _globals['_PART']._serialized_start=370
   _globals['_PART']._serialized_end=437
-  _globals['_IMAGE']._serialized_start=439
-  _globals['_IMAGE']._serialized_end=559
-  _globals['_ANNOUNCED']._serialized_start=561
-  _globals['_ANNOUNCED']._serialized_end=572
-  _globals['_TOOL']._serialized_start=574
-  _globals['_TOOL']._serialized_end=656
-  _globals['_TOOLCHOICE']._serialized_start=658
-  _globals['_TOOLCHOICE']._serialized_end=739
-  _globals['_TOOLCALL']._serialized_start=741
-  _globals['_TOOLCALL']._serialized_end=801
+  _globals['_IMAGE']._serialized_start=440
+  _globals['_IMAGE']._serialized_end=600
+  _globals['_IMAGESIZE']._serialized_start=602
+  _globals['_IMAGESIZE']._serialized_end=644
+  _globals['_ANNOUNCED']._serialized_start=646
+  _globals['_ANNOUNCED']._serialized_end=657
+  _globals['_TOOL']._serialized_start=659
+  _globals['_TOOL']._serialized_end=741
+  _globals['_TOOLCHOICE']._serialized_start=743
+  _globals['_TOOLCHOICE']._serialized_end=824
+  _globals['_TOOLCALL']._serialized_start=826
+  _globals['_TOOLCALL']._serialized_end=886
 # @@protoc_insertion_point(module_scope)

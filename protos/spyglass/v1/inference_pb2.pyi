@@ -84,6 +84,42 @@ USAGE_GROUP_DAY: UsageGroup.ValueType  # 4
 """By the day on which a generation began, in UTC."""
 Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
 
+class _ServerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
+    """Not said."""
+    SERVER_STATE_LOADING: _ServerState.ValueType  # 1
+    """The model is being loaded, at first or again. New generations are refused at first, and later wait."""
+    SERVER_STATE_READY: _ServerState.ValueType  # 2
+    """It takes generations."""
+    SERVER_STATE_BUSY: _ServerState.ValueType  # 3
+    """All places are taken: a new generation is refused unless its tenant has a place of its own."""
+    SERVER_STATE_STALLED: _ServerState.ValueType  # 4
+    """The engine has not got on for too long; it is ended and started again if that lasts."""
+    SERVER_STATE_DRAINING: _ServerState.ValueType  # 5
+    """The server is going down: what runs may end, nothing new is taken."""
+
+class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
+    """Whether a server can take generations."""
+
+SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
+"""Not said."""
+SERVER_STATE_LOADING: ServerState.ValueType  # 1
+"""The model is being loaded, at first or again. New generations are refused at first, and later wait."""
+SERVER_STATE_READY: ServerState.ValueType  # 2
+"""It takes generations."""
+SERVER_STATE_BUSY: ServerState.ValueType  # 3
+"""All places are taken: a new generation is refused unless its tenant has a place of its own."""
+SERVER_STATE_STALLED: ServerState.ValueType  # 4
+"""The engine has not got on for too long; it is ended and started again if that lasts."""
+SERVER_STATE_DRAINING: ServerState.ValueType  # 5
+"""The server is going down: what runs may end, nothing new is taken."""
+Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
+
 @_typing.final
 class GenerateRequest(_message.Message):
     """One message from the client about one generation."""
@@ -150,6 +186,7 @@ class Start(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's own name for the generation, for logs and the ledger; at most 128 characters.
@@ -174,6 +211,8 @@ class Start(_message.Message):
     """W3C trace context. Not honoured yet."""
     cache_salt: _builtins.str
     """Separates caches of prompts within a tenant. Not honoured yet."""
+    prediction: _builtins.str
+    """What the answer is expected to be, as for an edited text. It changes how fast the answer comes, and nothing else."""
     idempotency_digest: _builtins.bytes
     """With idempotency_key: a digest of what belongs to the request but is not in its Start, such as announced images."""
     @_builtins.property
@@ -231,11 +270,12 @@ class Start(_message.Message):
         idempotency_key: _builtins.str | None = ...,
         traceparent: _builtins.str | None = ...,
         cache_salt: _builtins.str | None = ...,
+        prediction: _builtins.str = ...,
         idempotency_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_key", b"idempotency_key", "input", b"input", "n", b"n", "output", b"output", "priority", b"priority", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_digest", b"idempotency_digest", "idempotency_key", b"idempotency_key", "input", b"input", "model", b"model", "n", b"n", "output", b"output", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_idempotency_key", b"_idempotency_key", "_n", b"_n", "_priority", b"_priority", "_traceparent", b"_traceparent", "cache_salt", b"cache_salt", "caller", b"caller", "chat", b"chat", "format", b"format", "idempotency_digest", b"idempotency_digest", "idempotency_key", b"idempotency_key", "input", b"input", "model", b"model", "n", b"n", "output", b"output", "prediction", b"prediction", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "timeout", b"timeout", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -469,6 +509,7 @@ class Started(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    IMAGE_GRIDS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt; an image counts as one."""
     cached_tokens: _builtins.int
@@ -477,20 +518,117 @@ class Started(_message.Message):
     def rate_limits(self) -> Global___RateLimits:
         """What the caller's key has left of its limits; absent when it has none."""
 
+    @_builtins.property
+    def image_grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageGrid]:
+        """With output.image_attention: the grid of each image of the conversation."""
+
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         rate_limits: Global___RateLimits | None = ...,
+        image_grids: _abc.Iterable[Global___ImageGrid] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limits", b"rate_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "prompt_tokens", b"prompt_tokens", "rate_limits", b"rate_limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "image_grids", b"image_grids", "prompt_tokens", b"prompt_tokens", "rate_limits", b"rate_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class ImageGrid(_message.Message):
+    """The patches of an image, as the model sees it: the picture lies at the top left of a canvas of tiles, the rest of which
+    is padding.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    COVERED_ROWS_FIELD_NUMBER: _builtins.int
+    COVERED_COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows of patches on the canvas."""
+    columns: _builtins.int
+    """Columns of patches on the canvas."""
+    covered_rows: _builtins.float
+    """How many of the rows the picture takes."""
+    covered_columns: _builtins.float
+    """How many of the columns the picture takes."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        covered_rows: _builtins.float = ...,
+        covered_columns: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "covered_columns", b"covered_columns", "covered_rows", b"covered_rows", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageGrid: _TypeAlias = ImageGrid  # noqa: Y015
+
+@_typing.final
+class TokenAttention(_message.Message):
+    """What one token attends to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    bytes: _builtins.bytes
+    """The bytes that the token stands for; not always whole characters, and none for a control token."""
+    @_builtins.property
+    def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageMap]:
+        """One for each image of the conversation; none for tokens after the first 8 MiB of maps of a choice."""
+
+    def __init__(
+        self,
+        *,
+        maps: _abc.Iterable[Global___ImageMap] | None = ...,
+        bytes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "maps", b"maps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenAttention: _TypeAlias = TokenAttention  # noqa: Y015
+
+@_typing.final
+class ImageMap(_message.Message):
+    """How much a token attends to each patch of an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    scale: _builtins.float
+    """The attention to a patch is its byte times this, over 255. All patches of all images that the token sees have less
+    than 1 in all: the rest is at the class token of each tile.
+    """
+    data: _builtins.bytes
+    """A byte for each patch, row by row; empty for an image that the token does not see."""
+    def __init__(
+        self,
+        *,
+        scale: _builtins.float = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageMap: _TypeAlias = ImageMap  # noqa: Y015
 
 @_typing.final
 class RateLimits(_message.Message):
@@ -606,6 +744,7 @@ class Delta(_message.Message):
     STOP_STRING_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Which of the n choices, from 0."""
     text: _builtins.str
@@ -624,11 +763,19 @@ class Delta(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
-        """Tool calls, at most one entry for each call; what the model wrote for them is not in text."""
+        """Tool calls, at most one entry for each call; what the model wrote for them is not in text. Only where the prompt has
+        tools.
+        """
 
     @_builtins.property
     def usage(self) -> Global___Usage:
         """With output.running_usage: what the generation has used up to here, with all of its choices."""
+
+    @_builtins.property
+    def attention(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAttention]:
+        """With output.image_attention: one for each of token_ids. It is that of the position whose logits the token was drawn
+        from.
+        """
 
     def __init__(
         self,
@@ -641,10 +788,11 @@ class Delta(_message.Message):
         stop_string: _builtins.str | None = ...,
         tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
         usage: Global___Usage | None = ...,
+        attention: _abc.Iterable[Global___TokenAttention] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_string", b"_stop_string", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_string", b"_stop_string", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "stop_string", b"stop_string", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_string", b"_stop_string", "attention", b"attention", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "stop_string", b"stop_string", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_string: _TypeAlias = _typing.Literal["stop_string"]  # noqa: Y015
     _WhichOneofArgType__stop_string: _TypeAlias = _typing.Literal["_stop_string", b"_stop_string"]  # noqa: Y015
@@ -788,6 +936,8 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_COST_FIELD_NUMBER: _builtins.int
+    ACCEPTED_PREDICTION_TOKENS_FIELD_NUMBER: _builtins.int
+    REJECTED_PREDICTION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     completion_tokens: _builtins.int
@@ -796,6 +946,10 @@ class Usage(_message.Message):
     """Those of prompt_tokens that were found in a cache."""
     estimated_cost: _builtins.float
     """In US dollars, by the model's prices."""
+    accepted_prediction_tokens: _builtins.int
+    """Guesses of the server, or of the caller's prediction, that came true: tokens that took no step of their own."""
+    rejected_prediction_tokens: _builtins.int
+    """Guesses that did not. They are not billed."""
     def __init__(
         self,
         *,
@@ -803,10 +957,12 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         estimated_cost: _builtins.float = ...,
+        accepted_prediction_tokens: _builtins.int = ...,
+        rejected_prediction_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "estimated_cost", b"estimated_cost", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_prediction_tokens", b"accepted_prediction_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "estimated_cost", b"estimated_cost", "prompt_tokens", b"prompt_tokens", "rejected_prediction_tokens", b"rejected_prediction_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -819,18 +975,26 @@ class GoAway(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    FIRST_REFUSED_ID_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, for people."""
+    first_refused_id: _builtins.int
+    """Starts with this id or a greater one have not been begun and never will be: they may be started elsewhere. They also
+    get a Finished, with UNAVAILABLE.
+    """
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
+        first_refused_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_refused_id", b"_first_refused_id", "first_refused_id", b"first_refused_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_refused_id", b"_first_refused_id", "first_refused_id", b"first_refused_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_refused_id: _TypeAlias = _typing.Literal["first_refused_id"]  # noqa: Y015
+    _WhichOneofArgType__first_refused_id: _TypeAlias = _typing.Literal["_first_refused_id", b"_first_refused_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_refused_id) -> _WhichOneofReturnType__first_refused_id | None: ...
 
 Global___GoAway: _TypeAlias = GoAway  # noqa: Y015
 
@@ -1106,7 +1270,7 @@ class CountTokensRequest(_message.Message):
     """Whether to return the tokens beside their number."""
     @_builtins.property
     def start(self) -> Global___Start:
-        """The generation that would be started. Its images must be inline. All of it is validated."""
+        """The generation that would be started. Its images must be inline, or say their sizes. All of it is validated."""
 
     def __init__(
         self,
@@ -1130,25 +1294,73 @@ class CountTokensResponse(_message.Message):
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    ESTIMATED_COST_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt; an image counts as one."""
+    estimated_cost: _builtins.float
+    """What the prompt costs, in US dollars, if nothing of it is in a cache."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens themselves, where they are asked for."""
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageLayout]:
+        """How the model will see each image of the conversation."""
 
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        images: _abc.Iterable[Global___ImageLayout] | None = ...,
+        estimated_cost: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_cost", b"estimated_cost", "images", b"images", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountTokensResponse: _TypeAlias = CountTokensResponse  # noqa: Y015
+
+@_typing.final
+class ImageLayout(_message.Message):
+    """How the model sees an image: the picture is scaled and laid at the top left of a canvas of square tiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TILE_SIZE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    PICTURE_WIDTH_FIELD_NUMBER: _builtins.int
+    PICTURE_HEIGHT_FIELD_NUMBER: _builtins.int
+    tile_size: _builtins.int
+    """The side of a tile, in pixels."""
+    rows: _builtins.int
+    """Rows of tiles."""
+    columns: _builtins.int
+    """Columns of tiles."""
+    picture_width: _builtins.int
+    """The picture's width on the canvas, in pixels."""
+    picture_height: _builtins.int
+    """The picture's height on the canvas, in pixels."""
+    def __init__(
+        self,
+        *,
+        tile_size: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        picture_width: _builtins.int = ...,
+        picture_height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "picture_height", b"picture_height", "picture_width", b"picture_width", "rows", b"rows", "tile_size", b"tile_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageLayout: _TypeAlias = ImageLayout  # noqa: Y015
 
 @_typing.final
 class DetokenizeRequest(_message.Message):
@@ -1503,3 +1715,76 @@ class UsageRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
+    """Asks how the server is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetStatusResponse(_message.Message):
+    """How the server is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    MAX_PENDING_FIELD_NUMBER: _builtins.int
+    LAST_STEP_AGE_FIELD_NUMBER: _builtins.int
+    LAST_TOKEN_AGE_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    state: Global___ServerState.ValueType
+    """Whether it can take generations."""
+    running: _builtins.int
+    """Generations that the engine computes."""
+    waiting: _builtins.int
+    """Generations that wait: for their images, their prompt, or their turn in the engine."""
+    max_pending: _builtins.int
+    """How many generations may be in the server, running or waiting."""
+    output_tokens_per_second: _builtins.float
+    """Tokens of answers, on average over the last ten seconds."""
+    @_builtins.property
+    def last_step_age(self) -> _duration_pb2.Duration:
+        """How long ago the engine's last step ended; absent while there is nothing to compute."""
+
+    @_builtins.property
+    def last_token_age(self) -> _duration_pb2.Duration:
+        """How long ago the last token of an answer came; absent while no answer is being written."""
+
+    @_builtins.property
+    def started(self) -> _timestamp_pb2.Timestamp:
+        """When the server started."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ServerState.ValueType = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        max_pending: _builtins.int = ...,
+        last_step_age: _duration_pb2.Duration | None = ...,
+        last_token_age: _duration_pb2.Duration | None = ...,
+        output_tokens_per_second: _builtins.float = ...,
+        started: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "max_pending", b"max_pending", "output_tokens_per_second", b"output_tokens_per_second", "running", b"running", "started", b"started", "state", b"state", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015

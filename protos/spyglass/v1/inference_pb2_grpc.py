@@ -72,6 +72,11 @@ class InferenceServiceStub:
                 request_serializer=spyglass_dot_v1_dot_inference__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=spyglass_dot_v1_dot_inference__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/spyglass.v1.InferenceService/GetStatus',
+                request_serializer=spyglass_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=spyglass_dot_v1_dot_inference__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -135,6 +140,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -172,6 +184,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetUsage,
                     request_deserializer=spyglass_dot_v1_dot_inference__pb2.GetUsageRequest.FromString,
                     response_serializer=spyglass_dot_v1_dot_inference__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=spyglass_dot_v1_dot_inference__pb2.GetStatusRequest.FromString,
+                    response_serializer=spyglass_dot_v1_dot_inference__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -366,6 +383,33 @@ class InferenceService:
             '/spyglass.v1.InferenceService/GetUsage',
             spyglass_dot_v1_dot_inference__pb2.GetUsageRequest.SerializeToString,
             spyglass_dot_v1_dot_inference__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spyglass.v1.InferenceService/GetStatus',
+            spyglass_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
+            spyglass_dot_v1_dot_inference__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

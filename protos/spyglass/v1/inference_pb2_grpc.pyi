@@ -57,6 +57,8 @@ class InferenceServiceStub:
     """Checks whether a key may call, so that a gateway can refuse a request before it reads the body."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]
     """Sums up what the caller's key has used."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]
+    """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -87,6 +89,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Checks whether a key may call, so that a gateway can refuse a request before it reads the body."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Sums up what the caller's key has used."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs one model of the Llama 3.2 Vision architecture.
@@ -156,5 +160,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GetUsageResponse, _abc.Awaitable[_inference_pb2.GetUsageResponse]]:
         """Sums up what the caller's key has used."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _inference_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetStatusResponse, _abc.Awaitable[_inference_pb2.GetStatusResponse]]:
+        """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

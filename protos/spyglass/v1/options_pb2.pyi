@@ -195,6 +195,7 @@ class Output(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     RUNNING_USAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_ATTENTION_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.bool
     """The logprob of each token: the model's own, before temperature, penalties, biases and filters."""
     top_logprobs: _builtins.int
@@ -207,6 +208,10 @@ class Output(_message.Message):
     """The prompt before the answer, as PromptEcho."""
     running_usage: _builtins.bool
     """The usage so far, with every Delta."""
+    @_builtins.property
+    def image_attention(self) -> Global___ImageAttention:
+        """What each token of the answer attends to in the images, as Delta.attention; the grids are in Started."""
+
     def __init__(
         self,
         *,
@@ -215,10 +220,11 @@ class Output(_message.Message):
         prompt_logprobs: _builtins.bool | None = ...,
         echo: _builtins.bool | None = ...,
         running_usage: _builtins.bool | None = ...,
+        image_attention: Global___ImageAttention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__echo: _TypeAlias = _typing.Literal["echo"]  # noqa: Y015
     _WhichOneofArgType__echo: _TypeAlias = _typing.Literal["_echo", b"_echo"]  # noqa: Y015
@@ -242,6 +248,32 @@ class Output(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class ImageAttention(_message.Message):
+    """Which attention to images is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The cross-attention layers whose attention is averaged, over all of their heads; counted from 0 among these layers.
+        All of them when empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageAttention: _TypeAlias = ImageAttention  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):

@@ -13,6 +13,7 @@ from spyglass_server.prompt.conversation import Message, RawJson, Tool, ToolCall
 from spyglass_server.prompt.prompt_maker import ChatInput, ImageSlot
 
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
+_MAX_SIDE = 1 << 20
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _ROLES = {
@@ -29,6 +30,18 @@ class ImageLimits:
 
     max_images: int
     max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """In the place of an image whose tokens are only counted: its size, in pixels."""
+
+    width: int
+    height: int
+
+
+GivenImage = bytes | ImageSize | None
+"""An image's encoded bytes; its size, where that is enough; or None where it is announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +98,14 @@ def _decode_tool(tool: chat_pb2.Tool, path: str) -> Tool:
 
 def decode_chat(
     chat: chat_pb2.Chat, tools: tuple[Tool, ...], limits: ImageLimits
-) -> tuple[ChatInput, tuple[bytes | None, ...]]:
+) -> tuple[ChatInput, tuple[GivenImage, ...]]:
     if not chat.messages:
         raise InvalidRequest("at least one message is needed", field="chat.messages")
     at_most("chat.messages", chat.messages, MAX_MESSAGES)
     if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > MAX_PARTS:
         raise InvalidRequest(f"a conversation has at most {MAX_PARTS} parts and tool calls", field="chat.messages")
     messages: list[Message] = []
-    images: list[bytes | None] = []
+    images: list[GivenImage] = []
     slots: list[ImageSlot] = []
     for i, message in enumerate(chat.messages):
         path = f"chat.messages[{i}]"
@@ -126,7 +139,7 @@ def _decode_message(message: chat_pb2.Message, parts: tuple[str | None, ...], pa
     return Message(role, parts, tool_calls=calls, tool_call_id=message.tool_call_id)
 
 
-def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> bytes | None:
+def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, limits: ImageLimits) -> GivenImage:
     if message.role not in (chat_pb2.ROLE_USER, chat_pb2.ROLE_TOOL):
         raise InvalidImage("images can stand only in messages of the user or of a tool", field=field)
     if part.image.detail not in chat_pb2.ImageDetail.values():
@@ -138,6 +151,10 @@ def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, li
             raise InvalidImage(f"the image is larger than {limits.max_bytes} bytes", field=field)
         case "data":
             return part.image.data
+        case "size" if 0 < part.image.size.width <= _MAX_SIDE and 0 < part.image.size.height <= _MAX_SIDE:
+            return ImageSize(part.image.size.width, part.image.size.height)
+        case "size":
+            raise InvalidImage(f"width and height of an image are 1 to {_MAX_SIDE} pixels", field=f"{field}.size")
         case _:
             raise InvalidRequest("a part needs text or an image with data or announced", field=field)
 

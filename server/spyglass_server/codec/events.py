@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.rate_limits import RateLimits
-from spyglass_server.engine.messages import FinishReason, Logprobs
+from spyglass_server.engine.messages import FinishReason, ImageMap, Logprobs
+from spyglass_server.images import ImageTiles
+from spyglass_server.ledger.record import Record
 from spyglass_server.prompt.tool_calls import CallPiece
 
 _FINISH_REASONS = {
@@ -22,12 +25,19 @@ def accepted(event_id: int) -> pb.Event:
     return pb.Event(id=event_id, accepted=pb.Accepted())
 
 
-def started(event_id: int, prompt_tokens: int, cached_tokens: int, rate_limits: RateLimits | None) -> pb.Event:
-    """The engine has scheduled it."""
+def started(
+    event_id: int, record: Record, rate_limits: RateLimits | None, image_grids: Iterable[pb.ImageGrid]
+) -> pb.Event:
+    """The engine has scheduled it, and its usage record is open."""
     limits = None if rate_limits is None else rate_limits.to_proto()
     return pb.Event(
         id=event_id,
-        started=pb.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, rate_limits=limits),
+        started=pb.Started(
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            rate_limits=limits,
+            image_grids=image_grids,
+        ),
     )
 
 
@@ -38,9 +48,15 @@ def prompt_echo(
     return pb.Event(id=event_id, prompt=pb.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs))
 
 
-def delta(
-    event_id: int,
-    index: int,
+def new_delta(event_id: int, index: int) -> pb.Event:
+    """More of one choice, whose delta is to be filled."""
+    event = pb.Event(id=event_id)
+    event.delta.index = index
+    return event
+
+
+def fill(
+    more: pb.Delta,
     text: str,
     token_ids: Iterable[int],
     finish: FinishReason | None,
@@ -48,11 +64,9 @@ def delta(
     calls: Iterable[CallPiece] = (),
     logprobs: pb.TokenLogprobs | None = None,
     usage: pb.Usage | None = None,
-) -> pb.Event:
-    """More of one choice. There is one for every token: set field by field, it takes half the time."""
-    event = pb.Event(id=event_id)
-    more = event.delta
-    more.index = index
+    attention: pb.TokenAttention | None = None,
+) -> None:
+    """Fills a new delta. There is one for every token: set field by field, it takes half the time."""
     more.text = text
     more.token_ids.extend(token_ids)
     if finish is not None:
@@ -65,7 +79,25 @@ def delta(
         more.logprobs.append(logprobs)
     if usage is not None:
         more.usage.CopyFrom(usage)
-    return event
+    if attention is not None:
+        more.attention.append(attention)
+
+
+def token_attention(token: bytes, maps: Iterable[ImageMap | None]) -> pb.TokenAttention:
+    """What a token attends to in each image."""
+    told = (pb.ImageMap() if one is None else pb.ImageMap(scale=one.scale, data=one.data) for one in maps)
+    return pb.TokenAttention(bytes=token, maps=told)
+
+
+def image_grid(image: ImageTiles, patches_per_side: int) -> pb.ImageGrid:
+    """The patches of an image of which a tile has so many in each row and column."""
+    patches_per_pixel = patches_per_side / image.pixels.shape[-1]
+    return pb.ImageGrid(
+        rows=image.rows * patches_per_side,
+        columns=image.columns * patches_per_side,
+        covered_rows=image.height * patches_per_pixel,
+        covered_columns=image.width * patches_per_pixel,
+    )
 
 
 def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]) -> pb.TokenLogprobs:
@@ -83,6 +115,15 @@ def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]
 def finished(event_id: int, usage: pb.Usage | None, error: status_pb2.Status | None) -> pb.Event:
     """The generation is over."""
     return pb.Event(id=event_id, finished=pb.Finished(usage=usage, error=error))
+
+
+def duration(seconds: float | None) -> Duration | None:
+    """A time in seconds as a protobuf message."""
+    if seconds is None:
+        return None
+    message = Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
 
 
 def timestamp(seconds: float | None) -> Timestamp | None:

@@ -5,10 +5,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import options_pb2
 from spyglass_common import limits
-from spyglass_server.codec.chat import ImageLimits, ToolUse, decode_chat, decode_tools
+from spyglass_server.codec.chat import GivenImage, ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint
 from spyglass_server.engine.messages import SamplingParams
@@ -21,16 +23,18 @@ _NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempoten
 """Fields that may differ between two tries of one request."""
 
 _NOT_HONOURED = ("traceparent", "cache_salt")
+_PARTS = ("", "format", "sampling", "stopping", "output")
+"""Messages of a Start whose fields say how to answer: none of them may be passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A validated Start. An image is its encoded bytes, or None where it is announced."""
+    """A validated Start. `attention_layers` are those whose attention to images is told; () is all, None not any."""
 
     request_id: str
     model: str
     input: Input
-    images: tuple[bytes | None, ...]
+    images: tuple[GivenImage, ...]
     sampling: SamplingParams
     n: int
     max_tokens: int | None
@@ -39,6 +43,8 @@ class Spec:
     prompt_logprobs: bool
     echo: bool
     running_usage: bool
+    attention_layers: tuple[int, ...] | None
+    prediction: str
     shape: OutputConstraint | None
     tool_use: ToolUse | None
     stop: tuple[str, ...]
@@ -75,6 +81,8 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
         prompt_logprobs=start.output.prompt_logprobs,
         echo=start.output.echo,
         running_usage=start.output.running_usage,
+        attention_layers=_decode_attention(start.output),
+        prediction=start.prediction,
         shape=_decode_shape(start, tool_use),
         tool_use=tool_use,
         stop=_decode_stop(start.stopping.strings),
@@ -96,6 +104,13 @@ def request_digest(start: pb.Start) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
+def _decode_attention(output: options_pb2.Output) -> tuple[int, ...] | None:
+    if not output.HasField("image_attention"):
+        return None
+    layers = at_most("output.image_attention.layers", output.image_attention.layers, limits.MAX_ATTENTION_LAYERS)
+    return tuple(sorted(set(layers)))
+
+
 def _decode_idempotency_key(start: pb.Start) -> str | None:
     if not start.HasField("idempotency_key"):
         return None
@@ -113,11 +128,19 @@ def _refuse_unsupported(start: pb.Start) -> None:
     for name in _NOT_HONOURED:
         if name in fields:
             raise Unsupported(name)
+    for part in _PARTS:
+        message = getattr(start, part) if part else start
+        unknown = UnknownFieldSet(message)
+        if len(unknown):
+            raise InvalidRequest(
+                f"field {unknown[0].field_number} of {message.DESCRIPTOR.name} is of a later version than this server",
+                field=part,
+            )
 
 
 def _decode_input(
     start: pb.Start, tool_use: ToolUse | None, image_limits: ImageLimits
-) -> tuple[Input, tuple[bytes | None, ...]]:
+) -> tuple[Input, tuple[GivenImage, ...]]:
     match start.WhichOneof("input"):
         case "chat":
             return decode_chat(start.chat, tool_use.tools if tool_use else (), image_limits)

@@ -76,7 +76,9 @@ class EngineRequest:
     choice and are its last token, but not before it has `min_tokens`. Requests of one `tenant` share cached work; among
     them the one with the greater `priority` is scheduled first. With `top_logprobs` each token comes with its logprob
     and those of that many alternatives. With `grammar`, in the compiler's notation, an answer follows it. With
-    `prompt_logprobs` the tokens of the prompt come with their logprobs, too.
+    `prompt_logprobs` the tokens of the prompt come with their logprobs, too. The first `attention_tokens` of an answer
+    come with their attention to the images, averaged over the cross-attention layers `attention_layers`, or all.
+    `prediction` is what the answer is expected to be, which changes nothing but how fast it comes.
     """
 
     id: int
@@ -91,6 +93,9 @@ class EngineRequest:
     prompt_logprobs: bool = False
     images: tuple[ImageInput, ...] = ()
     image_positions: tuple[int, ...] = ()
+    attention_tokens: int = 0
+    attention_layers: tuple[int, ...] = ()
+    prediction: tuple[int, ...] = ()
     tenant: str = ""
     priority: int = 0
 
@@ -154,7 +159,8 @@ class EngineInfo:
 
     `quantization` is how weights are kept, "none", "fp8" or "int8". `max_tokens` is the longest sequence (prompt and
     answer) that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold,
-    `max_choices` how many choices it may have. `ranks` has the memory of each rank, in their order.
+    `max_choices` how many choices it may have. The model has `num_cross_layers` cross-attention layers, and a tile has
+    `patches_per_side` patches in each row and column. `ranks` has the memory of each rank, in their order.
     """
 
     dtype: str
@@ -163,6 +169,8 @@ class EngineInfo:
     max_tokens: int
     max_image_tiles: int
     max_choices: int
+    num_cross_layers: int
+    patches_per_side: int
     ranks: tuple[MemoryInfo, ...]
 
     @property
@@ -197,14 +205,34 @@ class Logprobs(NamedTuple):
     top: tuple[float, ...]
 
 
+class ImageMap(NamedTuple):
+    """How much a token attends to each patch of an image: a byte for each, row by row, times `scale` / 255."""
+
+    scale: float
+    data: bytes
+
+
 class TokenOutput(NamedTuple):
-    """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token."""
+    """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token.
+
+    `attention`, where it is told, is to each image of the request, None to one that the token does not see.
+    """
 
     id: int
     choice: int
     token: int
     finish: FinishReason | None = None
     logprobs: Logprobs | None = None
+    attention: tuple[ImageMap | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """How many tokens were guessed for a request in a step, and how many of them were right."""
+
+    id: int
+    num_guessed: int
+    num_right: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +252,7 @@ class RequestFailed:
     by_grammar: bool = False
 
 
-Event = ImagesTaken | RequestScheduled | PromptLogprobs | TokenOutput | RequestFailed
+Event = ImagesTaken | RequestScheduled | PromptLogprobs | Drafted | TokenOutput | RequestFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +272,12 @@ class LoadFailed:
 class StepEvents:
     """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster."""
 
-    __slots__ = ("_packed",)
+    __slots__ = ("_packed", "num_tokens")
 
     def __init__(self, events: Iterable[Event]) -> None:
         self._packed = [tuple(event) if isinstance(event, TokenOutput) else event for event in events]
+        self.num_tokens = sum(type(event) is tuple for event in self._packed)
+        """How many tokens of answers there are among them."""
 
     def __iter__(self) -> Iterator[Event]:
         return (TokenOutput._make(event) if isinstance(event, tuple) else event for event in self._packed)
@@ -255,9 +285,14 @@ class StepEvents:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The process lives. `step_s` is how long the step takes that it computes now, 0 where it computes none."""
+    """The process lives.
+
+    `step_s` is how long the step has taken that it computes now, 0 where it computes none; `since_step_s` is how long
+    ago the last one ended.
+    """
 
     step_s: float
+    since_step_s: float
 
 
 Message = Ready | LoadFailed | StepEvents | Alive

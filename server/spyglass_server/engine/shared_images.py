@@ -5,7 +5,6 @@ The system may round its size up.
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -45,18 +44,20 @@ class SharedImages:
         """Copies one image into a block of its own and returns the block's name."""
         block = SharedMemory(create=True, size=pixels.nbytes)
         self._blocks.append(block)
-        _reserve(block)
-        assert block.buf is not None
-        block.buf[: pixels.nbytes] = pixels.cast("B")
+        _write(block, pixels.cast("B"))
         return block.name
 
 
-def _reserve(block: SharedMemory) -> None:
-    """Takes a block's memory now: when there is none, writing to it would kill the process."""
+def _write(block: SharedMemory, pixels: memoryview) -> None:
+    """Fills a block by its file, if it has one: where there is no room an error comes then, in place of a signal that
+    would kill the process."""
     path = _FILES / block.name
     if path.exists():
         with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, block.size)
+            file.write(pixels)
+    else:
+        assert block.buf is not None
+        block.buf[: pixels.nbytes] = pixels
 
 
 @contextlib.contextmanager

@@ -39,6 +39,14 @@ class Matcher(Protocol):
             GrammarFailed: it was not allowed.
         """
 
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that spell what must follow, as far as only one text may; none where there is a choice.
+
+        Raises:
+            GrammarFailed: the grammar cannot be followed.
+        """
+        ...
+
     def fork(self) -> "Matcher":
         """A copy at the same place of the grammar."""
         ...

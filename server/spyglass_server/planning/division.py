@@ -28,3 +28,9 @@ def heads_of_rank(heads: int, kv_heads: int, num_ranks: int) -> tuple[int, int]:
             f"more ranks than key-value heads must be a multiple of these and divide the heads"
         )
     return heads // num_ranks, 1
+
+
+def heads_here(heads: int, kv_heads: int, rank: int, num_ranks: int) -> int:
+    """How many of the model's heads a rank has: `heads_of_rank`, but for those that are padding."""
+    at_most, _ = heads_of_rank(heads, kv_heads, num_ranks)
+    return max(0, min(at_most, heads - rank * at_most))

@@ -9,6 +9,8 @@ from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes,
 from spyglass_server.planning.sizes import ITEMSIZES, ModelSizes
 from spyglass_server.planning.times import Clock, Load, Speed
 
+DRAFT_ROWS = {"cpu": 16}
+"""Up to so many tokens of answers a step costs little more than with one: as many are guessed. Not measured on GPUs."""
 STEP_TOKENS, CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}, {"cpu": 64, "cuda": 512}
 """The engine's defaults for `--max-step-tokens` and `--max-chunk-tokens`."""
 SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from spyglass_common.limits import MAX_TOKENS
 from spyglass_server.errors import ContextTooLong, InvalidImage, InvalidRequest
-from spyglass_server.images import ImageError, ImageSpec, ImageTiles, decode_tiles
+from spyglass_server.images import ImageError, ImageSpec, ImageTiles, check_size, decode_tiles
 from spyglass_server.prompt.conversation import Message, Tool
 from spyglass_server.prompt.files import read_prompt_files
 from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate
@@ -56,13 +57,15 @@ class TokensInput:
 Input = ChatInput | TextInput | TokensInput
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """Token ids, where the image tokens stand among them, and the images' tiles."""
 
     tokens: tuple[int, ...]
     image_positions: tuple[int, ...] = ()
     images: tuple[ImageTiles, ...] = ()
+    prediction: tuple[int, ...] = ()
+    """Tokens of what the answer is expected to be."""
 
     def without_images(self) -> "Prompt":
         """The same without the tiles."""
@@ -126,11 +129,23 @@ class PromptMaker:
                 tokens = list(ids)
         positions = tuple(i for i, token in enumerate(tokens) if token == self._image_token_id)
         self._check(given, tokens, positions, num_images)
-        return Prompt(tuple(tokens), positions)
+        return Prompt(tokens=tuple(tokens), image_positions=positions)
+
+    def expect(self, prediction: str) -> tuple[int, ...]:
+        """The tokens of what an answer is expected to be, as many as any answer may have."""
+        part = prediction[: MAX_TOKENS * _CHARACTERS_A_TOKEN]
+        return tuple(self.tokenizer.encode_text(part)[:MAX_TOKENS]) if part else ()
 
     def image_spec(self, slot: ImageSlot) -> ImageSpec:
         """What the model wants of an image."""
         return replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
+
+    def check_size(self, width: int, height: int, slot: ImageSlot) -> None:
+        """Raises InvalidImage where an image of this size has too many pixels."""
+        try:
+            check_size(width, height, self._max_image_pixels)
+        except ImageError as error:
+            raise InvalidImage(str(error), field=slot.field) from error
 
     def _tile(self, data: bytes, slot: ImageSlot) -> ImageTiles:
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spyglass_server.engine.worker.batch import Pending, Row
 from spyglass_server.runtime.model.text import TextModel
+from spyglass_server.runtime.native.kernels import Kernels
 from spyglass_server.runtime.sampler import TopLogprobs
 from spyglass_server.runtime.slot_cache import SlotCache
 
@@ -34,10 +35,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardOutput:
-    """What a plan asks for: logits [rows, vocabulary], None where there are none, and prompt logprobs."""
+    """What a plan asks for: logits [rows, vocabulary], None where there are none, prompt logprobs, and attention to
+    images, float32 [context] of each row that tells it."""
 
     logits: Tensor | None
     prompts: tuple[TopLogprobs, ...] = ()
+    attention: tuple[Tensor, ...] = ()
 
 
 class Backend(Protocol):
@@ -79,12 +82,6 @@ class Backend(Protocol):
         """Raises torch.AcceleratorError when the device is lost."""
 
 
-def _cpu(model: TextModel, memory: Memory, device: torch.device) -> Backend:
-    from spyglass_server.runtime.cpu.backend import CpuBackend
-
-    return CpuBackend(model, memory, device)
-
-
 def _cuda(model: TextModel, memory: Memory, device: torch.device) -> Backend:
     from spyglass_server.runtime.cuda.backend import CudaBackend
     from spyglass_server.runtime.cuda.device import CudaDevice
@@ -95,6 +92,10 @@ def _cuda(model: TextModel, memory: Memory, device: torch.device) -> Backend:
 _MAKERS: dict[str, Callable[[TextModel, Memory, torch.device], Backend]] = {"cuda": _cuda}
 
 
-def make_backend(model: TextModel, memory: Memory, device: torch.device) -> Backend:
-    """The backend for a device; that for CPUs where there is none of its own."""
-    return _MAKERS.get(device.type, _cpu)(model, memory, device)
+def make_backend(model: TextModel, memory: Memory, device: torch.device, kernels: Kernels | None = None) -> Backend:
+    """The backend for a device; where there is none of its own, that for CPUs, which may have kernels of our own."""
+    from spyglass_server.runtime.cpu.backend import CpuBackend
+
+    if maker := _MAKERS.get(device.type):
+        return maker(model, memory, device)
+    return CpuBackend(model, memory, device, kernels)

@@ -71,9 +71,14 @@ class VisionConfig:
     output_size: int
 
     @property
+    def patches_per_side(self) -> int:
+        """Patches in each row and each column of a tile."""
+        return self.tile_size // self.patch_size
+
+    @property
     def tokens_per_tile(self) -> int:
         """Patches and the class token."""
-        return (self.tile_size // self.patch_size) ** 2 + 1
+        return self.patches_per_side**2 + 1
 
     def aspect_ratio_id(self, rows: int, columns: int) -> int:
         """The row of the aspect-ratio tables for a canvas; 0 is for padding."""

@@ -64,6 +64,11 @@ class _Matcher:
         self._matcher.consume_token(token)
         self._check()
 
+    def forced(self) -> tuple[int, ...]:
+        found = tuple(self._matcher.compute_ff_tokens())
+        self._check()
+        return found
+
     def fork(self) -> "_Matcher":
         twin = self._matcher.deep_copy()
         return _Matcher(lambda: True, lambda: twin)

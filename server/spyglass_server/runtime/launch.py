@@ -21,7 +21,7 @@ from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.planning.costs import context_cost
 from spyglass_server.planning.memory import PAGE_SIZE as PAGE_SIZE
-from spyglass_server.planning.plan import CHUNK_TOKENS, STEP_TOKENS
+from spyglass_server.planning.plan import CHUNK_TOKENS, DRAFT_ROWS, STEP_TOKENS
 from spyglass_server.torchrun import Launch
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ class CheckpointLoader:
             max_tokens=max_tokens,
             max_image_tiles=first.image_cache_tiles,
             max_choices=self.settings.max_batch,
+            num_cross_layers=len(parts.config.text.cross_layers),
+            patches_per_side=parts.config.vision.patches_per_side,
             ranks=ranks,
         )
 
@@ -226,6 +228,7 @@ class CheckpointLoader:
             parts.device,
             max_batch=self.settings.max_batch,
             max_tokens=max_tokens,
+            has_kernels=self.settings.cpu_kernels == "auto",
         )
         return runner, memory, max_tokens
 
@@ -248,6 +251,7 @@ class CheckpointLoader:
             max_batch=self.settings.max_batch,
             **step_limits(self.settings, device.type),
             context_cost=context_cost(config.text),
+            max_draft_rows=DRAFT_ROWS.get(device.type, 0) if self.settings.speculation == "auto" else 0,
         )
 
 

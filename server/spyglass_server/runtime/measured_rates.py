@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spyglass_server.engine.messages import EngineInfo
-from spyglass_server.runtime.linear import CONVERTERS, pack_linears
+from spyglass_server.runtime.linear import CONVERTERS
+from spyglass_server.runtime.native.modules import adapt
 
 _MOST_BYTES = 1 << 30
 _PRODUCTS = 4
@@ -48,7 +49,8 @@ class RateProbe:
         self._width, self._dtype = shape[1], dtype
         count = max(1, min(info.memory.weight_bytes, _MOST_BYTES) // self._nbytes)
         self._layers = nn.Sequential(*(_layer(shape, dtype, self._device, info.quantization) for _ in range(count)))
-        pack_linears(self._layers)
+        if adapt(self._layers, self._device):
+            self._dtype = torch.float32  # whatever the weights are in
         self._next = itertools.cycle(self._layers)
 
     def begin(self, rows: int, chunk: int) -> None:

@@ -17,9 +17,9 @@ from spyglass_server.engine.shared_images import shared_pixels
 from spyglass_server.engine.worker.batch import DeviceLost, Pending, Row, RowOutput
 from spyglass_server.runtime.backend import Backend, ForwardOutput, Memory, make_backend
 from spyglass_server.runtime.config import ModelConfig
-from spyglass_server.runtime.linear import pack_linears
 from spyglass_server.runtime.model.mllama import Mllama
 from spyglass_server.runtime.model.vision import Slices
+from spyglass_server.runtime.native.modules import adapt, install_in_encoder
 from spyglass_server.runtime.slot_cache import SlotCache
 
 
@@ -53,12 +53,15 @@ class ModelRunner:
         max_batch: int = 64,
         max_tokens: int | None = None,
         records_steps: bool = True,
+        has_kernels: bool = True,
     ) -> None:
         """`max_batch` sequences may be in a batch, each of at most `max_tokens`: None for all that fits the pages.
 
-        Where the device can record decode steps, it does so now, unless `records_steps` is false.
+        Where the device can record decode steps, it does so now, unless `records_steps` is false. CPUs compute with
+        kernels of our own where these can be had, unless `has_kernels` is false.
         """
-        pack_linears(model.text)
+        if kernels := adapt(model.text, device, has_kernels=has_kernels):
+            install_in_encoder(model.vision, kernels)
         self._model = model
         self._dtype = dtype
         config = model.config
@@ -80,7 +83,7 @@ class ModelRunner:
         self._images: dict[ImageKey, tuple[ImageInput, Tensor]] = {}
         self._encoding: dict[ImageKey, Slices[Tensor]] = {}
         with torch.inference_mode():
-            self._backend = make_backend(model.text, self._memory, device)
+            self._backend = make_backend(model.text, self._memory, device, kernels)
         self.looks_ahead = self._backend.looks_ahead
         self.tile_side = config.vision.tile_size
 

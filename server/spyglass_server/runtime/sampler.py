@@ -40,6 +40,13 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     return [int(token) for token in tokens]
 
 
+def sample_finite(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    """The same where some logits may be no numbers: -1 for draws from their rows. Masked ones are minus infinity."""
+    finite = logits.amax(dim=-1).isfinite().tolist()
+    tokens = sample(logits if all(finite) else logits.nan_to_num(), draws)
+    return [token if finite[draw.row] else -1 for draw, token in zip(draws, tokens, strict=True)]
+
+
 class TopLogprobs(NamedTuple):
     """Logprobs of a token each [tokens], and the most probable tokens [tokens, top] with theirs, best first."""
 

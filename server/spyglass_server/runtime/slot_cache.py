@@ -18,6 +18,7 @@ class SlotCache:
         shape = (num_layers, 2, num_slots, config.num_kv_heads * config.head_dim)
         self._slots = torch.empty(shape, dtype=dtype, device=device)  # memory is used when it is first written
         self._layers = [(layer[0], layer[1]) for layer in self._slots.unbind(0)]
+        self.dtype = dtype
 
     @staticmethod
     def slot_bytes(num_layers: int, config: TextConfig, dtype: torch.dtype) -> int:
@@ -31,7 +32,7 @@ class SlotCache:
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores keys and values [tokens, kv_heads, head_dim] in slots [tokens]."""
         for stored, new in zip(self._layers[layer], (k, v), strict=True):
-            stored.index_copy_(0, slots, new.flatten(1))
+            stored.index_copy_(0, slots, new.flatten(1).to(self.dtype))
 
     def copy(self, sources: Tensor, targets: Tensor, block_size: int) -> None:
         """Copies blocks of slots; all sources are read before any target is written."""

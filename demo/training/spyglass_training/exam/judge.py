@@ -166,8 +166,9 @@ def _describes(answer: str, expected: frozenset[str]) -> bool:
     if not all(_is_there(mention, parts) for mention in said):
         return False
     numbers = numbers_in(answer) - {thing.noun or "" for thing in things}
-    if count:
-        return numbers == numbers_in(count[0])
+    if count:  # of things of which some are alike: it is said, or all are named
+        named = {str(sum(mention.noun not in (None, "ground") for mention in mentions_in(answer)))}
+        return (numbers or named) == numbers_in(count[0])
     return all(int(number) <= len(things) for number in numbers)
 
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from spyglass_server.engine.handle.activity import Activity
 from spyglass_server.engine.handle.process import EngineProcess
 from spyglass_server.engine.handle.watchdog import Pulse, Watchdog
 from spyglass_server.engine.messages import (
@@ -21,6 +22,7 @@ from spyglass_server.engine.messages import (
     Message,
     Ready,
     RequestFailed,
+    RequestScheduled,
     StepEvents,
     Submit,
 )
@@ -55,9 +57,14 @@ class AsyncEngine:
         self._on_ready = on_ready
         self._ids = itertools.count(1)
         self._running: dict[int, OnEvent] = {}
+        self._scheduled: set[int] = set()
+        """Those of them with which the engine has begun."""
+        self.activity = Activity()
         self._process: EngineProcess | None = None
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
+        self.is_loaded = False
+        """Whether there is a process that has loaded the model."""
         self._first: asyncio.Future[None] | None = None
         self._backoff_s = _FIRST_BACKOFF_S
         self._restart: asyncio.TimerHandle | None = None
@@ -72,8 +79,19 @@ class AsyncEngine:
         return self._info
 
     @property
+    def has_info(self) -> bool:
+        """Whether the model has been loaded yet, at least once."""
+        return self._info is not None
+
+    @property
     def is_ready(self) -> bool:
+        """Whether the engine takes requests: it has loaded the model, and gets on."""
         return self._ready.is_set()
+
+    @property
+    def num_scheduled(self) -> int:
+        """How many requests the engine has begun with."""
+        return len(self._scheduled)
 
     @property
     def pid(self) -> int | None:
@@ -114,11 +132,12 @@ class AsyncEngine:
             on_event(EngineDied())
             return
         self._running[request.id] = on_event
+        self._note_work()
         self._process.send(Submit(request))
 
     def cancel(self, request_id: int) -> None:
         """Drops a request, which may have ended by itself; nothing more is heard of it."""
-        if self._running.pop(request_id, None) and self._process:
+        if self._drop(request_id) and self._process:
             self._process.send(CancelRequest(request_id))
 
     def cancel_choice(self, request_id: int, index: int) -> None:
@@ -143,18 +162,21 @@ class AsyncEngine:
     def _on_message(self, message: Message | None) -> None:
         match message:
             case StepEvents():
+                self.activity.note_step(message.num_tokens)
                 for event in message:
                     self._dispatch(event)
             case Ready(info):
                 self._info = info
+                self.is_loaded = True
                 self._backoff_s = _FIRST_BACKOFF_S
                 self._watchdog = Watchdog()
                 self._watch()
                 self._set_ready(True)
                 if self._first and not self._first.done():
                     self._first.set_result(None)
-            case Alive(step_s):
+            case Alive(step_s, since_step_s):
                 self._watchdog.hear(step_s)
+                self.activity.note_step(ago_s=since_step_s)
             case LoadFailed(text):
                 log.error("the model cannot be loaded: %s", text)
                 if self._first and not self._first.done():
@@ -168,13 +190,26 @@ class AsyncEngine:
         if on_event is None:
             return  # cancelled while the event was on its way
         if isinstance(event, RequestFailed):
-            del self._running[event.id]
+            self._drop(event.id)
+        elif isinstance(event, RequestScheduled):
+            self._scheduled.add(event.id)
+            self._note_work()
         try:
             on_event(event)
         except Exception:  # a fault in one request's handler must not cost the others their events
             log.exception("an event of request %d could not be handled", event.id)
             self.cancel(event.id)
             on_event(RequestFailed(event.id, "its event could not be handled"))
+
+    def _drop(self, request_id: int) -> bool:
+        """Forgets a request; says whether it was known."""
+        was_known = self._running.pop(request_id, None) is not None
+        self._scheduled.discard(request_id)
+        self._note_work()
+        return was_known
+
+    def _note_work(self) -> None:
+        self.activity.set_work(has_requests=bool(self._running), has_answers=bool(self._scheduled))
 
     def _watch(self) -> None:
         """Looks every second how the process is; one that hangs takes nothing new, and is ended when that lasts."""
@@ -197,10 +232,13 @@ class AsyncEngine:
 
     def _ended(self) -> None:
         self._process = None
+        self.is_loaded = False
         if self._tick:
             self._tick.cancel()
         self._set_ready(False)
         running, self._running = self._running, {}
+        self._scheduled.clear()
+        self._note_work()
         for on_event in running.values():
             on_event(EngineDied())
         if self._first and not self._first.done():

@@ -1,10 +1,10 @@
 """The unit of work that the scheduler hands to the runner, and the runner's interface."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, Logprobs
+from spyglass_server.engine.messages import EngineRequest, ImageInput, ImageKey, ImageMap, Logprobs
 from spyglass_server.engine.structured_output import Matcher
 
 
@@ -18,7 +18,8 @@ class Row:
     not empty, the logits of the last token are sampled once for each of these choices. `history` is the sequence up to
     the row's end where the request has penalties, and empty otherwise. Stop tokens are not sampled unless it
     `may_stop`, nor tokens that `matcher` does not allow. Where the request wants prompt logprobs, this row's begin with
-    those after token `prompt_logprobs_start` of `tokens`.
+    those after token `prompt_logprobs_start` of `tokens`. The last `num_drafts` of `tokens` are guesses: the logits of
+    each of them, and of the token before them, are sampled. With a `matcher`, `draft_matchers` stand behind each.
     """
 
     request: EngineRequest
@@ -32,10 +33,42 @@ class Row:
     matcher: Matcher | None = None
     prompt_logprobs_start: int = 0
     sequence: int = 0
+    num_drafts: int = 0
+    draft_matchers: tuple[Matcher, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    def sampled(self) -> "list[Row]":
+        """A row for each position whose logits are sampled: each ends there. None where nothing is."""
+        if not self.num_drafts:
+            return [self] if self.choices else []
+        rows = []
+        matchers = (self.matcher, *self.draft_matchers) if self.draft_matchers else (self.matcher,) * len(self.tokens)
+        for number, left in enumerate(range(self.num_drafts, -1, -1)):
+            rows.append(
+                replace(
+                    self,
+                    tokens=self.tokens[: len(self.tokens) - left],
+                    history=self.history[: len(self.history) - left],
+                    may_stop=self.num_answered + number >= self.request.min_tokens,
+                    matcher=matchers[number],
+                    num_drafts=0,
+                    draft_matchers=(),
+                )
+            )
+        return rows
+
+    @property
+    def num_answered(self) -> int:
+        """How many tokens the answer has before the first that this row samples."""
+        return self.end - self.num_drafts - len(self.request.tokens)
+
+    @property
+    def tells_attention(self) -> bool:
+        """Whether its last token's attention to images is told."""
+        return bool(self.choices) and 0 <= self.end - len(self.request.tokens) < self.request.attention_tokens
 
     @property
     def prompt_targets(self) -> tuple[int, ...]:
@@ -47,14 +80,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutput:
-    """The tokens sampled for a row's choices, with their probabilities if it asks for them, or why the row failed, and
-    whether its grammar did it."""
+    """The tokens sampled for a row's choices, with their probabilities and their attention to images if it asks for
+    them, or why the row failed, and whether its grammar did it."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
+    attention: tuple[ImageMap | None, ...] | None = None
     error: str | None = None
     by_grammar: bool = False
+    drafted: "tuple[RowOutput, ...]" = ()
+    """What came after each guess of the row, for one that has some."""
 
 
 Pending = Callable[[], list[RowOutput]]

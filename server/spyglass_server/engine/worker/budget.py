@@ -12,13 +12,15 @@ class Limits:
     """How much one step may hold: sequences (choices) at once, and tokens computed.
 
     `max_chunk_tokens` are the tokens of prompts in a step in which answers go on; None sets no other limit
-    there. A token counts for more the more context it reads: by `context_cost` for each.
+    there. A token counts for more the more context it reads: by `context_cost` for each. Tokens are guessed as long as
+    answers have no more than `max_draft_rows` in a step, guesses included; 0 guesses none.
     """
 
     max_batch: int
     max_step_tokens: int
     max_chunk_tokens: int | None = None
     context_cost: float = 0.0
+    max_draft_rows: int = 0
 
 
 class StepBudget:

@@ -37,6 +37,10 @@ class KVCacheManager:
         sequence.pages = [*prefix, *self._pool.allocate(self._num_missing(sequence, prefix))]
         sequence.num_computed = len(prefix) * self._pool.page_size
 
+    def has_spare_room(self, sequence: Sequence, end: int, num_kept: int) -> bool:
+        """Whether positions up to end - 1 fit, and so many pages are still free then."""
+        return self._pool.num_needed(end) - len(sequence.pages) + num_kept <= self._pool.num_free
+
     def reserve(self, sequence: Sequence, end: int) -> dict[int, int]:
         """Gives the sequence pages of its own for positions num_computed … end - 1.
 

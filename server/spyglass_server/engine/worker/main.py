@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from spyglass_common.memory import return_free_memory
 from spyglass_server.engine import messages
 from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.process_name import name_process
@@ -29,11 +30,12 @@ _BEAT_S = 1.0
 
 
 class _Pulse:
-    """Says every second that this process lives, and how long its step has taken, whatever the step waits for."""
+    """Says every second that this process lives, and how its step gets on, whatever that waits for."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
         self._step_began: float | None = None
+        self._step_ended = time.monotonic()
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def send(self, message: messages.Message) -> None:
@@ -46,13 +48,13 @@ class _Pulse:
         """While a step is computed."""
         self._step_began = time.monotonic()
         yield
-        self._step_began = None
+        self._step_ended, self._step_began = time.monotonic(), None
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # the server is gone
             while True:
-                began = self._step_began
-                self.send(messages.Alive(time.monotonic() - began if began else 0.0))
+                now, began = time.monotonic(), self._step_began
+                self.send(messages.Alive(now - began if began else 0.0, now - self._step_ended))
                 time.sleep(_BEAT_S)
 
 
@@ -82,6 +84,7 @@ def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
         with server_is_gone:
             pipe.send(messages.LoadFailed(str(error)))
         return
+    return_free_memory()
     with server_is_gone:
         pipe.send(messages.Ready(info))
         _serve(core, pipe, _Pulse(pipe))

@@ -9,12 +9,14 @@ prompt; its next tokens are the same, up to rounding. A sequence that begins tak
 of earlier ones that began with the same tokens and images.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from spyglass_server.engine.messages import (
+    Drafted,
     EngineRequest,
     Event,
     ImageKey,
@@ -31,6 +33,11 @@ from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.kv_cache_manager import KVCacheManager, StepReservations
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.sequence import Sequence, SequenceStatus
+
+log = logging.getLogger(__name__)
+
+_SHORTEST_GUESS = 3
+"""Where fewer tokens of each answer may be guessed, the rows that they add to a step cost more than they bring."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +105,16 @@ class Scheduler:
         reservations = StepReservations(self._cache, self._running, self._preempt)
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
         budget = StepBudget(self._limits, self._is_images_turn)
+        longest = self._longest_guess()
         for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed) if sequence.can_be_computed else 0
             if not count or not self._is_seeing(sequence) or not sequence.is_running:  # one before it preempted it
                 continue
-            if reservations.reserve(sequence, computed + count):
-                planned[sequence] = self._row(sequence, count)
-                budget.spend(count, remaining, computed)
+            guess, matchers = self._guess(sequence, longest) if longest > 0 and sequence.can_guess else ((), ())
+            if reservations.reserve(sequence, computed + count + len(guess)):
+                planned[sequence] = self._row(sequence, count, guess, matchers)
+                budget.spend(count + len(guess), remaining, computed)
         kept = {sequence: row for sequence, row in planned.items() if sequence.is_running}
         self._assume(kept)
         image = self._next_image() if budget.has_room_for_image else None
@@ -134,6 +143,9 @@ class Scheduler:
                 self.cancel(sequence.request.id)
                 events.append(RequestFailed(sequence.request.id, output.error, output.by_grammar))
                 continue
+            if row.num_drafts:
+                events += self._take_guesses(sequence, row, output)
+                continue
             self._waiting.charge(sequence.tenant, len(row.tokens))
             self._cache.register(sequence, row.start, row.end)
             if output.prompt_logprobs:
@@ -157,7 +169,7 @@ class Scheduler:
         The step must be the latest that is not committed.
         """
         return [
-            replace(row, tokens=tuple(sequence.tokens[row.start : row.end]), pages=tuple(sequence.pages))
+            replace(row, tokens=_known_tokens(sequence, row), pages=tuple(sequence.pages))
             if sequence.is_running
             else None
             for sequence, row in zip(step.sequences, step.rows, strict=True)
@@ -168,9 +180,10 @@ class Scheduler:
         draw = 0
         for sequence, row in planned.items():
             sequence.num_computed = row.end
+            sequence.num_guessed = row.num_drafts
             if len(row.choices) == 1:
                 sequence.tokens.append(-1 - draw)
-            draw += len(row.choices)
+            draw += len(row.choices) * (1 + row.num_drafts)
 
     def image_encoded(self, key: ImageKey) -> None:
         self._images.mark_encoded(key)
@@ -189,21 +202,81 @@ class Scheduler:
         assert all(not s.pages and not s.num_computed for s in self._waiting), "a waiting sequence holds pages"
         assert sum(len(s.choices) for s in self._running) <= self._limits.max_batch, "the batch is too large"
 
-    def _row(self, sequence: Sequence, count: int) -> Row:
+    def _row(self, sequence: Sequence, count: int, guess: tuple[int, ...], matchers: tuple[Matcher, ...]) -> Row:
         start, end = sequence.num_computed, sequence.num_computed + count
         return Row(
             request=sequence.request,
-            tokens=tuple(sequence.tokens[start:end]),
+            tokens=(*sequence.tokens[start:end], *guess),
             start=start,
             pages=tuple(sequence.pages),
             choices=sequence.choices if end == len(sequence.tokens) else (),
             image_tiles=tuple(self._images.tiles(key) for key in sequence.image_keys),
-            history=tuple(sequence.tokens[:end]) if sequence.request.sampling.has_penalties else (),
+            history=(*sequence.tokens[:end], *guess) if sequence.request.sampling.has_penalties else (),
             may_stop=sequence.num_answered >= sequence.request.min_tokens,
             matcher=sequence.matcher,
             prompt_logprobs_start=max(start, sequence.num_prompt_logprobs) - start,
             sequence=sequence.number,
+            num_drafts=len(guess),
+            draft_matchers=matchers,
         )
+
+    # --- guesses --------------------------------------------------------------------------------
+
+    def _longest_guess(self) -> int:
+        """How many tokens may be guessed of each answer that goes on: the fewer, the more there are."""
+        answers = sum(sequence.remaining == 1 for sequence in self._running)
+        rows = min(self._limits.max_draft_rows, self._limits.max_step_tokens)
+        longest = rows // answers - 1 if answers else 0
+        return longest if longest >= _SHORTEST_GUESS else 0
+
+    def _guess(self, sequence: Sequence, limit: int) -> tuple[tuple[int, ...], tuple[Matcher, ...]]:
+        """Tokens that may come next, where there is room for them, and where the grammar stands behind each."""
+        limit = min(limit, sequence.request.max_tokens - sequence.num_answered - 1)
+        forced = _forced(sequence.matcher)[:limit]
+        guess, sequence.is_forced = forced or sequence.guess(limit), bool(forced)
+        end = sequence.num_computed + 1 + len(guess)
+        if not guess or not self._cache.has_spare_room(sequence, end, len(self._running)):
+            return (), ()
+        if sequence.matcher is None:
+            return guess, ()
+        matchers = _matchers_behind(sequence.matcher, guess)
+        return guess[: len(matchers)], matchers
+
+    def _take_guesses(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
+        """Takes a row's tokens up to the first that was guessed otherwise; keys and values behind it are void."""
+        guesses = (*row.tokens[-row.num_drafts :], None)
+        request, [choice] = sequence.request, row.choices
+        events: list[Event] = []
+        num_right, sequence.num_guessed = 0, 0
+        sequence.forget_undrawn()
+        for one, guess in zip((output, *output.drafted), guesses, strict=True):
+            if one.error is not None:
+                self._cache.evict(sequence)
+                self.cancel(request.id)
+                return [*events, RequestFailed(request.id, one.error, one.by_grammar)]
+            token = one.tokens[0]
+            sequence.tokens.append(token)
+            finish = sequence.finish_reason(len(sequence.tokens))
+            if sequence.matcher is not None and finish is None:
+                try:
+                    sequence.matcher.advance(token)
+                except GrammarFailed as error:
+                    self.cancel(request.id)
+                    return [*events, RequestFailed(request.id, str(error), by_grammar=True)]
+            logprobs = one.logprobs[0] if one.logprobs else None
+            events.append(TokenOutput(request.id, choice, token, finish=finish, logprobs=logprobs))
+            if finish is not None or token != guess:
+                break
+            num_right += 1
+        sequence.num_computed = row.start + 1 + num_right
+        self._cache.register(sequence, row.start, sequence.num_computed)
+        self._waiting.charge(sequence.tenant, 1 + num_right)
+        if sequence.drafter is not None and not sequence.is_forced:
+            sequence.drafter.learn(row.num_drafts, num_right)
+        events.insert(0, Drafted(request.id, row.num_drafts, num_right))
+        if finish is not None:
+            self._end(sequence)
+        return events
 
     # --- admission and preemption -------------------------------------------------------------
 
@@ -293,7 +366,11 @@ class Scheduler:
                 except GrammarFailed as error:
                     self.cancel(branch.request.id)
                     return [*events, RequestFailed(branch.request.id, str(error), by_grammar=True)]
-            events.append(TokenOutput(branch.request.id, choice, token, finish=finish, logprobs=its_logprobs))
+            events.append(
+                TokenOutput(
+                    branch.request.id, choice, token, finish=finish, logprobs=its_logprobs, attention=output.attention
+                )
+            )
             if finish is not None:
                 self._end(branch)
         return events
@@ -314,3 +391,33 @@ class Scheduler:
     def _next_image(self) -> ImageKey | None:
         keys = (image.key for sequence in self._running for image in sequence.request.images)
         return next((key for key in keys if not self._images.is_encoded(key)), None)
+
+
+def _known_tokens(sequence: Sequence, row: Row) -> tuple[int, ...]:
+    """A row's tokens, with those that have been drawn by now."""
+    known = sequence.tokens[row.start : row.end - row.num_drafts]
+    return (*known, *row.tokens[len(known) :])
+
+
+def _forced(matcher: Matcher | None) -> tuple[int, ...]:
+    """What a grammar forces. One that cannot be followed forces nothing here: the row itself will say what is wrong."""
+    if matcher is None:
+        return ()
+    try:
+        return matcher.forced()
+    except Exception:  # of the grammar's library, too
+        log.debug("a grammar forces nothing", exc_info=True)
+        return ()
+
+
+def _matchers_behind(matcher: Matcher, guess: Seq[int]) -> tuple[Matcher, ...]:
+    """Where the grammar stands behind each token of a guess, up to the first that it does not allow."""
+    matchers: list[Matcher] = []
+    for token in guess:
+        try:
+            matcher = matcher.fork()
+            matcher.advance(token)
+        except Exception:  # of the grammar's library, too
+            break
+        matchers.append(matcher)
+    return tuple(matchers)

@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from spyglass_server.engine.messages import EngineRequest, FinishReason, ImageKey
 from spyglass_server.engine.structured_output import Matcher
+from spyglass_server.engine.worker.drafts import Drafter
 
 
 class SequenceStatus(Enum):
@@ -35,6 +36,12 @@ class Sequence:
     num_computed: int = 0
     """Tokens whose keys and values are in its pages."""
     matcher: Matcher | None = None
+    drafter: Drafter | None = None
+    """Guesses what it says next; None as long as nothing was guessed."""
+    num_guessed: int = 0
+    """Guesses in the step that computes it now."""
+    is_forced: bool = False
+    """Whether these are what its grammar forces."""
     num_prompt_logprobs: int = 0
     """Prompt positions whose logprob of the next token has been returned."""
     image_keys: tuple[ImageKey, ...] = field(init=False)
@@ -75,7 +82,8 @@ class Sequence:
     @property
     def needs_last_token(self) -> bool:
         """Whether its last token is not drawn yet and must be known before the next one can be."""
-        return self.tokens[-1] < 0 and (self.matcher is not None or self.request.sampling.has_penalties)
+        waits = self.matcher is not None or self.num_guessed > 0 or self.request.sampling.has_penalties
+        return self.tokens[-1] < 0 and waits
 
     def finish_reason(self, length: int) -> FinishReason | None:
         """Why the last one of its first `length` tokens ends it, or None."""
@@ -88,6 +96,23 @@ class Sequence:
         """Takes back the token that is not drawn yet."""
         if self.tokens[-1] < 0:
             self.tokens.pop()
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether its next tokens may be guessed: it decodes, all of its tokens are known, and it is one choice."""
+        return (
+            self.remaining == 1
+            and self.tokens[-1] >= 0
+            and len(self.choices) == 1
+            and not self.request.attention_tokens
+            and self.num_answered + 1 < self.request.max_tokens
+        )
+
+    def guess(self, limit: int) -> tuple[int, ...]:
+        """At most so many tokens that may come next."""
+        if self.drafter is None:
+            self.drafter = Drafter(len(self.request.tokens), self.request.prediction)
+        return self.drafter.guess(self.tokens, limit)
 
     def fork(self) -> "Sequence":
         """One with the same tokens and pages and no choices yet."""

@@ -9,13 +9,16 @@ from spyglass_server.engine.messages import Logprobs
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.planning.plan import SLICE_OPERATIONS
 from spyglass_server.runtime.backend import ForwardOutput, Memory
-from spyglass_server.runtime.cpu.caches import GroupedCrossCache, GroupedKVCache
+from spyglass_server.runtime.cpu.caches import PlannedCrossCache, PlannedKVCache
 from spyglass_server.runtime.cpu.plan import BatchPlan, Planner, PromptTargets
+from spyglass_server.runtime.cpu.programs import Programs
+from spyglass_server.runtime.image_attention import AttentionSums, WatchedCrossCache
 from spyglass_server.runtime.logit_edits import LogitEdits, apply_changes, apply_masks
 from spyglass_server.runtime.model.layers import rotary_frequencies
-from spyglass_server.runtime.model.text import TextModel
-from spyglass_server.runtime.outputs import NOT_FINITE, draws_of, row_outputs
-from spyglass_server.runtime.sampler import TopLogprobs, sample, top_logprobs
+from spyglass_server.runtime.model.text import CrossCache, TextModel
+from spyglass_server.runtime.native.kernels import Kernels
+from spyglass_server.runtime.outputs import NOT_FINITE, draws_of, row_outputs, sampled_rows, with_drafted
+from spyglass_server.runtime.sampler import TopLogprobs, sample_finite, top_logprobs
 
 _PROMPT_LOGITS_ROWS = 64
 """Prompt positions per logits batch, to bound memory."""
@@ -28,32 +31,42 @@ class CpuBackend:
     slice_tokens = 512
     slice_operations = SLICE_OPERATIONS["cpu"]
 
-    def __init__(self, model: TextModel, memory: Memory, device: torch.device) -> None:
-        self._model, self._memory, self._device = model, memory, device
+    def __init__(self, model: TextModel, memory: Memory, device: torch.device, kernels: Kernels | None = None) -> None:
+        self._model, self._memory, self._device, self._kernels = model, memory, device, kernels
+        config, heads = model.config, model.config.num_heads
         self._planner = Planner(
-            page_size=memory.page_size, tile_size=memory.tile_size, dtype=model.norm.weight.dtype, device=device
+            page_size=memory.page_size,
+            tile_size=memory.tile_size,
+            dtype=memory.text.dtype,
+            device=device,
+            run_lengths=kernels.run_lengths(heads, config.num_kv_heads, config.head_dim) if kernels else None,
         )
         self._frequencies = rotary_frequencies(model.config.rope, model.config.head_dim, device)
+        self._programs = Programs(model, memory, self._frequencies, kernels) if kernels else None
 
     def plan(self, rows: Sequence[Row]) -> BatchPlan:
         return self._planner.batch(rows)
 
     def forward(self, plan: BatchPlan) -> ForwardOutput:
-        hidden = self._hidden(plan)
+        if self._programs and (logits := self._programs.logits(plan)) is not None:
+            return ForwardOutput(logits=logits)
+        sums = AttentionSums(plan.cross.watched if plan.cross else (), self._model)
+        hidden = self._hidden(plan, sums)
         return ForwardOutput(
             logits=self._model.logits(hidden[plan.sampled]) if len(plan.sampled) else None,
             prompts=tuple(self._prompt_logprobs(targets, hidden) for targets in plan.prompts),
+            attention=tuple(sums.averages()),
         )
 
     def sample(self, rows: Sequence[Row], plan: BatchPlan, output: ForwardOutput) -> Pending:
-        outputs = self._sample(rows, output)
+        outputs = with_drafted(rows, self._sample(sampled_rows(rows), output))
         return lambda: outputs
 
     def follow(self, plan: BatchPlan) -> None:
         self.forward(plan)
 
     def logits(self, row: Row) -> Tensor:
-        return self._model.logits(self._hidden(self.plan([row])))
+        return self._model.logits(self._hidden(self.plan([row]), AttentionSums((), self._model)))
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
@@ -61,9 +74,12 @@ class CpuBackend:
     def check(self) -> None:
         """CPUs are never lost."""
 
-    def _hidden(self, plan: BatchPlan) -> Tensor:
-        text = GroupedKVCache(self._memory.text, plan, self._frequencies, self._model.config.num_heads)
-        images = GroupedCrossCache(self._memory.images, plan.cross) if plan.cross else None
+    def _hidden(self, plan: BatchPlan, sums: AttentionSums) -> Tensor:
+        heads, kernels = self._model.config.num_heads, self._kernels
+        text = PlannedKVCache(self._memory.text, plan, self._frequencies, heads, kernels)
+        images: CrossCache | None = PlannedCrossCache(self._memory.images, plan.cross, kernels) if plan.cross else None
+        if images is not None and sums.is_wanted:
+            images = WatchedCrossCache(images, self._memory.images, sums)
         hidden: Tensor = self._model(plan.tokens, text, images)
         return hidden
 
@@ -78,18 +94,17 @@ class CpuBackend:
 
     def _sample(self, rows: Sequence[Row], output: ForwardOutput) -> list[RowOutput]:
         prompts = (found.to_messages() for found in output.prompts)
+        attention = (weights.numpy() for weights in output.attention)
         if output.logits is None:
-            return row_outputs(rows, (), {}, iter(()), prompts)
+            return row_outputs(rows, (), {}, iter(()), prompts, attention)
         sampled, raw = [row for row in rows if row.choices], output.logits
-        finite = raw.sum(dim=-1).isfinite().tolist()
-        raw = raw if all(finite) else raw.nan_to_num()
         draws = draws_of(sampled)
         edits = LogitEdits.of(sampled, raw.shape[1])
-        tokens = [
-            token if finite[draw.row] else NOT_FINITE
-            for draw, token in zip(draws, sample(edited_logits(raw, edits), draws), strict=True)
-        ]
-        return row_outputs(rows, tokens, edits.failed, _logprobs(sampled, raw, tokens), prompts)
+        sample = self._kernels.sample if self._kernels else sample_finite
+        tokens = sample(edited_logits(raw, edits), draws)
+        if NOT_FINITE in tokens:
+            raw = raw.nan_to_num()
+        return row_outputs(rows, tokens, edits.failed, _logprobs(sampled, raw, tokens), prompts, attention)
 
 
 def edited_logits(logits: Tensor, edits: LogitEdits) -> Tensor:

@@ -1,4 +1,4 @@
-"""The caches as the text model's layers see them during one batch: tokens attend in the plan's groups."""
+"""The caches as the text model's layers see them during one batch: tokens attend as its plan says."""
 
 from collections.abc import Sequence
 
@@ -8,32 +8,47 @@ from torch import Tensor
 
 from spyglass_server.runtime.cpu.plan import BatchPlan, CrossPlan, Group
 from spyglass_server.runtime.model.layers import grouped_attention, rotary_angles, rotate
+from spyglass_server.runtime.native.kernels import Kernels
+from spyglass_server.runtime.native.reads import Reads, TokenReads
 from spyglass_server.runtime.slot_cache import SlotCache
 
 
-class GroupedKVCache:
+class PlannedKVCache:
     """The text's. Implements `KVCache`."""
 
-    def __init__(self, cache: SlotCache, plan: BatchPlan, frequencies: Tensor, heads: int) -> None:
+    def __init__(
+        self, cache: SlotCache, plan: BatchPlan, frequencies: Tensor, heads: int, kernels: Kernels | None
+    ) -> None:
         """`frequencies` float32 [head_dim / 2] of the rotary embedding."""
-        self._cache, self._plan, self._heads = cache, plan, heads
+        self._cache, self._plan, self._heads, self._kernels = cache, plan, heads, kernels
+        self._attention = PlannedAttention(plan.reads, kernels)
         self._head_dim = 2 * len(frequencies)
         self._cos, self._sin = rotary_angles(plan.positions, frequencies)
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        stored = self._cache.layer(layer)
+        if self._kernels:
+            angles, slots = (self._cos, self._sin), self._plan.slot_mapping
+            q = self._kernels.rotate_and_store(qkv, angles, slots, stored, self._heads)
+        else:
+            q = self._rotate_and_store(layer, qkv)
+        return self._attention(stored, q)
+
+    def _rotate_and_store(self, layer: int, qkv: Tensor) -> Tensor:
         split = qkv.view(len(qkv), -1, self._head_dim)
         kv_heads = (split.shape[1] - self._heads) // 2
         qk, v = split.tensor_split((self._heads + kv_heads,), dim=1)
         q, k = rotate(qk, self._cos, self._sin).tensor_split((self._heads,), dim=1)
         self._cache.write(layer, self._plan.slot_mapping, k, v)
-        return _attend(self._cache.layer(layer), self._plan.groups, q)
+        return q
 
 
-class GroupedCrossCache:
+class PlannedCrossCache:
     """The images'. Implements `CrossCache`."""
 
-    def __init__(self, cache: SlotCache, plan: CrossPlan) -> None:
+    def __init__(self, cache: SlotCache, plan: CrossPlan, kernels: Kernels | None) -> None:
         self._cache, self._plan = cache, plan
+        self._attention = PlannedAttention(plan.reads, kernels)
 
     def select(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._plan.index)
@@ -42,17 +57,36 @@ class GroupedCrossCache:
         return x.index_copy(0, self._plan.index, seeing)
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
-        return _attend(self._cache.layer(layer), self._plan.groups, q)
+        return self._attention(self._cache.layer(layer), q)
 
 
-def _attend(stored: tuple[Tensor, Tensor], groups: Sequence[Group], q: Tensor) -> Tensor:
-    """Attention of q [tokens, heads, head_dim], each to the slots of its group."""
-    parts = []
-    for group in groups:
-        k, v = (_read(one, group.slots, q.shape[2]) for one in stored)
-        near = q[group.begin : group.end].view(len(k), -1, *q.shape[1:])
-        parts.append(grouped_attention(near, k, v, group.mask, is_causal=group.is_causal))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class PlannedAttention:
+    """Attention of queries, each to its slots or those of its group, in every layer."""
+
+    def __init__(self, reads: Sequence[Group] | TokenReads, kernels: Kernels | None) -> None:
+        self._groups: Sequence[Group] = ()
+        if isinstance(reads, TokenReads):
+            self._reads, self._kernels = Reads().set(reads), kernels
+        else:
+            self._groups = reads
+
+    def __call__(self, stored: tuple[Tensor, Tensor], q: Tensor) -> Tensor:
+        """Of q [tokens, heads, head_dim]: [tokens, heads * head_dim]."""
+        if not self._groups:
+            assert self._kernels is not None
+            return self._kernels.attention(q, by_head(stored, q.shape[2]), self._reads)
+        parts = []
+        for group in self._groups:
+            k, v = (_read(one, group.slots, q.shape[2]) for one in stored)
+            near = q[group.begin : group.end].view(len(k), -1, *q.shape[1:]).to(k.dtype)
+            parts.append(grouped_attention(near, k, v, group.mask, is_causal=group.is_causal).to(q.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def by_head(stored: tuple[Tensor, Tensor], head_dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [slots, kv_heads * head_dim] as [slots, kv_heads, head_dim]."""
+    keys, values = (one.view(len(one), -1, head_dim) for one in stored)
+    return keys, values
 
 
 def _read(stored: Tensor, slots: Tensor | slice, head_dim: int) -> Tensor:

@@ -5,8 +5,9 @@ A slot is the number of the place where a token's keys and values are stored.
     flat tokens   [ decode rows, longest context first: t | t | t ][ each alone: t t t | t t t t | t ]
     slots         block * block_size + offset; blocks are pages of text and tiles of images
 
-Decoding tokens with about equally long contexts attend together; shorter ones are padded with their own first slot,
-which is masked. Each prompt attends alone, and so do tokens with long contexts in contiguous slots.
+With kernels of our own, decoding tokens come first, and each token has a list of its slots. Without, those with about
+equally long contexts attend together; shorter ones are padded with their own first slot, which is masked, and tokens
+with long contexts in contiguous slots attend alone. Each prompt attends alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,12 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spyglass_server.engine.worker.batch import Row
+from spyglass_server.runtime.image_attention import Watched, watched_span
 from spyglass_server.runtime.image_spans import ImageSpan, image_spans
+from spyglass_server.runtime.native.reads import RunLengths, TokenReads
 
 _MAX_PADDING = 256
 """Maximum padding of a token within an attention group, in slots: reading more takes longer than a call of its own."""
 _LONG = 1024
 """From this many contiguous slots on, a token attends alone, since that copies nothing."""
+_RUN = 8
+"""So many tokens that our own kernels compute each as if it were alone read the same slots one after the other."""
 
 Slots = NDArray[np.int64] | range
 """Those that a token sees, in order; a range when they lie side by side."""
@@ -47,10 +52,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class CrossPlan:
-    """The flat tokens that see an image, and the groups in which they attend; these count along `index`."""
+    """The flat tokens that see an image, and what they attend to; that counts along `index`.
+
+    `watched` are the tokens whose attention is told, in the order in which the rows were given.
+    """
 
     index: Tensor
-    groups: tuple[Group, ...]
+    reads: tuple[Group, ...] | TokenReads
+    watched: tuple[Watched, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +75,14 @@ class PromptTargets:
 class BatchPlan:
     """What is computed for a batch, in tensors: all that the model's forward pass needs to know of it.
 
-    Tokens, their positions and slots (`slot_mapping`) are [tokens], flat; `groups` are those in which they attend to
-    text.
+    Tokens, their positions and slots (`slot_mapping`) are [tokens], flat; `reads` is what they attend to of the text:
+    groups, or with kernels of our own, slots for each.
     """
 
     tokens: Tensor
     positions: Tensor
     slot_mapping: Tensor
-    groups: tuple[Group, ...]
+    reads: tuple[Group, ...] | TokenReads
     cross: CrossPlan | None
     sampled: Tensor
     """The flat index of each token whose logits are sampled, in the order in which the rows were given."""
@@ -83,28 +92,39 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
-    """Some flat tokens that read the same slots: the last of them sees all, and with `is_causal` each one less."""
+    """Some flat tokens that read the same slots: the last of them sees all, and with `is_causal` each one less.
+
+    `is_alone`: each is computed by itself.
+    """
 
     name: int
     count: int
     slots: Slots
     is_causal: bool
+    is_alone: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Makes plans for a model of type `dtype`. `page_size` and `tile_size` are in slots."""
+    """Makes plans for a model of type `dtype`. `page_size` and `tile_size` are in slots.
+
+    `run_lengths` are those of our own kernels; None without them.
+    """
 
     page_size: int
     tile_size: int
     dtype: torch.dtype
     device: torch.device
+    run_lengths: RunLengths | None
 
     def batch(self, rows: Sequence[Row]) -> BatchPlan:
         """Lays rows side by side."""
         own = [_slots(row.pages, self.page_size, row.end) for row in rows]
-        groups, order = self._arrange(
-            [_Reader(name=i, count=len(row.tokens), slots=own[i], is_causal=True) for i, row in enumerate(rows)]
+        reads, order = self._arrange(
+            [
+                _Reader(name=i, count=len(row.tokens), slots=own[i], is_causal=True, is_alone=self._is_alone(row))
+                for i, row in enumerate(rows)
+            ]
         )
         ends = np.empty(len(rows), np.int64)
         ends[order] = np.cumsum([len(rows[i].tokens) for i in order])
@@ -114,9 +134,14 @@ class Planner:
             slot_mapping=torch.from_numpy(np.concatenate([_array(own[i][rows[i].start :]) for i in order])).to(
                 self.device
             ),
-            groups=groups,
-            cross=self._cross([rows[i] for i in order]),
-            sampled=self._numbers(end - 1 for end, row in zip(ends.tolist(), rows, strict=True) if row.choices),
+            reads=reads,
+            cross=self._cross(rows, order),
+            sampled=self._numbers(
+                token
+                for end, row in zip(ends.tolist(), rows, strict=True)
+                if row.choices
+                for token in range(end - 1 - row.num_drafts, end)
+            ),
             prompts=self._prompts(rows, ends.tolist()),
         )
 
@@ -132,27 +157,47 @@ class Planner:
             if row.prompt_targets
         )
 
-    def _cross(self, rows: Sequence[Row]) -> CrossPlan | None:
+    def _cross(self, rows: Sequence[Row], order: Sequence[int]) -> CrossPlan | None:
         readers: list[_Reader] = []  # named by their first token
+        watched: dict[int, tuple[int, ImageSpan]] = {}
         begin = 0
-        for row in rows:
+        for i in order:
+            row = rows[i]
             for span in image_spans(row.request.image_positions, row.start, row.end):
                 first, count = begin + span.start - row.start, span.end - span.start
-                readers.append(_Reader(name=first, count=count, slots=self._slots_of(row, span), is_causal=False))
+                slots, alone = self._slots_of(row, span), self._is_alone(row)
+                readers.append(_Reader(name=first, count=count, slots=slots, is_causal=False, is_alone=alone))
             begin += len(row.tokens)
+            if last_span := watched_span(row):
+                watched[i] = begin - 1, last_span
         if not readers:
             return None
-        groups, order = self._arrange(readers)
+        reads, firsts = self._arrange(readers)
         counts = {reader.name: reader.count for reader in readers}
-        return CrossPlan(self._numbers(i for first in order for i in range(first, first + counts[first])), groups)
+        index = [token for first in firsts for token in range(first, first + counts[first])]
+        places = [self._watched(rows[i], index.index(watched[i][0]), watched[i][1]) for i in sorted(watched)]
+        return CrossPlan(self._numbers(index), reads, tuple(places))
+
+    def _watched(self, row: Row, place: int, span: ImageSpan) -> Watched:
+        slots = torch.from_numpy(_array(self._slots_of(row, span))).to(self.device)
+        return Watched(place=place, slots=slots, layers=row.request.attention_layers)
+
+    def _is_alone(self, row: Row) -> bool:
+        """Whether each of a row's tokens is computed by itself: a token of an answer, with the guesses behind it, must
+        get what it gets without others. Few tokens of a prompt are, too."""
+        is_of_answer = len(row.tokens) == 1 + row.num_drafts
+        return is_of_answer or (self.run_lengths is not None and self.run_lengths.leave_idle(len(row.tokens)))
 
     def _slots_of(self, row: Row, span: ImageSpan) -> Slots:
         """The slots of the images of a span."""
         tiles = [tile for tiles in row.image_tiles[span.first : span.last] for tile in tiles]
         return _slots(tiles, self.tile_size, len(tiles) * self.tile_size)
 
-    def _arrange(self, readers: Sequence[_Reader]) -> tuple[tuple[Group, ...], list[int]]:
-        """The groups in which readers attend, and the order in which these have their tokens."""
+    def _arrange(self, readers: Sequence[_Reader]) -> tuple[tuple[Group, ...] | TokenReads, list[int]]:
+        """What readers attend to, and the order in which these have their tokens."""
+        if self.run_lengths:
+            readers = sorted(readers, key=lambda reader: not reader.is_alone)
+            return _token_reads(readers, self.run_lengths), [reader.name for reader in readers]
         groups: list[Group] = []
         order: list[int] = []
         begin = 0
@@ -201,6 +246,29 @@ def _slots(blocks: Sequence[int], size: int, count: int) -> Slots:
     if (np.diff(used) == 1).all():
         return range(used[0] * size, used[0] * size + count)
     return places(used, size)[:count]
+
+
+def _token_reads(readers: Sequence[_Reader], lengths: RunLengths) -> TokenReads:
+    """Of readers of which those that are alone come first."""
+    begins: list[int] = []
+    counts: list[int] = []
+    runs: list[int] = []
+    begin = num_exact = 0
+    for reader in readers:
+        length = _RUN if reader.is_alone else lengths.of(reader.count)
+        runs += range(len(counts), len(counts) + reader.count, length)
+        num_exact = len(runs) if reader.is_alone else num_exact
+        whole = len(reader.slots)
+        counts += [whole - back if reader.is_causal else whole for back in reversed(range(reader.count))]
+        begins += [begin] * reader.count
+        begin += whole
+    return TokenReads(
+        slots=torch.from_numpy(np.concatenate([_array(reader.slots) for reader in readers])),
+        begins=torch.tensor(begins),
+        counts=torch.tensor(counts),
+        runs=torch.tensor([*runs, len(counts)]),
+        num_exact=num_exact,
+    )
 
 
 def _together(readers: Sequence[_Reader]) -> list[list[_Reader]]:

@@ -15,15 +15,23 @@ from spyglass_server.runtime.backend import ForwardOutput, Memory
 from spyglass_server.runtime.cuda.caches import PagedCrossCache, PagedKVCache, RecordedCrossCache
 from spyglass_server.runtime.cuda.device import Compute, Device
 from spyglass_server.runtime.cuda.graphs import DecodeGraphs
-from spyglass_server.runtime.cuda.plan import GraphShape, PagedPlan, PagedPlanner, PromptSpan, recorded_shapes
+from spyglass_server.runtime.cuda.plan import (
+    GraphShape,
+    PagedPlan,
+    PagedPlanner,
+    PromptSpan,
+    WatchedSlots,
+    recorded_shapes,
+)
 from spyglass_server.runtime.cuda.seats import Seats
+from spyglass_server.runtime.image_attention import AttentionSums, Watched, WatchedCrossCache
 from spyglass_server.runtime.kernels.attention import QUERY_BLOCK
 from spyglass_server.runtime.kernels.layers import resolve_tokens
 from spyglass_server.runtime.kernels.sampling import sample_tokens
 from spyglass_server.runtime.logit_edits import apply_changes, apply_masks
 from spyglass_server.runtime.model.layers import rotary_frequencies
-from spyglass_server.runtime.model.text import TextModel
-from spyglass_server.runtime.outputs import row_outputs
+from spyglass_server.runtime.model.text import CrossCache, TextModel
+from spyglass_server.runtime.outputs import row_outputs, sampled_rows, with_drafted
 from spyglass_server.runtime.sampler import TopLogprobs, top_logprobs
 
 _PROMPT_LOGITS_ROWS = 256
@@ -66,11 +74,13 @@ class CudaBackend:
         numbers = self._upload(plan)
         if plan.shape is not None:
             return ForwardOutput(logits=self._graphs.replay(plan.shape))
-        hidden = self._hidden(plan, numbers)
+        sums = AttentionSums([_watched(plan, one, numbers) for one in plan.watched], self._model)
+        hidden = self._hidden(plan, numbers, sums)
         sampled = plan.section("sampled", numbers)
         return ForwardOutput(
             logits=self._model.logits(hidden.index_select(0, sampled)) if len(sampled) else None,
             prompts=tuple(self._prompt_logprobs(plan, span, hidden, numbers) for span in plan.prompts),
+            attention=tuple(sums.averages()),
         )
 
     def sample(self, rows: Sequence[Row], plan: PagedPlan, output: ForwardOutput) -> Pending:
@@ -80,8 +90,9 @@ class CudaBackend:
             results = self._sample(plan, output.logits, numbers)
         self._model.mesh.share(self._tokens)  # the next step of all ranks may begin with them
         results += [part for found in output.prompts for part in found]
+        results += output.attention
         if not results:
-            return lambda: row_outputs(rows, (), plan.failed, iter(()), iter(()))
+            return lambda: row_outputs(rows, (), plan.failed, iter(()), iter(()), iter(()))
         parts = [part.reshape(-1) for part in results]
         flat = [part.view(torch.int32) if part.dtype is torch.float32 else part.int() for part in parts]
         download = self._device.download(torch.cat(flat) if len(flat) > 1 else flat[0])
@@ -93,7 +104,7 @@ class CudaBackend:
 
     def logits(self, row: Row) -> Tensor:
         plan = self._planner.in_shape([row], None)
-        return self._model.logits(self._hidden(plan, self._upload(plan)))
+        return self._model.logits(self._hidden(plan, self._upload(plan), AttentionSums((), self._model)))
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return self._device.to_device(tensor)
@@ -118,16 +129,18 @@ class CudaBackend:
         return numbers
 
     def _logits_of_all(self, plan: PagedPlan, numbers: Tensor) -> Tensor:
-        return self._model.logits(self._hidden(plan, numbers))
+        return self._model.logits(self._hidden(plan, numbers, AttentionSums((), self._model)))
 
-    def _hidden(self, plan: PagedPlan, numbers: Tensor) -> Tensor:
+    def _hidden(self, plan: PagedPlan, numbers: Tensor, sums: AttentionSums) -> Tensor:
         text = PagedKVCache(self._memory, self._seats, plan, numbers, self._frequencies, self._model.config.num_heads)
-        images: PagedCrossCache | RecordedCrossCache | None = None
+        images: CrossCache | None = None
         if plan.shape is not None:
             if plan.shape.sees_images:
                 images = RecordedCrossCache(self._memory, self._seats, plan, numbers)
         elif plan.count("image_index"):
             images = PagedCrossCache(self._memory, self._seats, plan, numbers)
+            if sums.is_wanted:
+                images = WatchedCrossCache(images, self._memory.images, sums)
         tokens = resolve_tokens(plan.section("tokens", numbers), self._tokens)
         hidden: Tensor = self._model(tokens, text, images)
         return hidden
@@ -165,8 +178,13 @@ class CudaBackend:
         return [tokens, *top_logprobs(told, chosen, plan.max_told)]
 
 
-def _outputs(rows: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) -> list[RowOutput]:
+def _watched(plan: PagedPlan, one: WatchedSlots, numbers: Tensor) -> Watched:
+    return Watched(place=one.place, slots=plan.section(one.name, numbers).long(), layers=one.layers)
+
+
+def _outputs(given: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) -> list[RowOutput]:
     """The rows' outputs from what has come from the device."""
+    rows = sampled_rows(given)
     num_draws = plan.count("draw_rows")
     tokens, rest = numbers[:num_draws].tolist(), numbers[num_draws:]
     told, rest = _logprobs(rest, plan.count("told"), plan.max_told)
@@ -176,7 +194,11 @@ def _outputs(rows: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) -
         prompts.append(found)
     tops = (row.request.top_logprobs for row in rows if row.request.top_logprobs is not None for _ in row.choices)
     cut = (Logprobs(one.chosen, one.top_tokens[:top], one.top[:top]) for one, top in zip(told, tops, strict=True))
-    return row_outputs(rows, tokens, plan.failed, cut, iter(prompts))
+    attention = []
+    for one in plan.watched:
+        weights, rest = np.split(rest, [plan.count(one.name)])
+        attention.append(weights.view(np.float32))
+    return with_drafted(given, row_outputs(rows, tokens, plan.failed, cut, iter(prompts), iter(attention)))
 
 
 def _logprobs(numbers: NDArray[np.int32], count: int, top: int) -> tuple[list[Logprobs], NDArray[np.int32]]:

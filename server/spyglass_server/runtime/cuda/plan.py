@@ -6,7 +6,7 @@ Decoding rows attend by their `reads`, prompts in query blocks. What a recorded 
 depend on its shape alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from spyglass_server.engine.worker.batch import Row
 from spyglass_server.runtime.backend import Memory
 from spyglass_server.runtime.cuda.seats import Seats
+from spyglass_server.runtime.image_attention import watched_span
 from spyglass_server.runtime.image_spans import image_spans
 from spyglass_server.runtime.logit_edits import LogitEdits
 from spyglass_server.runtime.outputs import draws_of
@@ -63,6 +64,16 @@ class PromptSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedSlots:
+    """A token whose attention to images is told: its place in `image_index`, the section with the slots that it sees,
+    and the layers."""
+
+    place: int
+    name: str
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PagedPlan:
     """What is computed for a batch.
 
@@ -78,6 +89,7 @@ class PagedPlan:
     shape: GraphShape | None
     num_decoding: int
     prompts: tuple[PromptSpan, ...]
+    watched: tuple[WatchedSlots, ...]
     failed: Mapping[int, str]
     """The sampled rows whose grammars allow nothing."""
     max_told: int
@@ -146,8 +158,9 @@ class PagedPlanner:
         packer = _Packer()
         self._add_tokens(packer, rows, decoding, order[len(decoding) :], num_spare)
         self._add_reads(packer, rows, seats, decoding, num_spare)
+        watched: tuple[WatchedSlots, ...] = ()
         if shape is None or shape.sees_images:
-            self._add_images(packer, rows, seats, order, num_spare, is_fixed=shape is not None)
+            watched = self._add_images(packer, rows, seats, order, num_spare, is_fixed=shape is not None)
         self._add_blocks(packer, rows, seats, order[len(decoding) :], len(decoding) + num_spare)
         packer.add("table_places", seating.places)
         packer.add("table_values", seating.values)
@@ -159,13 +172,14 @@ class PagedPlanner:
             shape=shape,
             num_decoding=len(decoding) + num_spare,
             prompts=prompts,
+            watched=watched,
             failed=failed,
             max_told=max_told,
         )
 
     def _shape(self, rows: Sequence[Row]) -> GraphShape | None:
         """The smallest recorded shape that suits; None where there are prompts."""
-        if any(len(row.tokens) > 1 or row.prompt_targets for row in rows):
+        if any(len(row.tokens) > 1 or row.prompt_targets or watched_span(row) for row in rows):
             return None
         sees_images = any(self._image_read(row, 0)[2] for row in rows)
         fitting = [s for s in self.shapes if s.rows >= len(rows) and s.sees_images == sees_images]
@@ -212,11 +226,15 @@ class PagedPlanner:
         num_spare: int,
         *,
         is_fixed: bool,
-    ) -> None:
-        """Of the tokens that see images, or with `is_fixed` of all decoding rows."""
+    ) -> tuple[WatchedSlots, ...]:
+        """Of the tokens that see images, or with `is_fixed` of all decoding rows.
+
+        Returns those whose attention is told, in the order of the rows.
+        """
         reads: list[tuple[int, int, int]] = []
         blocks: list[tuple[int, ...]] = []
         index: list[int] = []
+        places: dict[int, int] = {}
         first = 0
         for i in order:
             row = rows[i]
@@ -232,10 +250,20 @@ class PagedPlanner:
                     blocks += self._query_blocks(len(index), count, seats[i], begin, end, is_causal=False)
                     index += range(first + span.start - row.start, first + span.end - row.start)
             first += len(row.tokens)
+            places[i] = len(index) - 1  # the last token's, if it sees any
         packer.add("image_reads", reads + [(self._seats.spare, 0, 0)] * num_spare, width=3)
         if not is_fixed:
             packer.add("image_blocks", blocks, width=5)
             packer.add("image_index", index)
+        return tuple(self._add_watched(packer, rows, places))
+
+    def _add_watched(self, packer: _Packer, rows: Sequence[Row], places: Mapping[int, int]) -> Iterator[WatchedSlots]:
+        size = self._memory.tile_size
+        for i, row in enumerate(rows):
+            if seen := watched_span(row):
+                tiles = [tile for tiles in row.image_tiles[seen.first : seen.last] for tile in tiles]
+                packer.add(f"watched_{i}", (np.array(tiles)[:, None] * size + np.arange(size)).ravel())
+                yield WatchedSlots(place=places[i], name=f"watched_{i}", layers=row.request.attention_layers)
 
     def _image_read(self, row: Row, seat: int) -> tuple[int, int, int]:
         """What a decoding row sees of images: positions 0 … -1 when it sees none."""
@@ -262,11 +290,16 @@ class PagedPlanner:
         self, packer: _Packer, rows: Sequence[Row], last: NDArray[np.int64], *, has_all: bool
     ) -> tuple[Mapping[int, str], int]:
         """`has_all`: there are logits of all flat tokens, else of those that are sampled."""
-        own = [i for i, row in enumerate(rows) if row.choices]
-        sampled = [rows[i] for i in own]
+        sampled = [one for row in rows for one in row.sampled()]
+        own = [
+            token
+            for row, end in zip(rows, last.tolist(), strict=True)
+            if row.choices
+            for token in range(end - row.num_drafts, end + 1)
+        ]
         draws, edits = draws_of(sampled), LogitEdits.of(sampled, self._vocab_size)
-        of_row = last[own] if has_all else np.arange(len(own))
-        packer.add("sampled", last[own])
+        of_row = np.array(own, np.int64) if has_all else np.arange(len(own))
+        packer.add("sampled", own)
         packer.add("draw_rows", of_row[[draw.row for draw in draws]])
         params = [(draw.params.temperature, draw.params.top_p, draw.params.min_p) for draw in draws]
         packer.add("draw_params", np.array(params, np.float64).reshape(-1, 3), "float64")

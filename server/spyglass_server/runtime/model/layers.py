@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
-        self._eps = eps
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Of x [..., size]."""
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
         Returns the sum, which may take the place of x, and its norm.
         """
-        return ops_of(x.device.type).add_rms_norm(x, added, gate, self.weight, self._eps)
+        return ops_of(x.device.type).add_rms_norm(x, added, gate, self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from spyglass_server.planning.division import per_rank
+from spyglass_server.planning.division import heads_here, per_rank
 from spyglass_server.runtime.config import TextConfig
 from spyglass_server.runtime.mesh import ALONE, Mesh
 from spyglass_server.runtime.model.layers import RMSNorm, SwiGLU
@@ -105,7 +105,9 @@ class CrossAttentionLayer(nn.Module):
         q = self.q_norm(self.q(normed).view(seeing.shape[0], -1, self.config.head_dim))
         attended = self.mesh.sum(self.o(images.attend(self.cache_layer, q)))
         seeing, normed = self.mlp_norm.add(seeing, attended, self.attention_gate.float().tanh())
-        return images.merge(x, seeing + self.mlp_gate.float().tanh() * self.mesh.sum(self.mlp(normed)))
+        added = self.mesh.sum(self.mlp(normed))
+        seeing, _ = self.mlp_norm.add(seeing, added, self.mlp_gate.float().tanh())  # for the sum alone
+        return images.merge(x, seeing)
 
 
 class TextModel(nn.Module):
@@ -120,6 +122,9 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = own = sharded_text(config, mesh.size)
         self.mesh = mesh
+        self.all_heads = config.num_heads
+        self.own_heads = heads_here(config.num_heads, config.num_kv_heads, mesh.rank, mesh.size)
+        """How many of the heads here are the model's: those behind them are padding."""
         # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
         rows, size = per_rank(config.num_embeddings, mesh.size), config.hidden_size
         self.embedding = nn.Embedding(rows, size, _weight=torch.empty(rows, size))

@@ -46,7 +46,11 @@ class VisionAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What some queries find among the keys: [images, queries, hidden]."""
-        return self.mesh.sum(self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        return self.mesh.sum(self.o(self.find(q, k, v)))
+
+    def find(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same before the output projection: [images, queries, heads * head_dim]."""
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class VisionLayer(nn.Module):
@@ -64,23 +68,24 @@ class VisionLayer(nn.Module):
         self.mlp_gate = nn.Parameter(torch.empty(1)) if gated else None
 
     def forward(self, x: Tensor, num_real: int, num_tokens: int) -> Slices[Tensor]:
-        """x [images, tokens, hidden], of whose tokens the first `num_real` are real; `num_tokens` a slice."""
+        """x float32 [images, tokens, hidden], of whose tokens the first `num_real` are real; `num_tokens` a slice."""
         images, tokens, hidden = x.shape
-        projected = []
+        weight, heads = self.attention.o.weight, self.attention.num_heads
+        width = weight.shape[1]
+        qkv = weight.new_empty(3, images, heads, tokens, width // heads)
         for begin, end in _pieces(num_real, tokens, num_tokens):
-            projected.append(self.attention.project(self.attention_norm(x[:, begin:end])))
-            yield 2 * projected[-1].numel() * hidden
-        q, k, v = torch.cat(projected, dim=3)
-        pieces = []
+            qkv[:, :, :, begin:end] = self.attention.project(self.attention_norm(x[:, begin:end]))
+            yield 6 * images * (end - begin) * width * hidden
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        out = torch.empty_like(x)
         for begin, end in _pieces(num_real, tokens, num_tokens):
             seen = _num_seen(begin, num_real, tokens)
             attended = self.attention.attend(q[:, :, begin:end], k[:, :, :seen], v[:, :, :seen])
             piece = x[:, begin:end] + _gated(self.attention_gate, attended)
             fed_forward = self.mesh.sum(self.fc2(F.gelu(self.fc1(self.mlp_norm(piece)))))
-            pieces.append(piece + _gated(self.mlp_gate, fed_forward))
-            width = self.attention.o.in_features
+            out[:, begin:end] = piece + _gated(self.mlp_gate, fed_forward)
             yield images * (end - begin) * (4 * width * seen + 2 * hidden * (width + 2 * self.fc1.out_features))
-        return torch.cat(pieces, dim=1)
+        return out
 
 
 def _pieces(num_real: int, num_tokens: int, size: int) -> Iterator[tuple[int, int]]:
@@ -137,7 +142,9 @@ class VisionEncoder(nn.Module):
         width = self.projector.in_features
         begin = self.mesh.rank * width
         own = features[..., begin : begin + width]
-        own = F.pad(own, (0, width - own.shape[-1])).to(self.projector.weight.dtype)
+        if width > own.shape[-1]:
+            own = F.pad(own, (0, width - own.shape[-1]))
+        own = own.to(self.projector.weight.dtype)
         pieces = []
         for piece in torch.split(own, num_tokens, dim=1):
             pieces.append(self.mesh.sum(self.projector(piece)).to(own.dtype))
@@ -150,19 +157,21 @@ class VisionEncoder(nn.Module):
         The final states come first, then the intermediate ones, channel by channel.
         """
         ratio = self.config.aspect_ratio_id(rows, columns)
-        x = self._embed(pixels, ratio)
-        x, tile_of, num_real = self._real_first(x.float(), pixels.shape[1])
+        x, tile_of, num_real = self._real_first(self._embed(pixels, ratio).float(), pixels.shape[1])
         yield 2 * x.numel() * self.patch.in_features
-        intermediate = []
+        images, _, hidden = x.shape
+        found = x.new_empty(images, num_real, self.config.output_size)
+        # the states of one channel lie side by side: [images, tokens, hidden, states]
+        states = found[..., hidden:].view(images, num_real, hidden, len(self.config.intermediate_layers))
         for i, layer in enumerate(self.layers):
             if i in self.config.intermediate_layers:
-                intermediate.append(x[:, :num_real])
+                states[..., self.config.intermediate_layers.index(i)] = x[:, :num_real]
             x = yield from layer(x, num_real, num_tokens)
-        x = self.post_norm(x) + (self.post_tile[ratio] * self.post_tile_gate.tanh())[tile_of]
+        x = self.post_norm(x).float() + (self.post_tile[ratio] * self.post_tile_gate.tanh())[tile_of]
         for layer in self.global_layers:
             x = yield from layer(x, num_real, num_tokens)
-        # the states of one channel lie side by side: [images, tokens, hidden, states]
-        return torch.cat((x[:, :num_real], torch.stack(intermediate, dim=-1).flatten(2)), dim=-1)
+        found[..., :hidden] = x[:, :num_real]
+        return found
 
     def _embed(self, pixels: Tensor, ratio: int) -> Tensor:
         """Embeds all tiles, padding tiles too: [images, max_tiles, tokens a tile, hidden]."""

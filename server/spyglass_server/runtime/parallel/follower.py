@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from spyglass_common.memory import return_free_memory
 from spyglass_server.process_name import name_process
 from spyglass_server.runtime.parallel import meeting
 from spyglass_server.runtime.parallel.commands import Compute, CopyPages, DropImage, EncodeImage, TakeImage
@@ -35,7 +36,9 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(source.fileno(),), daemon=True).start()
     place, tether = _met(where)
     try:
-        follow(*loader.load_rank(place, tether))
+        loaded = loader.load_rank(place, tether)
+        return_free_memory()
+        follow(*loaded)
     except (ValueError, OSError) as error:
         log.debug("loading failed", exc_info=True)
         tether.fail(str(error))

@@ -1,0 +1,31 @@
+"""Room for a number of bytes, tokens or places, with a share of its own for each tenant."""
+
+from collections import Counter
+
+_OWN_SHARE = 1 / 16
+"""Of all there is, for a tenant; what tenants have of their own comes on top, up to as much again as there is."""
+
+
+class FairRoom:
+    """So much of something that tenants hold parts of."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self._own = size, max(1, int(size * _OWN_SHARE))
+        self._taken = 0
+        self._held: Counter[str] = Counter()
+
+    def take(self, tenant: str, amount: int) -> bool:
+        """Takes so much, if there is so much; what is negative is given back. One alone may take any amount."""
+        total = self._taken + amount
+        has_own = self._held[tenant] + amount <= self._own and total <= 2 * self.size
+        if amount > 0 and self._taken and total > self.size and not has_own:
+            return False
+        self._taken = total
+        self._held[tenant] += amount
+        if not self._held[tenant]:
+            del self._held[tenant]
+        return True
+
+    def missing(self, amount: int) -> int:
+        """How much must be given back before there is so much for everybody."""
+        return self._taken + amount - self.size

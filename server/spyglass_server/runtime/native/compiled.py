@@ -1,0 +1,107 @@
+"""Compiles kernels.c for this machine's processor, once: the library is kept by what it was made of.
+
+OpenMP's functions are left open when it is linked, and are found in the library that torch has loaded: the kernels
+share torch's threads.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-std=gnu11",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+_LEVELS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
+"""The processors that a library is made for, by what torch calls their abilities."""
+_TIMEOUT_S = 60.0
+
+
+def load_library(capability: str, environ: Mapping[str, str]) -> ctypes.CDLL | None:
+    """The library for a processor of which torch says that it has this `capability`, compiled now if need be.
+
+    None where there is no compiler, or no use for it.
+    """
+    level, compiler = _LEVELS.get(capability), _compiler(environ)
+    if level is None or compiler is None:
+        log.info("no kernels of our own: there is no %s", "AVX2" if level is None else "C compiler")
+        return None
+    try:
+        with _folder(environ) as folder:
+            return ctypes.CDLL(str(_library(compiler, level, folder)), mode=os.RTLD_NOW)
+    except (OSError, subprocess.SubprocessError) as error:
+        told = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
+        log.warning("no kernels of our own, since they cannot be compiled: %s", told)
+        return None
+
+
+def _compiler(environ: Mapping[str, str]) -> str | None:
+    path = environ.get("PATH", os.defpath)
+    found = (shutil.which(name, path=path) for name in (environ.get("CC"), "gcc", "cc", "clang") if name)
+    return next(filter(None, found), None)
+
+
+def _library(compiler: str, level: str, folder: Path) -> Path:
+    """The file, which is made if it is not there yet."""
+    target = f"-march={level}"
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_TIMEOUT_S).stdout
+    made_of = (_SOURCE.read_bytes(), version, " ".join((*_FLAGS, target)).encode())
+    digest = hashlib.sha256(b"\0".join(made_of)).hexdigest()
+    library = folder / f"kernels-{digest[:32]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            compiled, linked = Path(name, "kernels.o"), Path(name, "kernels.so")
+            _run(compiler, *_FLAGS, target, "-c", str(_SOURCE), "-o", str(compiled))
+            _run(compiler, "-shared", str(compiled), "-o", str(linked))
+            linked.replace(library)
+    return library
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+
+
+@contextmanager
+def _folder(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Where libraries are kept; where nothing can be kept, a folder for this once."""
+    try:
+        kept = _cache_folder(environ)
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        log.warning("kernels are compiled at every start: %s", error)
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+    else:
+        yield kept
+
+
+def _cache_folder(environ: Mapping[str, str]) -> Path:
+    """What is in it will be run, so nobody else may write there.
+
+    Raises:
+        OSError: it cannot be used.
+    """
+    base = environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "spyglass" / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"others may write to {folder}")
+    return folder

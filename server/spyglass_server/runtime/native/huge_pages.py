@@ -1,0 +1,40 @@
+"""Memory in large pages, where the system has them: a processor that reads gigabytes in each step finds them faster."""
+
+import mmap
+import threading
+
+import torch
+from torch import Tensor
+
+_ARENA_BYTES = 64 << 20
+_LARGE_PAGE = 2 << 20
+_ALIGNMENT = 64
+
+
+class HugePages:
+    """Memory for tensors that are kept to the end, one behind the other."""
+
+    def __init__(self) -> None:
+        self._arena: mmap.mmap | None = None
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy."""
+        size = tensor.numel() * tensor.element_size()
+        with self._lock:
+            begin = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+            if self._arena is None or begin + size > len(self._arena):
+                self._arena, begin = _arena(max(size, _ARENA_BYTES)), 0
+            self._used = begin + size
+            found = torch.frombuffer(self._arena, dtype=tensor.dtype, count=tensor.numel(), offset=begin)
+        return found.view(tensor.shape).copy_(tensor)
+
+
+def _arena(size: int) -> mmap.mmap:
+    """So many bytes, which the system gives when they are first written."""
+    whole_pages = -(-size // _LARGE_PAGE) * _LARGE_PAGE
+    memory = mmap.mmap(-1, whole_pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
