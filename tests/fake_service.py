@@ -245,7 +245,7 @@ class Reply:
 
 
 class FakeService(pb_grpc.InferenceServiceServicer):
-    """Keeps what it was asked, for the test to look at. `refusal` refuses every call.
+    """Keeps what it was asked, for the test to look at. `refusal` refuses every call, and `num_cut` calls are cut.
 
     With a `key` it serves only calls that carry it. A bridge may ask it about `user_keys`. `begin` makes it listen.
     """
@@ -253,6 +253,7 @@ class FakeService(pb_grpc.InferenceServiceServicer):
     def __init__(self, script: Script = repeat, model: pb.Model = MODEL, key: str | None = None) -> None:
         self.script = script
         self.refusal: status_pb2.Status | None = None
+        self.num_cut = 0
         self.user_keys = {USER_KEY}
         self.tenants: dict[str, str] = {}
         self.access_checks: list[str] = []
@@ -388,6 +389,9 @@ class FakeService(pb_grpc.InferenceServiceServicer):
     async def _enter(self, context: Any) -> None:
         authorization = dict(context.invocation_metadata()).get("authorization", "")
         self.authorizations.append(authorization)
+        if self.num_cut > 0:
+            self.num_cut -= 1
+            await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
         if self.refusal is not None:
             await abort(context, self.refusal)
         if self._key is not None and authorization != f"Bearer {self._key}":

@@ -236,8 +236,13 @@ class Stream:
             self.frames.append(frame)
 
     async def finish(self) -> None:
-        """Half-closes and reads to the end."""
-        await self.call.done_writing()
+        """Half-closes and reads to the end, which raises if it is an error."""
+        with contextlib.suppress(aio.InternalError):  # it has ended already
+            await self.call.done_writing()
+        await self.read_all()
+
+    async def read_all(self) -> None:
+        """Reads to the end, whatever ends the stream."""
         while (frame := await self.call.read()) is not aio.EOF:
             self.frames.append(frame)
 

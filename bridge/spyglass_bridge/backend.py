@@ -17,6 +17,7 @@ from spyglass_bridge.link import Link
 from spyglass_bridge.recent import Recent
 from spyglass_bridge.remote_generation import RemoteGeneration
 from spyglass_common.limits import MAX_MESSAGE_BYTES
+from spyglass_common.reading_calls import read
 
 _CALL_TIMEOUT_S = 10.0
 _ACCESS_TIMEOUT_S = 2.0
@@ -76,7 +77,7 @@ class Backend:
         """
         request = pb.CheckAccessRequest(caller=pb.Caller(bearer_key=key))
         try:
-            answer = await self._stub.CheckAccess(request, metadata=self._metadata, timeout=_ACCESS_TIMEOUT_S)
+            answer = await self._read(self._stub.CheckAccess, request, _ACCESS_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             # Without a stream the refusal may be of the bridge's own key, and no fault of the caller.
             if error.code() in _REFUSALS and self._link.is_up:
@@ -102,7 +103,7 @@ class Backend:
 
     async def _ask_status(self) -> pb.GetStatusResponse | None:
         try:
-            return await self._stub.GetStatus(pb.GetStatusRequest(), metadata=self._metadata, timeout=_STATUS_TIMEOUT_S)
+            return await self._read(self._stub.GetStatus, pb.GetStatusRequest(), _STATUS_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             return pb.GetStatusResponse() if error.code() is grpc.StatusCode.UNIMPLEMENTED else None
 
@@ -132,9 +133,12 @@ class Backend:
         self, method: Callable[..., Awaitable[Response]], request: Message, timeout_s: float = _CALL_TIMEOUT_S
     ) -> Response:
         try:
-            return await method(request, metadata=self._metadata, timeout=timeout_s)
+            return await self._read(method, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+    async def _read(self, method: Callable[..., Awaitable[Response]], request: Message, timeout_s: float) -> Response:
+        return await read(method, request, metadata=self._metadata, timeout_s=timeout_s)
 
 
 def _open_channel(target: str) -> grpc.aio.Channel:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf import message as protobuf
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc as pb_grpc
@@ -22,8 +23,9 @@ from spyglass_client.request import Draft, ImageUpload, Options, QuestionOptions
 from spyglass_client.running_stream import RunningStream, StreamedRequest
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
 from spyglass_client.tools import Tool
+from spyglass_common.reading_calls import read
 
-Request = TypeVar("Request")
+Request = TypeVar("Request", bound=protobuf.Message)
 Response = TypeVar("Response")
 
 
@@ -207,6 +209,6 @@ class AsyncClient:
 
     async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
         try:
-            return await method(request, metadata=self._metadata, timeout=self._call_timeout_s)
+            return await read(method, request, metadata=self._metadata, timeout_s=self._call_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.target) from error

@@ -156,5 +156,5 @@ class GenerateStream(Generic[Failure]):
             while (request := await self._requests.get()) is not None:
                 await self._call.write(request)
             await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             self._draining.set()

@@ -99,3 +99,15 @@ async def test_no_origin_is_allowed(bridge: BridgeUnderTest) -> None:
     async with bridge.http.post(CHAT, json=ask(), headers={"Origin": "https://evil.example"}) as response:
         assert response.status == 200
         assert not any(name.lower().startswith("access-control") for name in response.headers)
+
+
+async def test_what_a_server_cuts_when_it_goes_down_is_asked_of_its_successor(bridge: BridgeUnderTest) -> None:
+    await bridge.wait_ready()
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/usage"):
+        await asyncio.sleep(1.1)  # what was learned of the key is forgotten
+        bridge.server.num_cut = 1
+        assert (await bridge.http.get(path)).status == 200
+        assert bridge.server.num_cut == 0
+        bridge.server.num_cut = 2
+        await asyncio.sleep(1.1)
+        assert (await bridge.http.get(path)).status == 503

@@ -1,6 +1,7 @@
 """A41 to A45: clients that leave, a queue that is full, and requests that have one name."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -26,7 +27,7 @@ from stack import Stack, UsageRow
 
 NUM_PLACES = 16
 FREE_S = 1.0
-NUM_TRIES = 3
+NUM_TRIES = 6
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +188,10 @@ async def test_a43_a_timeout_of_200_ms(
         began = time.monotonic()
         if whose == "the call's":
             stream = Stream(stub.Generate(metadata=auth(stack.key), timeout=0.2))
-            await stream.start(1, endless())
+            with contextlib.suppress(aio.AioRpcError):  # on a busy machine its time may be over already
+                await stream.start(1, endless())
             with pytest.raises(aio.AioRpcError) as refusal:
-                await stream.finish()
+                await stream.read_all()
             assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         else:
             stream = Stream(stub.Generate(metadata=auth(stack.key)))

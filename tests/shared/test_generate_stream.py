@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import grpc
 import pytest
@@ -12,7 +13,7 @@ from google.rpc import code_pb2
 from fake_service import PATIENCE_S, FakeService, Turn, repeat, run_fake_service, until_cancelled
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import inference_pb2_grpc as pb_grpc
-from spyglass_common.generate_stream import GenerateStream
+from spyglass_common.generate_stream import GenerateCall, GenerateStream
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 from spyglass_common.status import make_status
 
@@ -219,3 +220,31 @@ async def test_images_go_to_generations_that_run_and_stop_at_a_cancel(running: R
     kinds = running.service.streams[0].kinds
     assert kinds.count((1, "image_chunk")) < 400
     assert kinds[-1] == (2, "start")
+
+
+class EndedCall:
+    """A call that has to go away, and ends while its client half-closes it: gRPC raises an error of its own then."""
+
+    def __init__(self) -> None:
+        self._responses = iter([pb.GenerateResponse(go_away=pb.GoAway(reason="restarting"))])
+        self._over = asyncio.Event()
+
+    async def read(self) -> object:
+        for response in self._responses:
+            return response
+        await self._over.wait()
+        return grpc.aio.EOF
+
+    async def write(self, request: pb.GenerateRequest) -> None:
+        raise AssertionError(request)
+
+    async def done_writing(self) -> None:
+        self._over.set()
+        raise grpc.aio.InternalError("execute_batch failed")
+
+    def cancel(self) -> bool:
+        return True
+
+
+async def test_a_call_that_ends_while_it_is_half_closed_ends_well() -> None:
+    assert await asyncio.wait_for(GenerateStream[str](cast("GenerateCall", EndedCall())).run(), PATIENCE_S) is None
