@@ -91,8 +91,10 @@ async def read_in_frames(events: list[pb.Event], cuts: list[int]) -> tuple[dict[
             update = await generation.next()
             builder.add(update.deltas)
             chunks += encoder.deltas(update.deltas)
-    chunks += encoder.end(pb.Usage())
-    return builder.build(pb.Usage())["choices"][0], joined([json.loads(chunk)["choices"][0] for chunk in chunks])
+    chunks += encoder.end(pb.Finished(usage=pb.Usage()))
+    return builder.build(pb.Finished(usage=pb.Usage()))["choices"][0], joined(
+        [json.loads(chunk)["choices"][0] for chunk in chunks]
+    )
 
 
 def joined(choices: list[dict[str, Any]]) -> dict[str, Any]:

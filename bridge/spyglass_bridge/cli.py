@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 
@@ -11,6 +10,7 @@ import uvloop
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.server import run_bridge
 from spyglass_bridge.settings import SETTINGS
+from spyglass_common.logs import LogStyle, set_up_logging
 from spyglass_common.memory import return_large_blocks
 from spyglass_common.settings import add_settings
 
@@ -25,9 +25,7 @@ def main() -> None:
         config = BridgeConfig.from_args(parser.parse_args())
     except ValueError as error:
         parser.error(str(error))
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging("bridge", LogStyle(config.log_level.upper(), config.log_format))
     return_large_blocks()
     sys.exit(_run(config))
 

@@ -4,6 +4,8 @@ import argparse
 import ipaddress
 from dataclasses import dataclass
 
+from spyglass_common.telemetry import check_telemetry
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -41,6 +43,9 @@ class BridgeConfig:
     allowed_image_networks: tuple[Network, ...]
     page: str
     log_level: str
+    log_format: str
+    metrics: str | None
+    otlp_endpoint: str | None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "BridgeConfig":
@@ -52,6 +57,8 @@ class BridgeConfig:
             )
         if not (args.bridge_key.isascii() and args.bridge_key.isprintable()) or " " in args.bridge_key:
             raise ValueError("--bridge-key may hold only printable ASCII characters and no spaces")
+        if args.otlp_endpoint is not None:
+            check_telemetry()
         names, networks = parse_allowed_hosts(args.allow_image_host)
         return cls(
             bridge_key=args.bridge_key,
@@ -66,6 +73,9 @@ class BridgeConfig:
             allowed_image_networks=networks,
             page=args.page,
             log_level=args.log_level,
+            log_format=args.log_format,
+            metrics=args.bridge_metrics,
+            otlp_endpoint=args.otlp_endpoint,
         )
 
 

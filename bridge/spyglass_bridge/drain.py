@@ -17,6 +17,11 @@ class Drain:
         self._idle.set()
 
     @property
+    def num_running(self) -> int:
+        """How many calls run."""
+        return self._running
+
+    @property
     def is_draining(self) -> bool:
         return self._begun
 

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from contextlib import ExitStack
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -15,8 +16,22 @@ from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.rate_limits import rate_limit_headers
 from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
-from spyglass_bridge.services import CALLER_KEY, HELD_BYTES, OUTCOME, RATE_LIMITS, REQUEST_ID, SERVICES, TENANT
+from spyglass_bridge.services import (
+    CALLER_KEY,
+    HELD_BYTES,
+    RATE_LIMITS,
+    REQUEST_ID,
+    SERVICES,
+    STREAM_ERROR,
+    TENANT,
+    TRACEPARENT,
+)
+from spyglass_bridge.tracing import end_span, request_span
+from spyglass_common.logs import fields
 
+_LEFT = "left"
+"""In place of a status, where the client went away before there was one."""
+_NO_ROUTE = "none"
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
@@ -25,20 +40,42 @@ _log = logging.getLogger(__name__)
 
 @web.middleware
 async def name_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id, which the caller may choose, and logs how it ended."""
+    """Gives the request its id, which the caller may choose, and counts, traces and logs how it ended."""
     given = request.headers.get("x-request-id", "")
     request_id = given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
     request[REQUEST_ID] = request_id
+    services, is_quiet = request.app[SERVICES], _is_one_of(request, UNLOGGED_PATHS)
+    resource = request.match_info.route.resource
+    route = _NO_ROUTE if resource is None else resource.canonical
     began_s = time.monotonic()
-    outcome = "left"
-    try:
-        response = await handler(request)
-        outcome = request.get(OUTCOME, str(response.status))
-        return response
-    finally:
-        if not _is_one_of(request, UNLOGGED_PATHS):
-            took_ms = (time.monotonic() - began_s) * 1e3
-            _log.info("%s %s %r %s %.0f ms", request_id, request.method, request.path, outcome, took_ms)
+    status: int | None = None
+    with ExitStack() as stack:
+        span = None
+        if services.tracer is not None and not is_quiet:
+            span = stack.enter_context(request_span(services.tracer, request, route))
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            took_s = time.monotonic() - began_s
+            failure = request.get(STREAM_ERROR)
+            services.metrics.ended(route, str(failure or status or _LEFT), took_s)
+            if span is not None:
+                end_span(span, status, failure)
+            if not is_quiet:
+                _log.info(
+                    "request ended",
+                    extra=fields(
+                        request_id=request_id,
+                        trace_id=request.get(TRACEPARENT, "")[3:35] or None,
+                        method=request.method,
+                        path=request.path,
+                        status=status or _LEFT,
+                        then=failure,
+                        took_ms=round(1e3 * took_s, 1),
+                    ),
+                )
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -12,6 +12,7 @@ from spyglass_bridge.config import Address, BridgeConfig, UnixAddress
 from spyglass_bridge.fetch import Resolve, resolve_by_system
 from spyglass_bridge.protocol import BridgeRunner
 from spyglass_bridge.services import Services, open_services
+from spyglass_common.metrics_page import serve_metrics
 
 # A connection that waits for its next request, or dribbles its headers, is closed after this.
 _KEEP_ALIVE_S = 25.0
@@ -29,6 +30,8 @@ class RunningBridge:
 
     address: str
     _services: Services
+    metrics_address: str | None
+    """Where Prometheus is answered."""
 
     async def drain(self) -> None:
         """Refuses new calls from now on, and returns when the running ones have ended.
@@ -60,7 +63,8 @@ async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system)
         )
         await runner.setup()
         try:
-            yield RunningBridge(await _listen(runner, config.http), services)
+            with serve_metrics(config.metrics, services.metrics.registry) as metrics_address:
+                yield RunningBridge(await _listen(runner, config.http), services, metrics_address)
         finally:
             services.backend.fail_all()
             await runner.cleanup()

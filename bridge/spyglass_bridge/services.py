@@ -1,8 +1,11 @@
 """What the routes of a bridge share."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -13,9 +16,14 @@ from spyglass_bridge.body import HeldBytes
 from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.drain import Drain
 from spyglass_bridge.fetch import ImageFetcher, Resolve, resolve_by_system
+from spyglass_bridge.metrics import BridgeLoad, BridgeMetrics
 from spyglass_common.fair_room import FairRoom
 from spyglass_common.fair_slots import FairSlots
 from spyglass_common.rate_limits import RateLimits
+from spyglass_common.telemetry import open_telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,9 @@ class Services:
     access: AccessChecker
     fetcher: ImageFetcher
     drain: Drain
+    metrics: BridgeMetrics
+    tracer: "Tracer | None"
+    """Makes the spans of requests; None without traces."""
     pending: FairRoom
     """Memory for bodies and their pictures, until the server has them."""
     large_bodies: FairSlots
@@ -41,17 +52,21 @@ HELD_BYTES = web.RequestKey("held_bytes", HeldBytes)
 """What the request holds of `Services.pending`."""
 RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)
 """What the caller's key has left, if it has limits, once the generation has started."""
-OUTCOME = web.RequestKey("outcome", str)
-"""How a stream ended, when its status does not say."""
+TRACEPARENT = web.RequestKey("traceparent", str)
+"""The span of the request, for the server; only where there are traces."""
+STREAM_ERROR = web.RequestKey("stream_error", int)
+"""The status of the error with which a stream ended that had begun with 200."""
 
 
 @asynccontextmanager
 async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_system) -> AsyncIterator[Services]:
     """Connects to the server and stays connected; it need not be there yet."""
     guard = AddressGuard(config.allowed_image_names, config.allowed_image_networks)
+    drain, pending = Drain(), FairRoom(config.max_pending_bytes)
     async with (
         ImageFetcher(guard, config.max_image_bytes, resolve) as fetcher,
         Backend.connect(config.grpc_target, config.bridge_key) as backend,
+        _open_tracer(config.otlp_endpoint) as tracer,
     ):
         access = AccessChecker(backend.check_access)
         yield Services(
@@ -59,7 +74,24 @@ async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_syst
             backend=backend,
             access=access,
             fetcher=fetcher,
-            drain=Drain(),
-            pending=FairRoom(config.max_pending_bytes),
+            drain=drain,
+            metrics=BridgeMetrics(
+                lambda: BridgeLoad(running=drain.num_running, held_bytes=pending.taken, is_ready=backend.is_ready)
+            ),
+            tracer=tracer,
+            pending=pending,
             large_bodies=FairSlots(1, share=1),
         )
+
+
+@asynccontextmanager
+async def _open_tracer(endpoint: str | None) -> AsyncIterator["Tracer | None"]:
+    if endpoint is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        tracer, _ = stack.enter_context(open_telemetry("spyglass-bridge", endpoint))
+        try:
+            yield tracer
+        finally:
+            await asyncio.to_thread(stack.close)  # what is left is sent now

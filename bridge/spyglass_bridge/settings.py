@@ -1,7 +1,7 @@
 """The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, address, choice, count
+from spyglass_common.settings import Setting, address, choice, count, tcp_address
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("http", "where the bridge listens", "127.0.0.1:8000", parse=address, metavar="HOST:PORT"),
@@ -28,4 +28,13 @@ SETTINGS: tuple[Setting, ...] = (
         negation="off",
     ),
     shared.LOG_LEVEL,
+    shared.LOG_FORMAT,
+    shared.OTLP_ENDPOINT,
+    Setting(
+        "bridge-metrics",
+        "where the bridge answers Prometheus (default: nowhere)",
+        None,
+        parse=tcp_address,
+        metavar="HOST:PORT",
+    ),
 )

@@ -14,6 +14,11 @@ class FairRoom:
         self._taken = 0
         self._held: Counter[str] = Counter()
 
+    @property
+    def taken(self) -> int:
+        """How much all of them hold."""
+        return self._taken
+
     def take(self, tenant: str, amount: int) -> bool:
         """Takes so much, if there is so much; what is negative is given back. One alone may take any amount."""
         total = self._taken + amount

@@ -7,6 +7,7 @@ Each process declares its own in a table, a tuple of `Setting`; `add_settings` t
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -53,6 +54,20 @@ def address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:PATH")
+    return text
+
+
+def tcp_address(text: str) -> str:
+    """Checks HOST:PORT ([HOST]:PORT for IPv6) and returns it as it is."""
+    if text.startswith("unix:"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return address(text)
+
+
+def http_url(text: str) -> str:
+    """Checks http://HOST… or https://HOST… and returns it as it is."""
+    if not re.fullmatch(r"https?://[^\s/]+\S*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not http://HOST:PORT")
     return text
 
 

@@ -1,6 +1,6 @@
 """Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
 
-from spyglass_common.settings import Setting, address, choice, count, non_negative_float, positive_float
+from spyglass_common.settings import Setting, address, choice, count, http_url, non_negative_float, positive_float
 
 GRPC = Setting(
     "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", parse=address, metavar="HOST:PORT"
@@ -30,3 +30,12 @@ DRAIN_TIMEOUT = Setting(
     metavar="SECONDS",
 )
 LOG_LEVEL = choice("log-level", "how much to log", "info", "debug|info|warning|error")
+OTLP_ENDPOINT = Setting(
+    "otlp-endpoint",
+    "where traces and measurements are sent, as OTLP over HTTP, such as http://127.0.0.1:4318; needs the extra otel "
+    "(default: nowhere)",
+    None,
+    parse=http_url,
+    metavar="URL",
+)
+LOG_FORMAT = choice("log-format", "lines for people or JSON objects", "text", "text|json")

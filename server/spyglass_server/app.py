@@ -12,11 +12,14 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from spyglass.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.fair_slots import FairSlots
 from spyglass_common.limits import MAX_MESSAGE_BYTES
+from spyglass_common.metrics_page import serve_metrics
+from spyglass_common.telemetry import open_telemetry
 from spyglass_server.admin import AdminServicer
 from spyglass_server.admission import Admission
 from spyglass_server.auth import Keys
@@ -27,12 +30,17 @@ from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
+from spyglass_server.metrics import Load, Metrics
+from spyglass_server.metrics_aliases import with_vllm_names
 from spyglass_server.prompt import PromptMaker
 from spyglass_server.quotas import Quotas
 from spyglass_server.replays import Replays
+from spyglass_server.report import Observer
+from spyglass_server.request_log import log_generation
 from spyglass_server.resources import Resources
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.servicer import InferenceServicer
+from spyglass_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +81,9 @@ class Server:
         self._quotas = Quotas(self._ledger.spent)
         self._health = health.HealthServicer()
         self._admission = Admission(config.max_pending, config.max_pending_bytes, config.max_pending_tokens)
+        self._metrics = Metrics(config.served_names[0], self._load)
+        self._watched = contextlib.ExitStack()
+        """What lets others watch the server."""
         self.engine = AsyncEngine(
             loader
             or CheckpointLoader(
@@ -82,12 +93,15 @@ class Server:
                 launch=config.launch,
             ),
             self._on_engine_ready,
+            self._metrics.step,
         )
         self._servicer = InferenceServicer(self._resources())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
         self._closing: asyncio.Task[None] | None = None
         self._stopping = self._stopped = False
+        self.metrics_address: str | None = None
+        """Where Prometheus is answered, after `start`."""
         self.address = config.address
         """Where it listens; after `start` with the port that was chosen for port 0."""
 
@@ -104,6 +118,7 @@ class Server:
             RuntimeError: the address cannot be listened on.
         """
         self._keys.start()
+        self.metrics_address = self._watched.enter_context(serve_metrics(self._config.metrics, self._exposed()))
         self._server = aio.server(interceptors=[Boundary(self._keys)], options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._keys, self._ledger), self._server)
@@ -152,6 +167,7 @@ class Server:
             await self._closing
         if self._health_report:
             await self._health_report
+        await asyncio.to_thread(self._watched.close)
         await self._keys.aclose()
         await self._ledger.aclose()
         self._lock.close()
@@ -166,6 +182,8 @@ class Server:
             admission=self._admission,
             quotas=self._quotas,
             replays=Replays(),
+            metrics=self._metrics,
+            observers=(self._metrics.ended, log_generation, *self._tracing()),
             workers=self._workers,
             slots=FairSlots(_NUM_WORKERS, share=_NUM_WORKERS // 2),
             decoder=self._decoder,
@@ -174,6 +192,31 @@ class Server:
             prices=config.prices,
             request_timeout_s=config.request_timeout_s,
         )
+
+    def _load(self) -> Load:
+        engine = self.engine
+        labels = {}
+        if engine.has_info:
+            info = engine.info
+            labels = {"device": info.device, "dtype": info.dtype, "quantization": info.quantization}
+        return Load(
+            running=engine.num_scheduled,
+            waiting=max(0, self.num_admitted - engine.num_scheduled),
+            last_step_age_s=engine.activity.last_step_age_s,
+            num_restarts=engine.num_restarts,
+            labels=labels,
+        )
+
+    def _tracing(self) -> list[Observer]:
+        if self._config.otlp_endpoint is None:
+            return []
+        tracer, meter = self._watched.enter_context(open_telemetry("spyglass-server", self._config.otlp_endpoint))
+        return [Tracing(tracer, meter).ended]
+
+    def _exposed(self) -> CollectorRegistry:
+        """The metrics as Prometheus gets them."""
+        registry = self._metrics.registry
+        return with_vllm_names(registry) if self._config.metrics_alias == "vllm" else registry
 
     def _on_engine_ready(self, ready: bool) -> None:
         log.info("the engine is %s", "ready" if ready else "not ready")

@@ -5,7 +5,6 @@ The first stop signal drains the server; the second ends it at once.
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import uvloop
 
+from spyglass_common.logs import LogStyle, set_up_logging
 from spyglass_common.memory import return_large_blocks
 from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
@@ -31,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_settings(parser, SETTINGS)
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s server: %(message)s", stream=sys.stderr
-    )
+    set_up_logging("server", LogStyle(options.log_level.upper(), options.log_format))
     try:
         config = resolve(options)
         if config.launch and config.launch.rank:

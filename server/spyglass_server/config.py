@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from spyglass_common.data_dir import data_dir_of
+from spyglass_common.telemetry import check_telemetry
 from spyglass_server.torchrun import Launch
 
 
@@ -90,6 +91,9 @@ class ServerConfig:
     request_timeout_s: float
     drain_timeout_s: float
     prices: Prices
+    metrics: str | None
+    metrics_alias: str
+    otlp_endpoint: str | None
     launch: Launch | None
 
 
@@ -102,6 +106,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     launch = Launch.of(os.environ)
     if launch and launch.size != (size := options.tensor_parallel_size):
         raise ValueError(f"torchrun has started {launch.size} processes, but --tensor-parallel-size is {size}")
+    if options.otlp_endpoint is not None:
+        check_telemetry()
     folder = None if options.model == "demo" else Path(options.model).expanduser()
     default_name = folder.resolve().name if folder else "spyglass-demo"
     cached = options.price_input if options.price_cached_input is None else options.price_cached_input
@@ -124,5 +130,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         request_timeout_s=options.request_timeout,
         drain_timeout_s=options.drain_timeout,
         prices=Prices(input=options.price_input, output=options.price_output, cached_input=cached),
+        metrics=options.server_metrics,
+        metrics_alias=options.metrics_alias,
+        otlp_endpoint=options.otlp_endpoint,
         launch=launch,
     )

@@ -10,6 +10,7 @@ from spyglass_server.engine.messages import (
     Drafted,
     EngineRequest,
     Event,
+    ImageEncoded,
     ImagesTaken,
     PromptLogprobs,
     RequestFailed,
@@ -55,7 +56,12 @@ class EngineRun:
         self._state = _State.SUBMITTED
         self.num_guessed = self.num_right = 0
         """How many tokens were guessed, and how many of them were right."""
-        self._held: list[Output] = []
+        self.heard_s = 0.0
+        """When the engine gave what `on_output` gets, on the monotonic clock."""
+        self.scheduled_s: float | None = None
+        self.encoded_s: float | None = None
+        """When the engine began with the request, and when it had encoded its images."""
+        self._held: list[tuple[float, Output]] = []
         self._scheduled: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
 
@@ -79,7 +85,7 @@ class EngineRun:
         """
         self._state = _State.STREAMING
         held, self._held = self._held, []
-        for output in held:
+        for self.heard_s, output in held:
             self._on_output(output)
         await self._over
 
@@ -99,16 +105,20 @@ class EngineRun:
         match event:
             case TokenOutput() | PromptLogprobs():
                 if self._state is _State.STREAMING:
+                    self.heard_s = self._engine.heard_s
                     self._on_output(event)
                 else:
-                    self._held.append(event)
+                    self._held.append((self._engine.heard_s, event))
             case ImagesTaken():
                 self._on_images_taken()
             case Drafted(num_guessed=num_guessed, num_right=num_right):
                 self.num_guessed += num_guessed
                 self.num_right += num_right
-            case RequestScheduled(cached_tokens=cached_tokens):
+            case RequestScheduled(cached_tokens=cached_tokens, at_s=at_s):
+                self.scheduled_s = at_s
                 self._scheduled.set_result(cached_tokens)
+            case ImageEncoded(at_s=at_s):
+                self.encoded_s = at_s
             case RequestFailed(detail=detail, by_grammar=True):
                 log.warning("the grammar of request %d failed: %s", self._request.id, detail)
                 self._end(self._grammar_error)

@@ -17,7 +17,7 @@ from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start, request_digest
 from spyglass_server.constraints.grammar import constraint_failed
-from spyglass_server.engine.messages import EngineRequest, PromptLogprobs, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, FinishReason, PromptLogprobs, TokenOutput
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine_run import EngineRun, Output
 from spyglass_server.errors import (
@@ -32,12 +32,16 @@ from spyglass_server.errors import (
     to_status,
 )
 from spyglass_server.ledger import Record
+from spyglass_server.metrics import AnswerMetrics
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
+from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.prompt_echo import PromptEcho
 from spyglass_server.quotas import Hold
 from spyglass_server.replays import Answer
+from spyglass_server.report import Report
 from spyglass_server.resources import Resources
+from spyglass_server.timeline import Timeline
 from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -87,8 +91,12 @@ class Generation:
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
         self._sends_images = True
-        self._queued_s = time.time()
-        self._first_token_s: float | None = None
+        self._timeline = Timeline()
+        self._payer: ApiKey | None = None
+        self._model = ""
+        self._spec: Spec | None = None
+        """What it is to do, without its images."""
+        self._finish: FinishReason | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Begins `run` as a task."""
@@ -145,8 +153,9 @@ class Generation:
         resources, start = self._resources, self._start
         assert start is not None
         spec = decode_start(start, resources.image_limits)
-        payer = find_payer(resources.keys, self._key, spec.caller_key)
-        model = resources.resolve_model(spec.model, payer)
+        self._spec = replace(spec, images=())
+        self._payer = payer = find_payer(resources.keys, self._key, spec.caller_key)
+        self._model = model = resources.resolve_model(spec.model, payer)
         self._request_id = spec.request_id
         limit_s = resources.request_timeout_s
         try:
@@ -160,6 +169,7 @@ class Generation:
                     place.hold_bytes(start.ByteSize())
                     del start
                     self._start = None
+                    self._timeline.admitted_s = time.monotonic()
                     spec, prompt, grammar = await self._prepare(spec, payer, place)
                     await self._answer(spec, prompt, grammar, payer, model, place)
         except TimeoutError as error:
@@ -198,9 +208,11 @@ class Generation:
         self._emit(events.accepted(self._id))
         with place.waiting(self.end):
             images = await self._upload.complete()
+        self._timeline.received_s = time.monotonic()
         prompt, grammar = await self._resources.prepare(spec, images, payer.tenant)
         place.hold_tokens(len(prompt.tokens))
         place.hold_bytes(sum(image.pixels.nbytes for image in prompt.images))
+        self._timeline.prepared_s = time.monotonic()
         await self._resources.engine.wait_ready()
         return spec, prompt, grammar
 
@@ -297,7 +309,7 @@ class Generation:
         def on_output(output: Output) -> None:
             match output:
                 case TokenOutput():
-                    self._on_token(output, spec, choices, run)
+                    self._on_token(output, spec, choices, run, answer)
                 case PromptLogprobs(logprobs=logprobs):
                     self._emit_all(echo.logprobs(logprobs))
 
@@ -312,16 +324,25 @@ class Generation:
         try:
             cached_tokens = await run.wait_scheduled()
             self._meter(request, payer, model, cached_tokens, choices, image_grids)
+            answer = self._resources.metrics.started(model, len(request.tokens))
             self._emit_all(echo.begin())
             await run.stream()
         finally:
+            self._timeline.scheduled_s, self._timeline.encoded_s = run.scheduled_s, run.encoded_s
             run.close()
 
-    def _on_token(self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun) -> None:
+    def _on_token(
+        self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun, metrics: AnswerMetrics
+    ) -> None:
         if (delta := choices.push(output)) is None:
             return
-        if self._first_token_s is None:
-            self._first_token_s = time.time()
+        now_s = run.heard_s
+        if self._timeline.first_token_s is None:
+            self._timeline.first_token_s = now_s
+        self._timeline.last_token_s = now_s
+        metrics.token(now_s)
+        if delta.finish is not None and self._finish is not FinishReason.LENGTH:
+            self._finish = delta.finish
         logprobs = attention = None
         bytes_of = self._resources.prompts.tokenizer.token_bytes
         if output.logprobs is not None:
@@ -360,7 +381,7 @@ class Generation:
                 tenant=payer.tenant,
                 key_id=payer.id,
                 model=model,
-                queued_s=self._queued_s,
+                queued_s=self._timeline.began_unix_s,
                 started_s=time.time(),
                 prompt_tokens=len(request.tokens),
                 cached_tokens=cached_tokens,
@@ -379,16 +400,45 @@ class Generation:
         if self._last_event is not None:
             self._emit(self._last_event)
             return
-        usage = self._usage()
+        usage, timeline = self._usage(), self._timeline
+        timeline.ended_s = time.monotonic()
         if self._metered is not None and usage is not None:
             outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
             number = self._metered.record.number
             self._counts.pop(number, None)
-            self._resources.ledger.close(number, usage.completion_tokens, outcome, self._first_token_s)
+            first_s = timeline.first_token_s
+            first_unix_s = None if first_s is None else timeline.unix_s(first_s)
+            self._resources.ledger.close(number, usage.completion_tokens, outcome, first_unix_s)
         if self._hold is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
             self._hold.end(tokens, usage.estimated_cost if usage is not None else 0.0)
-        self._emit(events.finished(self._id, usage, to_status(error) if error is not None else None))
+        status = to_status(error) if error is not None else None
+        wants_timings = self._spec is not None and self._spec.timings
+        timings = events.timings(timeline, usage.completion_tokens if usage else 0) if wants_timings else None
+        self._emit(events.finished(self._id, usage, status, timings))
+        self._report(error, usage)
+
+    def _report(self, error: BaseException | None, usage: pb.Usage | None) -> None:
+        """Lets those know who watch."""
+        if error is not None and not isinstance(error, SpyglassError):
+            error = Cancelled("the call ended") if isinstance(error, asyncio.CancelledError) else SpyglassError("")
+        spec, payer = self._spec, self._payer
+        self._resources.observe(
+            Report(
+                request_id=self._request_id,
+                operation="chat" if spec is None or isinstance(spec.input, ChatInput) else "text_completion",
+                model=self._model,
+                key_id=payer.id if payer else "",
+                tenant=payer.tenant if payer else "",
+                traceparent=spec.traceparent if spec else "",
+                timeline=self._timeline,
+                usage=usage,
+                finish=self._finish,
+                error=error,
+                num_images=spec.num_images if spec else 0,
+                num_choices=spec.n if spec else 1,
+            )
+        )
 
     def _usage(self) -> pb.Usage | None:
         """What has been used so far; None before the generation is metered."""

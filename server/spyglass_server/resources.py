@@ -22,10 +22,12 @@ from spyglass_server.errors import ModelNotFound, SpyglassError, Unavailable
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.images import ImageTiles, lay_out
 from spyglass_server.ledger import Ledger
+from spyglass_server.metrics import Metrics
 from spyglass_server.prompt import Prompt, PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.quotas import Quotas
 from spyglass_server.replays import Replays
+from spyglass_server.report import Observer, Report
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Resources:
     admission: Admission
     quotas: Quotas
     replays: Replays
+    metrics: Metrics
+    observers: tuple[Observer, ...]
     workers: futures.Executor
     slots: FairSlots
     """For work in `workers`."""
@@ -54,6 +58,14 @@ class Resources:
     image_limits: ImageLimits
     prices: Prices
     request_timeout_s: float
+
+    def observe(self, report: Report) -> None:
+        """Lets all observers know of a generation that has ended; what fails in one of them is not its fault."""
+        for observer in self.observers:
+            try:
+                observer(report)
+            except Exception:
+                log.exception("a generation's end could not be reported")
 
     def models_of(self, key: ApiKey) -> tuple[str, ...]:
         """The names of the models that a key may use.

@@ -158,6 +158,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             last_token_age=events.duration(activity.last_token_age_s),
             output_tokens_per_second=activity.tokens_per_second,
             started=events.timestamp(self._started_s),
+            models=self._resources.served_names if engine.has_info else (),
+            device=engine.info.device if engine.has_info else "",
+            dtype=engine.info.dtype if engine.has_info else "",
+            quantization=engine.info.quantization if engine.has_info else "",
+            cache=events.cache_status(self._resources.metrics.totals),
+            engine_restarts=engine.num_restarts,
+            latest_failures=map(events.failure, self._resources.metrics.latest_failures),
         )
 
     def drain(self) -> None:

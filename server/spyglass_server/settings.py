@@ -1,7 +1,7 @@
 """The settings of the server: options of `spyglass-server`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, choice, count, fraction, non_negative_float
+from spyglass_common.settings import Setting, choice, count, fraction, non_negative_float, tcp_address
 
 _ENGINE = (
     choice(
@@ -136,4 +136,19 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="USD",
     ),
     shared.LOG_LEVEL,
+    shared.LOG_FORMAT,
+    shared.OTLP_ENDPOINT,
+    Setting(
+        "server-metrics",
+        "where the server answers Prometheus (default: nowhere)",
+        None,
+        parse=tcp_address,
+        metavar="HOST:PORT",
+    ),
+    choice(
+        "metrics-alias",
+        "vllm gives the server's metrics under vLLM's names, too, for routers and autoscalers that look for those",
+        "none",
+        "none|vllm",
+    ),
 )

@@ -29,7 +29,7 @@ def test_streams_give_back_the_text(texts: list[str], model: str, n: int, usage_
         data += sse.frame(*encoder.deltas([ChoiceDelta(index=i, text=text, finish_reason=RUNNING) for i in range(n)]))
     for i in range(n):
         data += sse.frame(*encoder.deltas([ChoiceDelta(index=i, text="", finish_reason=STOP)]))
-    data += sse.frame(*encoder.end(pb.Usage(prompt_tokens=1, completion_tokens=2))) + sse.DONE
+    data += sse.frame(*encoder.end(pb.Finished(usage=pb.Usage(prompt_tokens=1, completion_tokens=2)))) + sse.DONE
 
     frames = data.decode().split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""]
@@ -60,7 +60,7 @@ def test_probabilities_are_told_with_bytes_whether_or_not_there_is_text() -> Non
     builder = CompletionBuilder(AnswerHead.new("m", "x"), 1, ChatChoices(1))
     builder.add(deltas)
     chunks = [json.loads(chunk) for delta in deltas for chunk in encoder.deltas([delta])]
-    [whole] = builder.build(pb.Usage())["choices"]
+    [whole] = builder.build(pb.Finished(usage=pb.Usage()))["choices"]
     streamed = [token for chunk in chunks for token in chunk["choices"][0]["logprobs"]["content"]]
     assert streamed == whole["logprobs"]["content"]
     assert [token["bytes"] for token in streamed] == [[0xC3], [0xA9], []]

@@ -134,5 +134,5 @@ def test_a_stranger_is_refused(tiny: Stack) -> None:
 
 
 def test_a_field_that_is_not_honoured_is_refused_by_name(tiny: Stack) -> None:
-    [refusal] = events(good(grpcurl(tiny, GENERATE, typed=ask(turn("USER", {"text": "Hello!"}), traceparent="x"))))
-    assert "traceparent" in refusal["finished"]["error"]["message"]
+    [refusal] = events(good(grpcurl(tiny, GENERATE, typed=ask(turn("USER", {"text": "Hello!"}), cacheSalt="x"))))
+    assert "cache_salt" in refusal["finished"]["error"]["message"]

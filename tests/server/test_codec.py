@@ -36,7 +36,6 @@ def message(**fields: Any) -> inference_pb2.Start:
 
 
 UNSUPPORTED = {
-    "traceparent": chat("hi", traceparent="x"),
     "cache_salt": chat("hi", cache_salt="x"),
 }
 

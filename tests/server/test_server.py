@@ -199,7 +199,7 @@ async def test_cancelling_the_call_cancels_its_generations(start: Start) -> None
 async def test_an_error_of_one_generation_leaves_the_stream_alive(start: Start) -> None:
     server = await start()
     stream = server.open_stream()
-    await stream.start(1, chat("hi", traceparent="x"))
+    await stream.start(1, chat("hi", cache_salt="x"))
     await stream.start(2, chat("hi", model="another"))
     await stream.start(3, tokens(2))
     await stream.finish()

@@ -25,7 +25,8 @@ class NativeAnswer:
             if delta.finish_reason:
                 self._finish_reason = FINISH_REASONS[delta.finish_reason]
 
-    def build(self, usage: pb.Usage) -> dict[str, Any]:
+    def build(self, finished: pb.Finished) -> dict[str, Any]:
+        usage = finished.usage
         return {
             "request_id": self._request_id,
             "inference_status": {
@@ -52,8 +53,9 @@ class NativeAnswer:
             for token, found in zip(delta.token_ids, delta.logprobs, strict=True)
         ]
 
-    def end(self, usage: pb.Usage) -> list[str]:
+    def end(self, finished: pb.Finished) -> list[str]:
         """The event with the whole text of the first choice."""
+        usage = finished.usage
         details = {
             "finish_reason": self._finish_reason,
             "generated_tokens": usage.completion_tokens,

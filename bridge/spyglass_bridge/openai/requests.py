@@ -97,7 +97,7 @@ class ChatRequest(_Request):
     """A chat completion that is asked for."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    include: list[Literal["image_attention"]] | None = None
+    include: list[Literal["image_attention", "timings"]] | None = None
     prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None

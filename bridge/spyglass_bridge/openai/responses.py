@@ -109,6 +109,25 @@ class ChatChoice(_Answer):
     image_attention: ImageAttention | None = None
 
 
+class Timings(_Answer):
+    """Where the time went: the phases in their order, then the times to the first token and to the end.
+
+    A phase that the answer did not need, such as `encode` where all images were cached, is null.
+    """
+
+    admission_ms: float | None
+    upload_ms: float | None
+    prepare_ms: float | None
+    queue_ms: float | None
+    encode_ms: float | None
+    prefill_ms: float | None
+    decode_ms: float | None
+    first_token_ms: float | None
+    total_ms: float | None
+    tokens_per_second: float | None
+    cached_tokens: int
+
+
 class ChatCompletion(_Answer):
     id: str
     object: Literal["chat.completion"]
@@ -116,6 +135,7 @@ class ChatCompletion(_Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings | None = None
 
 
 class FunctionPiece(_Answer):
@@ -149,7 +169,7 @@ class ChatChunkChoice(_Answer):
 class ChatCompletionChunk(_Answer):
     """`usage` stands in the last chunk that has a finish_reason, or where include_usage is set in one of its own.
 
-    With continuous_usage_stats every chunk with more of the answer has what was used so far.
+    With continuous_usage_stats every chunk with more of the answer has what was used so far; the last has `timings`.
     """
 
     id: str
@@ -158,6 +178,7 @@ class ChatCompletionChunk(_Answer):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class TextLogprobs(_Answer):
@@ -339,8 +360,29 @@ class Readiness(_Answer):
     last_token_age_s: float | None = None
 
 
+class CacheStatus(_Answer):
+    """The parts of the caches that running generations hold, and how often something was found in them."""
+
+    kv_cache_usage: float
+    image_cache_usage: float
+    prefix_hit_rate: float | None
+    image_hit_rate: float | None
+    preemptions: int
+
+
+class Failure(_Answer):
+    """A generation that the server could not serve, without anything of its content."""
+
+    time: int
+    code: str
+    reason: str
+
+
 class ServerStatus(Readiness):
-    """How many generations run and wait, and how many tokens of answers come a second, over the last ten."""
+    """How many generations run and wait, and how many tokens of answers come a second, over the last ten.
+
+    `models` are the names of the one model; what it is computed on and in is empty while it is being loaded at first.
+    """
 
     object: Literal["status"]
     running: int
@@ -348,6 +390,13 @@ class ServerStatus(Readiness):
     max_pending: int
     output_tokens_per_second: float
     started: int
+    models: list[str]
+    device: str
+    dtype: str
+    quantization: str
+    cache: CacheStatus
+    engine_restarts: int
+    latest_failures: list[Failure]
 
 
 class Health(_Answer):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from json.encoder import encode_basestring_ascii
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import ChoiceDelta
@@ -20,6 +20,21 @@ FINISH_REASONS: dict[int, str] = {
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
+
+_TIMINGS: tuple[
+    Literal["admission", "upload", "prepare", "queue", "encode", "prefill", "decode", "first_token", "total"], ...
+] = (
+    "admission",
+    "upload",
+    "prepare",
+    "queue",
+    "encode",
+    "prefill",
+    "decode",
+    "first_token",
+    "total",
+)
+"""The times in `Timings`."""
 
 
 class UsageForm(Enum):
@@ -93,16 +108,19 @@ class CompletionBuilder:
             if delta.finish_reason:
                 self._finish_reasons[delta.index] = FINISH_REASONS[delta.finish_reason]
 
-    def build(self, usage: pb.Usage) -> dict[str, Any]:
+    def build(self, finished: pb.Finished) -> dict[str, Any]:
         """The answer; once, at its end."""
-        return {
+        answer = {
             "id": self._head.id,
             "object": self._choices.whole_object,
             "created": self._head.created,
             "model": self._head.model,
             "choices": [self._choices.full(index, reason) for index, reason in enumerate(self._finish_reasons)],
-            "usage": usage_object(usage),
+            "usage": usage_object(finished.usage),
         }
+        if finished.HasField("timings"):
+            answer["timings"] = timings_object(finished)
+        return answer
 
 
 class ChunkEncoder:
@@ -147,20 +165,34 @@ class ChunkEncoder:
                     self._last_choice, self._last_usage = choice, delta.usage
         return chunks
 
-    def end(self, usage: pb.Usage) -> list[str]:
-        """The chunk that was held back, and the usage where it was asked to be."""
+    def end(self, finished: pb.Finished) -> list[str]:
+        """The chunk that was held back, and the usage where it was asked to be. The last one has the timings."""
         chunks: list[str] = []
         if self._last_choice is not None:
             with_usage = self._usage_form is UsageForm.LAST_CHUNK
-            chunks.append(self._chunk(self._last_choice, usage if with_usage else self._last_usage))
+            chunks.append(self._chunk(self._last_choice, finished.usage if with_usage else self._last_usage))
         if self._usage_form is UsageForm.EXTRA_CHUNK:
-            chunks.append(self._chunk(None, usage))
+            chunks.append(self._chunk(None, finished.usage))
+        if finished.HasField("timings") and chunks:
+            chunks[-1] = f'{chunks[-1][:-1]},"timings":{compact_json(timings_object(finished))}}}'
         return chunks
 
     def _chunk(self, choice: dict[str, Any] | None, usage: pb.Usage | None = None) -> str:
         choices = "" if choice is None else compact_json(choice)
         after = self._after_choices if usage is None else f'],"usage":{compact_json(usage_object(usage))}}}'
         return self._before_choices + choices + after
+
+
+def timings_object(finished: pb.Finished) -> dict[str, Any]:
+    """Where the time went, in milliseconds; a phase that the answer did not need is null."""
+    timings = finished.timings
+    found: dict[str, Any] = {
+        f"{name}_ms": round(getattr(timings, name).ToNanoseconds() / 1e6, 3) if timings.HasField(name) else None
+        for name in _TIMINGS
+    }
+    found["tokens_per_second"] = round(timings.tokens_per_second, 2) if timings.HasField("tokens_per_second") else None
+    found["cached_tokens"] = finished.usage.cached_tokens
+    return found
 
 
 def usage_object(usage: pb.Usage) -> dict[str, Any]:

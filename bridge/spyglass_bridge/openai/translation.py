@@ -47,6 +47,8 @@ class CallContext:
     timeout_s: float
     max_image_bytes: int
     idempotency_key: str | None = None
+    traceparent: str = ""
+    """The span of the HTTP request; empty without traces."""
     body_digest: bytes = b""
     """Of the whole request, where it has an idempotency key: images are not in the Start."""
     set_aside: SetAside = field(default_factory=SetAside)
@@ -99,8 +101,10 @@ def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
     )
     if request.prediction is not None:
         start.prediction = request.prediction.text
-    if request.include:
+    if "image_attention" in (request.include or ()):
         start.output.image_attention.SetInParent()
+    if "timings" in (request.include or ()):
+        start.output.timings = True
     _check_size(start, "messages")
     return Submission(start, tuple(images.announced))
 
@@ -141,6 +145,8 @@ def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> pb
         caller=pb.Caller(bearer_key=context.caller_key),
     )
     start.timeout.FromNanoseconds(int(context.timeout_s * 1e9))
+    if context.traceparent:
+        start.traceparent = context.traceparent
     if context.idempotency_key is not None:
         start.idempotency_key, start.idempotency_digest = context.idempotency_key, context.body_digest
     return start

@@ -3,6 +3,7 @@
 import asyncio
 
 from aiohttp import web
+from google.rpc import code_pb2
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_bridge.errors import server_unavailable
@@ -39,6 +40,7 @@ async def status(request: web.Request) -> web.Response:
     found = await services.backend.get_status()
     if found is None:
         raise server_unavailable()
+    cache = found.cache
     load = {
         "object": "status",
         "running": found.running,
@@ -46,8 +48,28 @@ async def status(request: web.Request) -> web.Response:
         "max_pending": found.max_pending,
         "output_tokens_per_second": round(found.output_tokens_per_second, 2),
         "started": found.started.seconds,
+        "models": list(found.models),
+        "device": found.device,
+        "dtype": found.dtype,
+        "quantization": found.quantization,
+        "cache": {
+            "kv_cache_usage": round(cache.kv_cache_usage, 4),
+            "image_cache_usage": round(cache.image_cache_usage, 4),
+            "prefix_hit_rate": _rate(cache.prefix_hits, cache.prefix_queries),
+            "image_hit_rate": _rate(cache.image_hits, cache.image_queries),
+            "preemptions": cache.preemptions,
+        },
+        "engine_restarts": found.engine_restarts,
+        "latest_failures": [
+            {"time": failure.time.seconds, "code": code_pb2.Code.Name(failure.code), "reason": failure.reason}
+            for failure in found.latest_failures
+        ],
     }
     return web.json_response(load | await _report(services))
+
+
+def _rate(hits: int, queries: int) -> float | None:
+    return round(hits / queries, 4) if queries else None
 
 
 async def _report(services: Services) -> dict[str, object]:

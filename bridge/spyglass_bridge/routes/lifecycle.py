@@ -27,11 +27,12 @@ from spyglass_bridge.remote_generation import RemoteGeneration, Update
 from spyglass_bridge.services import (
     CALLER_KEY,
     HELD_BYTES,
-    OUTCOME,
     RATE_LIMITS,
     REQUEST_ID,
     SERVICES,
+    STREAM_ERROR,
     TENANT,
+    TRACEPARENT,
     Services,
 )
 from spyglass_common.cancellation import to_the_end
@@ -73,7 +74,7 @@ class Encoder(Protocol):
         """What there is to say of more of the choices."""
         ...
 
-    def end(self, usage: pb.Usage) -> list[str]:
+    def end(self, finished: pb.Finished) -> list[str]:
         """What comes last, when all has ended well."""
         ...
 
@@ -84,7 +85,7 @@ class Builder(Protocol):
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
         """Takes more of the choices."""
 
-    def build(self, usage: pb.Usage) -> dict[str, object]:
+    def build(self, finished: pb.Finished) -> dict[str, object]:
         """The answer; once, when all has ended well."""
         ...
 
@@ -117,6 +118,7 @@ async def read_request(request: web.Request, read: "Read[T]") -> T:
         timeout_s=config.request_timeout_s,
         max_image_bytes=config.max_image_bytes,
         idempotency_key=key,
+        traceparent=request.get(TRACEPARENT, ""),
     )
     if isinstance(body, bytes):
         return read(body, _with_digest(context, body))
@@ -226,14 +228,14 @@ async def _gather(source: Source, builder: Builder) -> web.Response:
         if update.finished is not None:
             usage = update.finished.usage
             if is_large or usage.prompt_tokens + usage.completion_tokens > _LARGE_ANSWER_TOKENS:
-                answer = await asyncio.to_thread(_written, builder, usage)
+                answer = await asyncio.to_thread(_written, builder, update.finished)
             else:
-                answer = _written(builder, usage)
+                answer = _written(builder, update.finished)
             return web.Response(text=answer, content_type="application/json")
 
 
-def _written(builder: Builder, usage: pb.Usage) -> str:
-    return compact_json(builder.build(usage))
+def _written(builder: Builder, finished: pb.Finished) -> str:
+    return compact_json(builder.build(finished))
 
 
 async def _stream(request: web.Request, source: Source, encoder: Encoder, deadline: float) -> web.StreamResponse:
@@ -300,13 +302,13 @@ async def _write_events(writer: _Writer, source: Source, encoder: Encoder) -> No
             if events:
                 await writer.write(sse.frame(*events))
             raise from_status(update.finished.error)
-        await writer.write(sse.frame(*events, *encoder.end(update.finished.usage)) + sse.DONE)
+        await writer.write(sse.frame(*events, *encoder.end(update.finished)) + sse.DONE)
         return
 
 
 async def _write_last_words(request: web.Request, response: web.StreamResponse, error: ApiError) -> None:
     """Ends a stream with an error event and without [DONE]; cuts off a client that does not read."""
-    request[OUTCOME] = f"200, then {error.http_status}"
+    request[STREAM_ERROR] = error.http_status
     try:
         async with asyncio.timeout(_LAST_WORDS_S):
             await response.write(sse.frame(compact_json(error.body)))

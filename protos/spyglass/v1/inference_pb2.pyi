@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import code_pb2 as _code_pb2
 from google.rpc import status_pb2 as _status_pb2
 from spyglass.v1 import chat_pb2 as _chat_pb2
 from spyglass.v1 import options_pb2 as _options_pb2
@@ -208,7 +209,9 @@ class Start(_message.Message):
     generation goes on when its caller is gone; one that failed may be tried anew. At most 255 printable characters.
     """
     traceparent: _builtins.str
-    """W3C trace context. Not honoured yet."""
+    """W3C trace context: the span of the caller, whose child the server's is, and which the log names. One that is
+    malformed counts as absent, as that standard wants it.
+    """
     cache_salt: _builtins.str
     """Separates caches of prompts within a tenant. Not honoured yet."""
     prediction: _builtins.str
@@ -904,6 +907,7 @@ class Finished(_message.Message):
 
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it used. Absent when it was refused before Started."""
@@ -912,19 +916,102 @@ class Finished(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Set when it did not end well."""
 
+    @_builtins.property
+    def timings(self) -> Global___Timings:
+        """Where the time went, with Output.timings. Where the answer is that of an earlier Start, so are the timings."""
+
     def __init__(
         self,
         *,
         usage: Global___Usage | None = ...,
         error: _status_pb2.Status | None = ...,
+        timings: Global___Timings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015
+
+@_typing.final
+class Timings(_message.Message):
+    """How long the phases of a generation took, in their order. Those that it did not reach, or did not need, are absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    ENCODE_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    tokens_per_second: _builtins.float
+    """Tokens of all choices after the first one, a second of decode."""
+    @_builtins.property
+    def admission(self) -> _duration_pb2.Duration:
+        """Until it had its place in the server."""
+
+    @_builtins.property
+    def upload(self) -> _duration_pb2.Duration:
+        """The wait for announced images."""
+
+    @_builtins.property
+    def prepare(self) -> _duration_pb2.Duration:
+        """Template, tokens and tiles of images."""
+
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """The wait for the engine."""
+
+    @_builtins.property
+    def encode(self) -> _duration_pb2.Duration:
+        """The vision encoder; absent where the states of all images were cached."""
+
+    @_builtins.property
+    def prefill(self) -> _duration_pb2.Duration:
+        """The rest of the prompt, up to the first token."""
+
+    @_builtins.property
+    def decode(self) -> _duration_pb2.Duration:
+        """From the first token to the end of the answer."""
+
+    @_builtins.property
+    def first_token(self) -> _duration_pb2.Duration:
+        """From the Start to the first token."""
+
+    @_builtins.property
+    def total(self) -> _duration_pb2.Duration:
+        """From the Start to the end."""
+
+    def __init__(
+        self,
+        *,
+        admission: _duration_pb2.Duration | None = ...,
+        upload: _duration_pb2.Duration | None = ...,
+        prepare: _duration_pb2.Duration | None = ...,
+        queue: _duration_pb2.Duration | None = ...,
+        encode: _duration_pb2.Duration | None = ...,
+        prefill: _duration_pb2.Duration | None = ...,
+        decode: _duration_pb2.Duration | None = ...,
+        first_token: _duration_pb2.Duration | None = ...,
+        total: _duration_pb2.Duration | None = ...,
+        tokens_per_second: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "admission", b"admission", "decode", b"decode", "encode", b"encode", "first_token", b"first_token", "prefill", b"prefill", "prepare", b"prepare", "queue", b"queue", "tokens_per_second", b"tokens_per_second", "total", b"total", "upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second", "admission", b"admission", "decode", b"decode", "encode", b"encode", "first_token", b"first_token", "prefill", b"prefill", "prepare", b"prepare", "queue", b"queue", "tokens_per_second", b"tokens_per_second", "total", b"total", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
+
+Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -1747,6 +1834,13 @@ class GetStatusResponse(_message.Message):
     LAST_TOKEN_AGE_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
+    LATEST_FAILURES_FIELD_NUMBER: _builtins.int
     state: Global___ServerState.ValueType
     """Whether it can take generations."""
     running: _builtins.int
@@ -1757,6 +1851,14 @@ class GetStatusResponse(_message.Message):
     """How many generations may be in the server, running or waiting."""
     output_tokens_per_second: _builtins.float
     """Tokens of answers, on average over the last ten seconds."""
+    device: _builtins.str
+    """What it is computed on, such as cpu or cuda:0."""
+    dtype: _builtins.str
+    """What it is computed in, such as bfloat16."""
+    quantization: _builtins.str
+    """How weights are kept: none, fp8 or int8."""
+    engine_restarts: _builtins.int
+    """How often the engine process was started again."""
     @_builtins.property
     def last_step_age(self) -> _duration_pb2.Duration:
         """How long ago the engine's last step ended; absent while there is nothing to compute."""
@@ -1769,6 +1871,18 @@ class GetStatusResponse(_message.Message):
     def started(self) -> _timestamp_pb2.Timestamp:
         """When the server started."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the model, the first one first; empty while it is loaded for the first time."""
+
+    @_builtins.property
+    def cache(self) -> Global___CacheStatus:
+        """How the caches are doing."""
+
+    @_builtins.property
+    def latest_failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]:
+        """The latest generations that the server could not serve, oldest first; at most 10, without anything of their content."""
+
     def __init__(
         self,
         *,
@@ -1780,11 +1894,96 @@ class GetStatusResponse(_message.Message):
         last_token_age: _duration_pb2.Duration | None = ...,
         output_tokens_per_second: _builtins.float = ...,
         started: _timestamp_pb2.Timestamp | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        device: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        cache: Global___CacheStatus | None = ...,
+        engine_restarts: _builtins.int = ...,
+        latest_failures: _abc.Iterable[Global___Failure] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "max_pending", b"max_pending", "output_tokens_per_second", b"output_tokens_per_second", "running", b"running", "started", b"started", "state", b"state", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "device", b"device", "dtype", b"dtype", "engine_restarts", b"engine_restarts", "last_step_age", b"last_step_age", "last_token_age", b"last_token_age", "latest_failures", b"latest_failures", "max_pending", b"max_pending", "models", b"models", "output_tokens_per_second", b"output_tokens_per_second", "quantization", b"quantization", "running", b"running", "started", b"started", "state", b"state", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class CacheStatus(_message.Message):
+    """How full the caches are, and how often something was found in them since the server started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KV_CACHE_USAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_CACHE_USAGE_FIELD_NUMBER: _builtins.int
+    PREFIX_QUERIES_FIELD_NUMBER: _builtins.int
+    PREFIX_HITS_FIELD_NUMBER: _builtins.int
+    IMAGE_QUERIES_FIELD_NUMBER: _builtins.int
+    IMAGE_HITS_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    kv_cache_usage: _builtins.float
+    """The part of the KV cache that running generations hold, from 0 to 1."""
+    image_cache_usage: _builtins.float
+    """The part of the image cache that they hold."""
+    prefix_queries: _builtins.int
+    """Tokens of prompts that were looked for in the KV cache."""
+    prefix_hits: _builtins.int
+    """Tokens of prompts that were found there."""
+    image_queries: _builtins.int
+    """Images whose states were looked for."""
+    image_hits: _builtins.int
+    """Images whose states were found."""
+    preemptions: _builtins.int
+    """Sequences that gave back their pages, to be computed again."""
+    def __init__(
+        self,
+        *,
+        kv_cache_usage: _builtins.float = ...,
+        image_cache_usage: _builtins.float = ...,
+        prefix_queries: _builtins.int = ...,
+        prefix_hits: _builtins.int = ...,
+        image_queries: _builtins.int = ...,
+        image_hits: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_cache_usage", b"image_cache_usage", "image_hits", b"image_hits", "image_queries", b"image_queries", "kv_cache_usage", b"kv_cache_usage", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """A generation that the server could not serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    code: _code_pb2.Code.ValueType
+    """The canonical status code."""
+    reason: _builtins.str
+    """The reason, a word for programs."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        code: _code_pb2.Code.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015

@@ -196,6 +196,7 @@ class Output(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     RUNNING_USAGE_FIELD_NUMBER: _builtins.int
     IMAGE_ATTENTION_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.bool
     """The logprob of each token: the model's own, before temperature, penalties, biases and filters."""
     top_logprobs: _builtins.int
@@ -208,6 +209,8 @@ class Output(_message.Message):
     """The prompt before the answer, as PromptEcho."""
     running_usage: _builtins.bool
     """The usage so far, with every Delta."""
+    timings: _builtins.bool
+    """Where the time went, as Finished.timings."""
     @_builtins.property
     def image_attention(self) -> Global___ImageAttention:
         """What each token of the answer attends to in the images, as Delta.attention; the grids are in Started."""
@@ -221,10 +224,11 @@ class Output(_message.Message):
         echo: _builtins.bool | None = ...,
         running_usage: _builtins.bool | None = ...,
         image_attention: Global___ImageAttention | None = ...,
+        timings: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_timings", b"_timings", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "timings", b"timings", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_echo", b"_echo", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_running_usage", b"_running_usage", "_timings", b"_timings", "_top_logprobs", b"_top_logprobs", "echo", b"echo", "image_attention", b"image_attention", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "running_usage", b"running_usage", "timings", b"timings", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__echo: _TypeAlias = _typing.Literal["echo"]  # noqa: Y015
     _WhichOneofArgType__echo: _TypeAlias = _typing.Literal["_echo", b"_echo"]  # noqa: Y015
@@ -234,6 +238,8 @@ class Output(_message.Message):
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__running_usage: _TypeAlias = _typing.Literal["running_usage"]  # noqa: Y015
     _WhichOneofArgType__running_usage: _TypeAlias = _typing.Literal["_running_usage", b"_running_usage"]  # noqa: Y015
+    _WhichOneofReturnType__timings: _TypeAlias = _typing.Literal["timings"]  # noqa: Y015
+    _WhichOneofArgType__timings: _TypeAlias = _typing.Literal["_timings", b"_timings"]  # noqa: Y015
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
     @_typing.overload
@@ -244,6 +250,8 @@ class Output(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__running_usage) -> _WhichOneofReturnType__running_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timings) -> _WhichOneofReturnType__timings | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import status_pb2
+from google.rpc import code_pb2, status_pb2
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.rate_limits import RateLimits
 from spyglass_server.engine.messages import FinishReason, ImageMap, Logprobs
 from spyglass_server.images import ImageTiles
 from spyglass_server.ledger.record import Record
+from spyglass_server.metrics import EngineTotals, Failure
 from spyglass_server.prompt.tool_calls import CallPiece
+from spyglass_server.timeline import Timeline
 
 _FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -112,9 +114,40 @@ def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]
     )
 
 
-def finished(event_id: int, usage: pb.Usage | None, error: status_pb2.Status | None) -> pb.Event:
+def finished(
+    event_id: int, usage: pb.Usage | None, error: status_pb2.Status | None, timings: pb.Timings | None = None
+) -> pb.Event:
     """The generation is over."""
-    return pb.Event(id=event_id, finished=pb.Finished(usage=usage, error=error))
+    return pb.Event(id=event_id, finished=pb.Finished(usage=usage, error=error, timings=timings))
+
+
+def timings(timeline: Timeline, num_tokens: int) -> pb.Timings:
+    """Where the time of a generation went that has so many tokens."""
+    message = pb.Timings(
+        first_token=duration(timeline.time_to_first_token_s), tokens_per_second=timeline.tokens_per_second(num_tokens)
+    )
+    for phase in timeline.phases():
+        getattr(message, phase.name).FromNanoseconds(int(phase.duration_s * 1e9))
+        message.total.FromNanoseconds(int((phase.end_s - timeline.began_s) * 1e9))
+    return message
+
+
+def cache_status(totals: EngineTotals) -> pb.CacheStatus:
+    """How the caches are doing."""
+    return pb.CacheStatus(
+        kv_cache_usage=totals.kv_cache_usage,
+        image_cache_usage=totals.image_cache_usage,
+        prefix_queries=totals.prefix_cache_queries,
+        prefix_hits=totals.prefix_cache_hits,
+        image_queries=totals.image_cache_queries,
+        image_hits=totals.image_cache_hits,
+        preemptions=totals.num_preemptions,
+    )
+
+
+def failure(found: Failure) -> pb.Failure:
+    """A generation that could not be served."""
+    return pb.Failure(time=timestamp(found.unix_s), code=code_pb2.Code.Value(found.code), reason=found.reason)
 
 
 def duration(seconds: float | None) -> Duration | None:

@@ -10,19 +10,20 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import options_pb2
 from spyglass_common import limits
+from spyglass_common.trace_context import TRACEPARENT
 from spyglass_server.codec.chat import GivenImage, ImageLimits, ToolUse, decode_chat, decode_tools
 from spyglass_server.codec.checks import at_most, in_range
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.errors import InvalidRequest, Unsupported
-from spyglass_server.prompt.prompt_maker import Input, TextInput, TokensInput
+from spyglass_server.prompt.prompt_maker import ChatInput, Input, TextInput, TokensInput
 
 _MAX_REQUEST_ID_CHARACTERS = 128
 
 _NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempotency_key")
 """Fields that may differ between two tries of one request."""
 
-_NOT_HONOURED = ("traceparent", "cache_salt")
+_NOT_HONOURED = ("cache_salt",)
 _PARTS = ("", "format", "sampling", "stopping", "output")
 """Messages of a Start whose fields say how to answer: none of them may be passed over."""
 
@@ -43,6 +44,7 @@ class Spec:
     prompt_logprobs: bool
     echo: bool
     running_usage: bool
+    timings: bool
     attention_layers: tuple[int, ...] | None
     prediction: str
     shape: OutputConstraint | None
@@ -54,6 +56,12 @@ class Spec:
     caller_key: str | None
     priority: int
     idempotency_key: str | None
+    traceparent: str
+    """The caller's span in W3C's form; empty where there is none."""
+
+    @property
+    def num_images(self) -> int:
+        return len(self.input.images) if isinstance(self.input, ChatInput) else 0
 
 
 def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
@@ -79,6 +87,7 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
         ),
         top_logprobs=_decode_logprobs(start.output),
         prompt_logprobs=start.output.prompt_logprobs,
+        timings=start.output.timings,
         echo=start.output.echo,
         running_usage=start.output.running_usage,
         attention_layers=_decode_attention(start.output),
@@ -92,6 +101,7 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
         caller_key=start.caller.bearer_key if start.HasField("caller") else None,
         priority=start.priority,
         idempotency_key=_decode_idempotency_key(start),
+        traceparent=start.traceparent if TRACEPARENT.fullmatch(start.traceparent) else "",
     )
 
 

@@ -188,10 +188,22 @@ class ImagesTaken:
 
 @dataclass(frozen=True, slots=True)
 class RequestScheduled:
-    """A request is no longer waiting; `cached_tokens` of its prompt need not be computed."""
+    """A request is no longer waiting; `cached_tokens` of its prompt need not be computed.
+
+    `at_s` is when the step began that has it first, on the monotonic clock of the machine.
+    """
 
     id: int
     cached_tokens: int
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoded:
+    """The states of an image of a request are there since `at_s`, on the monotonic clock of the machine."""
+
+    id: int
+    at_s: float
 
 
 class Logprobs(NamedTuple):
@@ -252,7 +264,7 @@ class RequestFailed:
     by_grammar: bool = False
 
 
-Event = ImagesTaken | RequestScheduled | PromptLogprobs | Drafted | TokenOutput | RequestFailed
+Event = ImagesTaken | RequestScheduled | ImageEncoded | PromptLogprobs | Drafted | TokenOutput | RequestFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,15 +281,41 @@ class LoadFailed:
     message: str
 
 
+class StepStats(NamedTuple):
+    """What a step did, and how full the caches are after it, from 0 to 1.
+
+    Queries and hits of the prefix cache are in tokens of prompts, those of the image cache in images. `encode_s` is how
+    long the vision encoder took for each image that it completed.
+    """
+
+    num_tokens: int
+    kv_cache_usage: float
+    image_cache_usage: float
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    image_cache_queries: int = 0
+    image_cache_hits: int = 0
+    num_preemptions: int = 0
+    encode_s: tuple[float, ...] = ()
+
+
 class StepEvents:
-    """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster."""
+    """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster.
 
-    __slots__ = ("_packed", "num_tokens")
+    `stats` is None where nothing was computed.
+    """
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    __slots__ = ("_packed", "_stats", "num_tokens")
+
+    def __init__(self, events: Iterable[Event], stats: StepStats | None = None) -> None:
+        self._stats = None if stats is None else tuple(stats)
         self._packed = [tuple(event) if isinstance(event, TokenOutput) else event for event in events]
         self.num_tokens = sum(type(event) is tuple for event in self._packed)
         """How many tokens of answers there are among them."""
+
+    @property
+    def stats(self) -> StepStats | None:
+        return None if self._stats is None else StepStats._make(self._stats)
 
     def __iter__(self) -> Iterator[Event]:
         return (TokenOutput._make(event) if isinstance(event, tuple) else event for event in self._packed)

@@ -6,6 +6,7 @@ A dead process fails its running requests at once, and one that hangs is ended.
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable
 
 from spyglass_server.engine.handle.activity import Activity
@@ -24,6 +25,7 @@ from spyglass_server.engine.messages import (
     RequestFailed,
     RequestScheduled,
     StepEvents,
+    StepStats,
     Submit,
 )
 from spyglass_server.engine.worker.main import EngineLoader
@@ -51,15 +53,24 @@ OnEvent = Callable[[Event | EngineDied], None]
 class AsyncEngine:
     """The engine as the server's event loop sees it."""
 
-    def __init__(self, loader: EngineLoader, on_ready: Callable[[bool], None] = lambda ready: None) -> None:
-        """`on_ready` hears whenever the engine becomes ready or ceases to be."""
+    def __init__(
+        self,
+        loader: EngineLoader,
+        on_ready: Callable[[bool], None] = lambda ready: None,
+        on_step: Callable[[StepStats], None] = lambda stats: None,
+    ) -> None:
+        """`on_ready` hears whenever the engine becomes ready or ceases to be, `on_step` of each step."""
         self._loader = loader
-        self._on_ready = on_ready
+        self._on_ready, self._on_step = on_ready, on_step
         self._ids = itertools.count(1)
         self._running: dict[int, OnEvent] = {}
         self._scheduled: set[int] = set()
         """Those of them with which the engine has begun."""
         self.activity = Activity()
+        self.heard_s = 0.0
+        """When the message came whose events are handled now, on the monotonic clock."""
+        self.num_restarts = 0
+        """How often the engine process was started again."""
         self._process: EngineProcess | None = None
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
@@ -149,6 +160,7 @@ class AsyncEngine:
         self._process = EngineProcess(self._loader, self._on_message)
 
     def _relaunch(self) -> None:
+        self.num_restarts += 1
         try:
             self._launch()
         except (OSError, RuntimeError):  # the system gives no more memory, processes or threads now
@@ -162,6 +174,9 @@ class AsyncEngine:
     def _on_message(self, message: Message | None) -> None:
         match message:
             case StepEvents():
+                self.heard_s = time.monotonic()
+                if (stats := message.stats) is not None:
+                    self._on_step(stats)
                 self.activity.note_step(message.num_tokens)
                 for event in message:
                     self._dispatch(event)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 
+from spyglass_common.logs import current_style
 from spyglass_server.engine.messages import Command, Message, Shutdown
 from spyglass_server.engine.worker.main import EngineLoader, run_engine
 
@@ -52,9 +53,8 @@ class EngineProcess:
         self._on_message = on_message
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        level = logging.getLogger().getEffectiveLevel()
         self._process: BaseProcess = context.Process(
-            target=run_engine, args=(loader, theirs, level), name="spyglass-engine", daemon=True
+            target=run_engine, args=(loader, theirs, current_style()), name="spyglass-engine", daemon=True
         )
         with _child_environment():
             self._process.start()

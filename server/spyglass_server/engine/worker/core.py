@@ -2,10 +2,21 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 
-from spyglass_server.engine.messages import EngineRequest, Event, ImageKey, ImagesTaken, RequestFailed, TokenOutput
+from spyglass_server.engine.messages import (
+    EngineRequest,
+    Event,
+    ImageEncoded,
+    ImageKey,
+    ImagesTaken,
+    RequestFailed,
+    StepStats,
+    TokenOutput,
+)
 from spyglass_server.engine.structured_output import GrammarCompiler, Matcher
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput, Runner
 from spyglass_server.engine.worker.scheduler import Scheduler, Step
@@ -23,6 +34,10 @@ class EngineCore:
         self._images: dict[ImageKey, set[int]] = {}  # which requests still need an image's pixels
         self._requests: dict[int, EngineRequest] = {}
         self._started: list[tuple[Step, Pending]] = []  # not yet committed, oldest first
+        self._encode_s: dict[ImageKey, float] = {}
+        """How long the images took so far that are being encoded."""
+        self.stats: StepStats | None = None
+        """What the last step did; None where it had nothing to compute."""
         self.is_blocked = False
         """Whether the last step had nothing to compute: all requests wait for their grammars."""
 
@@ -59,13 +74,17 @@ class EngineCore:
         events: list[Event] = []
         if self._started and not self._scheduler.can_look_ahead:
             events += self._commit_first()
+        began_s = time.monotonic()
         step = self._scheduler.schedule()
         self.is_blocked = not (step.rows or step.encode or self._started)
-        events += [*step.scheduled, *self._encode(step)]
+        events += [replace(event, at_s=began_s) for event in step.scheduled]
+        encoded = self._encode(step)
+        events += encoded
         if step.rows:
             self._started.append((step, self._start(step)))
         if len(self._started) > (self._runner.looks_ahead and bool(step.rows)):
             events += self._commit_first()
+        self.stats = self._stats_of(step, encoded) if step.rows or step.encode else None
         return events
 
     def check(self) -> None:
@@ -82,16 +101,33 @@ class EngineCore:
         assert self._grammars is not None, "there is no compiler of grammars"
         return self._grammars.matcher(grammar)
 
+    def _stats_of(self, step: Step, encoded: Iterable[Event]) -> StepStats:
+        scheduler, key = self._scheduler, step.encode
+        is_complete = any(isinstance(event, ImageEncoded) for event in encoded)
+        return StepStats(
+            num_tokens=sum(len(row.tokens) for row in step.rows),
+            kv_cache_usage=scheduler.kv_cache_usage,
+            image_cache_usage=scheduler.image_cache_usage,
+            encode_s=(self._encode_s.pop(key),) if key is not None and is_complete else (),
+            **asdict(scheduler.take_counts()),
+        )
+
     def _encode(self, step: Step) -> list[Event]:
         if step.encode is None:
             return []
+        began_s = time.monotonic()
+        needed_by = self._scheduler.requests_with(step.encode)
         try:
             is_complete = self._runner.encode_image(step.encode, step.encode_into)
         except Exception as error:
-            return [self._fail(request_id, error) for request_id in self._scheduler.requests_with(step.encode)]
-        if is_complete:
-            self._scheduler.image_encoded(step.encode)
-        return []
+            self._encode_s.pop(step.encode, None)
+            return [self._fail(request_id, error) for request_id in needed_by]
+        ended_s = time.monotonic()
+        self._encode_s[step.encode] = self._encode_s.get(step.encode, 0.0) + ended_s - began_s
+        if not is_complete:
+            return []
+        self._scheduler.image_encoded(step.encode)
+        return [ImageEncoded(request_id, ended_s) for request_id in needed_by]
 
     def _start(self, step: Step) -> Pending:
         self._runner.copy_pages(step.copies)
@@ -140,6 +176,7 @@ class EngineCore:
                 needed_by.discard(request_id)
                 if not needed_by and self._images.pop(image.key, None) is not None:
                     self._runner.drop_image(image.key)
+                    self._encode_s.pop(image.key, None)
 
 
 def _is_ending(event: Event) -> bool:

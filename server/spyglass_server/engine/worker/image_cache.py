@@ -25,6 +25,12 @@ class ImageCache:
         self._free = list(range(num_tiles))  # ascending
         self._entries: dict[ImageKey, _Entry] = {}  # without holders: least recently used first
 
+    @property
+    def usage(self) -> float:
+        """The part of all tiles that is held."""
+        held = sum(len(entry.tiles) for entry in self._entries.values() if entry.holders)
+        return held / self.num_tiles if self.num_tiles else 0.0
+
     def hold(self, images: Sequence[tuple[ImageKey, int]]) -> bool:
         """Holds the images of a sequence, each (key, tiles), making room where that is possible.
 

@@ -17,6 +17,11 @@ class KVCacheManager:
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
 
+    @property
+    def usage(self) -> float:
+        """The part of all pages that sequences hold."""
+        return 1 - self._pool.num_free / self._pool.num_pages
+
     def fits(self, num_tokens: int) -> bool:
         """Whether one sequence of so many tokens fits in all pages."""
         return self._pool.num_needed(num_tokens) <= self._pool.num_pages

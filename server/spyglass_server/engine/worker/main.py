@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from spyglass_common.logs import LogStyle, set_up_logging
 from spyglass_common.memory import return_free_memory
 from spyglass_server.engine import messages
 from spyglass_server.engine.worker.core import EngineCore
@@ -70,12 +71,12 @@ class EngineLoader(Protocol):
         ...
 
 
-def run_engine(loader: EngineLoader, pipe: Connection, log_level: int) -> None:
+def run_engine(loader: EngineLoader, pipe: Connection, log_style: LogStyle) -> None:
     """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
     name_process(PROCESS_NAME)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s engine: %(message)s")
+    set_up_logging("engine", log_style)
     server_is_gone = contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError)
     try:
         core, info = loader.load()
@@ -106,10 +107,12 @@ def _serve(core: EngineCore, pipe: Connection, pulse: _Pulse) -> None:
                     core.cancel(request_id, index)
                 case messages.Shutdown():
                     return
+        stats = None
         if core.has_work:
             with pulse.step():
                 events += core.step()
-        if events:
-            pulse.send(messages.StepEvents(events))
+            stats = core.stats
+        if events or stats:
+            pulse.send(messages.StepEvents(events, stats))
         elif core.is_blocked:
             pipe.poll(_BLOCKED_S)

@@ -52,6 +52,17 @@ class Step:
     sequences: tuple[Sequence, ...]
 
 
+@dataclass(slots=True)
+class Counts:
+    """What has happened since somebody took these numbers; as in `StepStats`."""
+
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    image_cache_queries: int = 0
+    image_cache_hits: int = 0
+    num_preemptions: int = 0
+
+
 class Scheduler:
     """Continuous batching, fair between tenants, with preemption by recompute."""
 
@@ -64,6 +75,22 @@ class Scheduler:
         )
         self._running: list[Sequence] = []  # oldest first
         self._is_images_turn = False
+        self._counts = Counts()
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """The part of the KV cache that running sequences hold."""
+        return self._cache.usage
+
+    @property
+    def image_cache_usage(self) -> float:
+        """The part of the image cache that running sequences hold."""
+        return self._images.usage
+
+    def take_counts(self) -> Counts:
+        """What has happened since this was called last."""
+        counts, self._counts = self._counts, Counts()
+        return counts
 
     @property
     def has_work(self) -> bool:
@@ -287,6 +314,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             if sequence.status is SequenceStatus.WAITING:
+                self._count(sequence)
                 scheduled.append(RequestScheduled(sequence.request.id, sequence.num_computed))
             sequence.status = SequenceStatus.RUNNING
         return scheduled
@@ -319,7 +347,15 @@ class Scheduler:
             return sequence
         return None
 
+    def _count(self, sequence: Sequence) -> None:
+        counts, images = self._counts, set(sequence.image_keys)
+        counts.prefix_cache_queries += len(sequence.tokens)
+        counts.prefix_cache_hits += sequence.num_computed
+        counts.image_cache_queries += len(images)
+        counts.image_cache_hits += sum(map(self._images.is_encoded, images))
+
     def _preempt(self, sequence: Sequence) -> None:
+        self._counts.num_preemptions += 1
         self._stop(sequence)
         sequence.forget_undrawn()
         sequence.status = SequenceStatus.PREEMPTED

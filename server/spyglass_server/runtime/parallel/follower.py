@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from spyglass_common.logs import set_up_logging
 from spyglass_common.memory import return_free_memory
 from spyglass_server.process_name import name_process
 from spyglass_server.runtime.parallel import meeting
@@ -31,8 +32,8 @@ def main() -> None:
     """A follower's life."""
     name_process(PROCESS_NAME)
     source = sys.stdin.buffer
-    loader, where, level = pickle.load(source)
-    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s rank {where.rank}: %(message)s")
+    loader, where, log_style = pickle.load(source)
+    set_up_logging(f"rank {where.rank}", log_style)
     threading.Thread(target=_end_with, args=(source.fileno(),), daemon=True).start()
     place, tether = _met(where)
     try:

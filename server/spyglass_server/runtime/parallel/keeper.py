@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from spyglass_common.logs import current_style
 from spyglass_server.torchrun import Launch
 
 _FOLLOWER = "spyglass_server.runtime.parallel.follower"
@@ -32,7 +33,7 @@ def start_follower(loader: Any, where: Any) -> "subprocess.Popen[bytes]":
     """
     process = subprocess.Popen([sys.executable, "-m", _FOLLOWER], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    pickle.dump((loader, where, logging.getLogger().getEffectiveLevel()), process.stdin)
+    pickle.dump((loader, where, current_style()), process.stdin)
     process.stdin.flush()
     return process
 

@@ -1,0 +1,32 @@
+"""Serving metrics to Prometheus, on a port of their own."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client.registry import CollectorRegistry
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def serve_metrics(address: str | None, registry: CollectorRegistry) -> Iterator[str | None]:
+    """Answers at HOST:PORT, in a thread, while the context is open; yields the address with the port for 0.
+
+    Does nothing without an address. Raises OSError when it cannot be had.
+    """
+    if address is None:
+        yield None
+        return
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    host, _, port = address.rpartition(":")
+    server, thread = start_http_server(int(port), host.removeprefix("[").removesuffix("]"), registry)
+    bound = f"{host}:{server.server_port}"
+    log.info("metrics at http://%s/metrics", bound)
+    try:
+        yield bound
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,55 @@
+"""Traces and measurements by OpenTelemetry, sent as OTLP over HTTP. It needs the extra `otel`.
+
+Sampling, headers, attributes of the process and the rest are OpenTelemetry's own OTEL_… variables.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
+    from opentelemetry.trace import Tracer
+
+_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+
+
+def check_telemetry() -> None:
+    """Raises ValueError where the extra is not installed."""
+    try:
+        found = all(importlib.util.find_spec(package) for package in _PACKAGES)
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise ValueError("--otlp-endpoint needs: pip install 'spyglass[otel]'")
+
+
+@contextmanager
+def open_telemetry(service: str, endpoint: str) -> Iterator[tuple["Tracer", "Meter"]]:
+    """What makes spans and measurements of a service, sent to a collector at `endpoint` by threads of their own.
+
+    What is left is sent at the end; a collector that does not answer costs a log line and the spans.
+    """
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    base = endpoint.rstrip("/")
+    resource = Resource.create({"service.name": service})
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{base}/v1/traces", timeout=_EXPORT_TIMEOUT_S)))
+    exporter = OTLPMetricExporter(f"{base}/v1/metrics", timeout=_EXPORT_TIMEOUT_S)
+    meters = MeterProvider([PeriodicExportingMetricReader(exporter)], resource=resource, shutdown_on_exit=False)
+    try:
+        yield tracers.get_tracer("spyglass"), meters.get_meter("spyglass")
+    finally:
+        tracers.shutdown()
+        meters.shutdown()
+
+
+_EXPORT_TIMEOUT_S = 5

@@ -1,0 +1,197 @@
+"""What a server counts and measures, for Prometheus.
+
+Labels are bounded: a served model's name, why an answer ended, a canonical status code. Never a key, an id or a text.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spyglass_server.engine.messages import FinishReason, StepStats
+from spyglass_server.report import Report
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+_ENCODE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_STEP_TOKENS = tuple(float(1 << power) for power in range(14))
+_MAX_FAILURES = 10
+_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
+"""Codes of failures that an operator wants to hear of: the others are the callers' doing."""
+
+
+@dataclass(slots=True)
+class EngineTotals:
+    """The engine's steps since the server's start, and how full its caches are now; as in `StepStats`."""
+
+    kv_cache_usage: float = 0.0
+    image_cache_usage: float = 0.0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    image_cache_queries: int = 0
+    image_cache_hits: int = 0
+    num_preemptions: int = 0
+
+    def add(self, stats: StepStats) -> None:
+        """One step more."""
+        self.kv_cache_usage, self.image_cache_usage = stats.kv_cache_usage, stats.image_cache_usage
+        self.prefix_cache_queries += stats.prefix_cache_queries
+        self.prefix_cache_hits += stats.prefix_cache_hits
+        self.image_cache_queries += stats.image_cache_queries
+        self.image_cache_hits += stats.image_cache_hits
+        self.num_preemptions += stats.num_preemptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How a server is at the moment of a question."""
+
+    running: int = 0
+    waiting: int = 0
+    last_step_age_s: float | None = None
+    num_restarts: int = 0
+    labels: Mapping[str, str]
+    """More about the model."""
+
+
+class Failure(NamedTuple):
+    """A generation that the server could not serve, without anything that its caller has said."""
+
+    unix_s: float
+    code: str
+    reason: str
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own. Their names end as other servers' do."""
+
+    def __init__(self, model: str, load: Callable[[], Load]) -> None:
+        """`model` names what belongs to the engine and not to a generation. Other threads call `load`."""
+        self.totals = EngineTotals()
+        self.latest_failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
+        self.registry = registry = CollectorRegistry()
+        registry.register(_Live(model, load, self.totals))
+
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(f"spyglass_{name}", text, ("model", *more), registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"spyglass_{name}", text, ("model",), registry=registry, buckets=buckets)
+
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts, as they are billed.")
+        self._generation_tokens = counter("generation_tokens", "Tokens of answers, as they are billed.")
+        self._success = counter("request_success", "Generations that ended well.", "finished_reason")
+        self._failures = counter("request_failures", "Generations that started and did not end well.", "code")
+        self._rejections = counter("admission_rejections", "Generations that ended before they started.", "code")
+        self._first_token = histogram("time_to_first_token_seconds", "From the request to the first token.")
+        self._between = histogram("inter_token_latency_seconds", "Between pieces of one answer.", _TOKEN_SECONDS)
+        self._duration = histogram("e2e_request_latency_seconds", "From the request to the end of its answer.")
+        self._phases = {
+            "queue": histogram("request_queue_time_seconds", "The wait for the engine."),
+            "prefill": histogram("request_prefill_time_seconds", "From the engine's start to the first token."),
+            "decode": histogram("request_decode_time_seconds", "From the first token to the end of the answer."),
+        }
+        encode = histogram("image_encode_time_seconds", "The vision encoder's work on one image.", _ENCODE_SECONDS)
+        step_tokens = histogram("iteration_tokens", "Tokens that one step of the engine computed.", _STEP_TOKENS)
+        self._encode, self._step_tokens = encode.labels(model), step_tokens.labels(model)
+        for child in (self._prompt_tokens, self._generation_tokens):
+            child.labels(model)
+        for reason in FinishReason:
+            self._success.labels(model, reason.value)  # there from the start, so that rates see the first one
+
+    def step(self, stats: StepStats) -> None:
+        """The engine has made a step."""
+        self.totals.add(stats)
+        self._step_tokens.observe(stats.num_tokens)
+        for seconds in stats.encode_s:
+            self._encode.observe(seconds)
+
+    def started(self, model: str, prompt_tokens: int) -> "AnswerMetrics":
+        """A generation has started; returns where its tokens are counted."""
+        self._prompt_tokens.labels(model).inc(prompt_tokens)
+        return AnswerMetrics(self._generation_tokens.labels(model), self._between.labels(model))
+
+    def ended(self, report: Report) -> None:
+        """A generation has ended; an observer."""
+        code, timeline = report.code, report.timeline
+        if code in _FAULTS and report.error is not None:
+            assert timeline.ended_s is not None
+            self.latest_failures.append(Failure(timeline.unix_s(timeline.ended_s), code, report.error.reason))
+        if report.usage is None:
+            self._rejections.labels(report.model, code).inc()
+            return
+        if report.finish is not None and report.error is None:
+            self._success.labels(report.model, report.finish.value).inc()
+        else:
+            self._failures.labels(report.model, code).inc()
+        for phase in timeline.phases():
+            if histogram := self._phases.get(phase.name):
+                histogram.labels(report.model).observe(phase.duration_s)
+        if (first_s := timeline.time_to_first_token_s) is not None:
+            self._first_token.labels(report.model).observe(first_s)
+        if report.error is None and timeline.ended_s is not None:
+            self._duration.labels(report.model).observe(timeline.ended_s - timeline.began_s)
+
+
+class AnswerMetrics:
+    """Counts the tokens of one answer as they come."""
+
+    __slots__ = ("_between", "_last_s", "_tokens")
+
+    def __init__(self, tokens: Counter, between: Histogram) -> None:
+        self._tokens, self._between = tokens, between
+        self._last_s = 0.0
+
+    def token(self, now_s: float) -> None:
+        """One token more. Those that come at once are one piece."""
+        self._tokens.inc()
+        if now_s != self._last_s:
+            if self._last_s:
+                self._between.observe(now_s - self._last_s)
+            self._last_s = now_s
+
+
+class _Live(Collector):
+    """What is looked up whenever somebody reads the metrics."""
+
+    def __init__(self, model: str, load: Callable[[], Load], totals: EngineTotals) -> None:
+        self._model, self._load, self._totals = model, load, totals
+
+    def describe(self) -> list[Metric]:
+        return list(self._families(Load(labels={})))
+
+    def collect(self) -> Iterator[Metric]:
+        return self._families(self._load())
+
+    def _families(self, load: Load) -> Iterator[Metric]:
+        totals = self._totals
+        yield InfoMetricFamily("spyglass_model", "What is served.", {"model": self._model, **load.labels})
+        for name, text, value in (
+            ("num_requests_running", "Generations that the engine computes.", load.running),
+            ("num_requests_waiting", "Generations that wait: for images, their prompt or the engine.", load.waiting),
+            ("kv_cache_usage_perc", "Part of the KV cache that running generations hold.", totals.kv_cache_usage),
+            ("image_cache_usage_perc", "Part of the image cache that they hold.", totals.image_cache_usage),
+            (
+                "last_step_age_seconds",
+                "Age of the engine's last step; 0 while it has nothing to do.",
+                load.last_step_age_s or 0.0,
+            ),
+        ):
+            gauge = GaugeMetricFamily(f"spyglass_{name}", text, labels=("model",))
+            gauge.add_metric((self._model,), value)
+            yield gauge
+        for name, text, value in (
+            ("prefix_cache_queries", "Prompt tokens looked for in the KV cache.", totals.prefix_cache_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the KV cache.", totals.prefix_cache_hits),
+            ("image_cache_queries", "Images looked for in the image cache.", totals.image_cache_queries),
+            ("image_cache_hits", "Images found in the image cache.", totals.image_cache_hits),
+            ("num_preemptions", "Sequences that gave back their pages, to be computed again.", totals.num_preemptions),
+            ("engine_restarts", "How often the engine process was started again.", load.num_restarts),
+        ):
+            counter = CounterMetricFamily(f"spyglass_{name}", text, labels=("model",))
+            counter.add_metric((self._model,), value)
+            yield counter
