@@ -27,6 +27,7 @@ from spyglass_client.errors import (
 from spyglass_client.generation import AsyncGeneration
 from spyglass_client.messages import ImagePart, ImageSource, Message, assistant, image, system, tool, user
 from spyglass_client.request import Options
+from spyglass_client.status import CacheStatus, Failure, ServerStatus
 from spyglass_client.sync import Client, Generation
 from spyglass_client.target import Tls
 from spyglass_client.tools import Tool, ToolCall, ToolCallPiece
@@ -39,11 +40,13 @@ __all__ = [
     "AsyncClient",
     "AsyncGeneration",
     "AuthenticationError",
+    "CacheStatus",
     "CancelledByServerError",
     "Choice",
     "Client",
     "ClientClosedError",
     "DeadlineError",
+    "Failure",
     "FinishReason",
     "Generation",
     "ImageGrid",
@@ -61,6 +64,7 @@ __all__ = [
     "PermissionDeniedError",
     "Pricing",
     "RateLimitedError",
+    "ServerStatus",
     "SpyglassError",
     "TextChunk",
     "Tls",

@@ -21,6 +21,7 @@ from spyglass_client.helpers import P, read_into, run_tools
 from spyglass_client.messages import Message
 from spyglass_client.request import Draft, ImageUpload, Options, QuestionOptions, draft_chat, draft_question
 from spyglass_client.running_stream import RunningStream, StreamedRequest
+from spyglass_client.status import ServerStatus
 from spyglass_client.target import Tls, default_api_key, default_target, open_channel
 from spyglass_client.tools import Tool
 from spyglass_common.reading_calls import read
@@ -137,6 +138,10 @@ class AsyncClient:
             max_records=max_records, filter=usage_filter(model, since, until), group_by=usage_groups(group_by)
         )
         return UsageSummary.from_proto(await self._call(self._stub().GetUsage, request))
+
+    async def status(self) -> ServerStatus:
+        """How the server is: its state, load and caches."""
+        return ServerStatus.from_proto(await self._call(self._stub().GetStatus, pb.GetStatusRequest()))
 
     async def check_access(self) -> str:
         """Checks that the key may call, and returns the key's public name."""

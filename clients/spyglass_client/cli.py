@@ -19,8 +19,9 @@ from spyglass_client.chat.command import run_chat
 from spyglass_client.chat.writing import describe, printable
 from spyglass_client.errors import SpyglassError
 from spyglass_client.reports import run_models, run_usage
+from spyglass_client.status_command import run_status
 from spyglass_client.target import DEFAULT_TARGET, default_admin_key, default_api_key, default_target
-from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_int
+from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_float, positive_int
 from spyglass_common.times import parse_time
 
 _EXAMPLES = """examples:
@@ -31,6 +32,7 @@ _EXAMPLES = """examples:
   spyglass chat --image receipt.jpg --json-schema receipt.schema.json "What was bought?"
   git diff | spyglass chat --system "Write a commit message for this." -
   spyglass models
+  spyglass status --watch
   spyglass usage --by day,model
   spyglass keys create --name alice --tenant acme --requests-per-minute 60 --usd-per-month 20
   spyglass plan --model 90b --gpu h200 --quantization fp8
@@ -81,6 +83,13 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
     models = _add_command(commands, "models", run_models, "list the models that a server runs")
     _add_connection(models, environ)
     models.add_argument("--json", action="store_true", help="print JSON")
+    status = _add_command(commands, "status", run_status, "show how a server is")
+    _add_connection(status, environ)
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--watch", action="store_true", help="draw it anew until Ctrl-C")
+    status.add_argument(
+        "--interval", type=positive_float, default=1.0, metavar="SECONDS", help="how often to look (default: 1)"
+    )
     usage = _add_command(commands, "usage", run_usage, "show what your key has used")
     _add_connection(usage, environ)
     usage.add_argument("--json", action="store_true", help="print JSON, as --format json does")

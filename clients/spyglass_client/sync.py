@@ -13,6 +13,7 @@ from spyglass_client.generation import AsyncGeneration
 from spyglass_client.helpers import P
 from spyglass_client.messages import Message
 from spyglass_client.request import Options, QuestionOptions
+from spyglass_client.status import ServerStatus
 from spyglass_client.target import Tls
 from spyglass_client.tools import Tool
 
@@ -147,6 +148,10 @@ class Client:
         """
         usage = self._client.usage(max_records, model=model, since=since, until=until, group_by=group_by)
         return self._loop.run(usage)
+
+    def status(self) -> ServerStatus:
+        """How the server is: its state, load and caches."""
+        return self._loop.run(self._client.status())
 
     def check_access(self) -> str:
         """Checks that the key may call, and returns the key's public name."""
