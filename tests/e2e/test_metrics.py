@@ -195,6 +195,13 @@ async def test_dashboard_and_alerts_ask_for_metrics_that_there_are(watched: Watc
         assert asked - there - appear_later == set(), file.name
 
 
+async def test_the_docs_have_every_metric(watched: Watched) -> None:
+    told = set(re.findall(r"`(spyglass_\w+)`", (DEPLOY.parent / "docs" / "observability.md").read_text()))
+    pages = watched.server_page() + watched.bridge_page()
+    families = re.findall(r"^# TYPE (spyglass_\w+) \w+$", pages, re.MULTILINE)
+    assert told == set(families)
+
+
 def test_the_dashboard_is_the_same_wherever_it_is_imported() -> None:
     board = json.loads(DASHBOARD.read_text())
     assert board["uid"] == "spyglass"
