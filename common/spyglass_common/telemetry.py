@@ -4,6 +4,7 @@ Sampling, headers, attributes of the process and the rest are OpenTelemetry's ow
 """
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
+_EXPORT_TIMEOUT_S = 5
+_LAST_WORDS_S = 0.25
+"""How long each of the two may take at the end to send what is left: nobody waits for a collector that is gone."""
 _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
@@ -29,7 +33,7 @@ def check_telemetry() -> None:
 def open_telemetry(service: str, endpoint: str) -> Iterator[tuple["Tracer", "Meter"]]:
     """What makes spans and measurements of a service, sent to a collector at `endpoint` by threads of their own.
 
-    What is left is sent at the end; a collector that does not answer costs a log line and the spans.
+    What is left is sent at the end; a collector that does not answer costs lines in the log, and the spans.
     """
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -48,8 +52,8 @@ def open_telemetry(service: str, endpoint: str) -> Iterator[tuple["Tracer", "Met
     try:
         yield tracers.get_tracer("spyglass"), meters.get_meter("spyglass")
     finally:
-        tracers.shutdown()
-        meters.shutdown()
-
-
-_EXPORT_TIMEOUT_S = 5
+        last = [threading.Thread(target=provider.shutdown, daemon=True) for provider in (tracers, meters)]
+        for thread in last:
+            thread.start()
+        for thread in last:
+            thread.join(_LAST_WORDS_S)
