@@ -35,7 +35,6 @@ from spyglass_server.ledger import Record
 from spyglass_server.metrics import AnswerMetrics
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
-from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.prompt_echo import PromptEcho
 from spyglass_server.quotas import Hold
 from spyglass_server.replays import Answer
@@ -91,6 +90,7 @@ class Generation:
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
         self._sends_images = True
+        self._operation = "chat" if start.WhichOneof("input") == "chat" else "text_completion"
         self._timeline = Timeline()
         self._payer: ApiKey | None = None
         self._model = ""
@@ -426,7 +426,7 @@ class Generation:
         self._resources.observe(
             Report(
                 request_id=self._request_id,
-                operation="chat" if spec is None or isinstance(spec.input, ChatInput) else "text_completion",
+                operation=self._operation,
                 model=self._model,
                 key_id=payer.id if payer else "",
                 tenant=payer.tenant if payer else "",
