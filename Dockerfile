@@ -98,7 +98,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Healthy means alive. Whether there is a model behind it, GET /ready tells a load balancer.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
-    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_launcher.probes import http_is_ready; sys.exit(not asyncio.run(http_is_ready(os.environ['SPYGLASS_HTTP'], '/health')))"]
+    CMD ["python", "-m", "spyglass_launcher.health_check", "http"]
 ENTRYPOINT ["spyglass-bridge"]
 
 
@@ -123,5 +123,5 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Healthy means that the engine is ready. A large checkpoint takes minutes to load: failures count only after that.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=15m \
-    CMD ["python", "-c", "import asyncio, os, sys; from spyglass_launcher.probes import grpc_is_serving; sys.exit(not asyncio.run(grpc_is_serving(os.environ['SPYGLASS_GRPC'])))"]
+    CMD ["python", "-m", "spyglass_launcher.health_check", "grpc"]
 ENTRYPOINT ["spyglass-server"]

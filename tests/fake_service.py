@@ -262,6 +262,8 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         self.turns: list[Turn] = []
         self.new_turns: asyncio.Queue[Turn] = asyncio.Queue()
         self.port = 0
+        self.credentials: grpc.ServerCredentials | None = None
+        """For TLS, from the next `begin` on."""
         self.model = pb.Model()
         self.model.CopyFrom(model)
         self._key = key
@@ -282,7 +284,10 @@ class FakeService(pb_grpc.InferenceServiceServicer):
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self.set_serving(True)
         reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), self._server)
-        self.port = self._server.add_insecure_port(self.target)
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(self.target)
+        else:
+            self.port = self._server.add_secure_port(self.target, self.credentials)
         await self._server.start()
 
     async def end(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from grpc import aio
 
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
+from spyglass_client import Tls
+from spyglass_client.target import open_channel
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
@@ -286,9 +288,9 @@ def image_chat(text: str, images: Sequence[bytes | None], **options: Any) -> inf
 
 @contextlib.asynccontextmanager
 async def run_test_server(
-    checkpoint: Path, data_dir: Path, loader: Any = None, **settings: Any
+    checkpoint: Path, data_dir: Path, loader: Any = None, tls: Tls | None = None, **settings: Any
 ) -> AsyncIterator[TestServer]:
-    """Starts a server on a free port; `loader` None loads the real model of the checkpoint."""
+    """Starts a server on a free port; `loader` None loads the checkpoint's model. `tls` is for the channel."""
     defaults = {setting.dest: setting.default for setting in SETTINGS}
     given = {"grpc": "127.0.0.1:0", "api_key": (KEY,), "bridge_key": BRIDGE_KEY, "drain_timeout": 5.0}
     given |= {"model": str(checkpoint), "data_dir": str(data_dir)}
@@ -296,7 +298,7 @@ async def run_test_server(
     server = Server(config, checkpoint, loader)
     try:
         await server.start()
-        async with aio.insecure_channel(server.address) as channel:
+        async with open_channel(server.address, tls) as channel:
             yield TestServer(server, channel)
     finally:
         await server.stop()

@@ -46,7 +46,7 @@ class Stack:
         """
         http, grpc = free_ports(2)
         self.address = f"127.0.0.1:{http}"
-        self.http = f"http://{self.address}"
+        self.http = f"{'https' if '--http-tls-cert' in options else 'http'}://{self.address}"
         self.grpc = f"127.0.0.1:{grpc}"
         self.key = key or ""
         self.data_dir = data_dir

@@ -23,9 +23,12 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from packaging.requirements import Requirement
 
-from bridge_setup import run_bridge_under_test, run_server
+from bridge_setup import config_for, run_bridge_under_test, run_server
+from certificates import make_pair, needs_openssl
 from fake_service import PATIENCE_S
 from spyglass_bridge import settings as bridge_settings
+from spyglass_bridge.config import Certificate
+from spyglass_bridge.server import run_bridge
 from spyglass_launcher.settings import SETTINGS
 from spyglass_server import settings as server_settings
 
@@ -268,13 +271,13 @@ def test_the_build_gets_what_it_copies() -> None:
     assert [path for path in sorted(copied) if not (ROOT / path).exists()] == []
 
 
-async def check_health(name: str, address: str) -> int:
-    """Runs a stage's health check where its process listens at `address`; returns its exit status."""
+async def check_health(name: str, address: str, **more: str) -> int:
+    """Runs a stage's health check where its process listens at `address`, with more variables; returns its exit status."""
     words = json.loads(arguments(name, "HEALTHCHECK")[-1].partition(" CMD ")[2])
     assert words[0] == "python"
     (variable,) = [key for key, value in environ(name).items() if value.startswith("0.0.0.0:")]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *words[1:], env={**os.environ, variable: address}, stderr=subprocess.DEVNULL
+        sys.executable, *words[1:], env={**os.environ, variable: address, **more}, stderr=subprocess.DEVNULL
     )
     async with asyncio.timeout(PATIENCE_S):
         return await process.wait()
@@ -289,14 +292,15 @@ def deaf_port() -> Iterator[int]:
 
 
 @asynccontextmanager
-async def run_health_service(serving: bool) -> AsyncIterator[int]:
+async def run_health_service(serving: bool, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[int]:
     """A gRPC server that says this of itself; gives its port."""
     state = health_pb2.HealthCheckResponse
     servicer = health.aio.HealthServicer()
     await servicer.set("", state.SERVING if serving else state.NOT_SERVING)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = "127.0.0.1:0"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     try:
         yield port
@@ -320,3 +324,22 @@ async def test_a_server_is_healthy_when_it_says_so(serving: bool, exit_status: i
 @pytest.mark.parametrize("name", FINAL)
 async def test_what_does_not_listen_is_not_healthy(name: str, deaf_port: int) -> None:
     assert await check_health(name, f"0.0.0.0:{deaf_port}") == 1
+
+
+@needs_openssl
+async def test_the_health_checks_speak_tls_where_their_processes_do(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "pair", "DNS:models.example.com")
+    https = {"SPYGLASS_HTTP_TLS_CERT": str(pair.cert), "SPYGLASS_HTTP_TLS_KEY": str(pair.key)}
+    async with run_server() as server:
+        config = config_for(server.target, https=Certificate(pair.cert, pair.key))
+        async with run_bridge(config) as running:
+            address = running.address.removeprefix("https://")
+            assert await check_health("bridge", address, **https) == 0
+            assert await check_health("bridge", address) == 1
+    keys = [(pair.key.read_bytes(), pair.cert.read_bytes())]
+    mutual = grpc.ssl_server_credentials(keys, pair.cert.read_bytes(), require_client_auth=True)
+    theirs = {"SPYGLASS_GRPC_TLS_CERT": str(pair.cert), "SPYGLASS_GRPC_TLS_KEY": str(pair.key)}
+    own = {"SPYGLASS_GRPC_CLIENT_CERT": str(pair.cert), "SPYGLASS_GRPC_CLIENT_KEY": str(pair.key)}
+    async with run_health_service(True, mutual) as port:
+        assert await check_health("server", f"127.0.0.1:{port}", **theirs, **own) == 0
+        assert await check_health("server", f"127.0.0.1:{port}", **theirs) == 1

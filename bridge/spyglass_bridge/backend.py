@@ -4,20 +4,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass.v1 import inference_pb2_grpc
+from spyglass_bridge.connection import Connections
 from spyglass_bridge.errors import ApiError, from_rpc_error, server_unavailable
-from spyglass_bridge.health import HealthWatch
 from spyglass_bridge.link import Link
 from spyglass_bridge.recent import Recent
 from spyglass_bridge.remote_generation import RemoteGeneration
-from spyglass_common.limits import MAX_MESSAGE_BYTES
 from spyglass_common.reading_calls import read
+from spyglass_common.tls import Tls
+
+if TYPE_CHECKING:
+    from spyglass.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 _CALL_TIMEOUT_S = 10.0
 _ACCESS_TIMEOUT_S = 2.0
@@ -38,29 +40,38 @@ class Backend:
     Calls raise ApiError when the server refuses them or does not answer.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, bridge_key: str) -> None:
+    def __init__(self, target: str, bridge_key: str, tls: Tls | None) -> None:
         self._metadata = (("authorization", f"Bearer {bridge_key}"),)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        self._link = Link(self._stub, self._metadata)
-        self._health = HealthWatch(channel)
+        self._connections = Connections(target, tls, self._metadata)
         self._status = Recent(self._ask_status, _STATUS_AGE_S)
         self._public_model = Recent(self._ask_public_model, _PUBLIC_MODEL_AGE_S)
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, target: str, bridge_key: str) -> AsyncIterator[Self]:
-        """Stays connected while the context is open; the server need not be there yet."""
-        async with _open_channel(target) as channel, asyncio.TaskGroup() as group:
-            backend = cls(channel, bridge_key)
-            tasks = [group.create_task(backend._link.run()), group.create_task(backend._health.run())]
+    async def connect(cls, target: str, bridge_key: str, tls: Tls | None = None) -> AsyncIterator[Self]:
+        """Stays connected while the context is open; the server need not be there yet.
+
+        Raises:
+            OSError: files of the TLS cannot be used.
+        """
+        backend = cls(target, bridge_key, tls)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(backend._connections.run())
             yield backend
-            for task in tasks:
-                task.cancel()
+            running.cancel()
+
+    @property
+    def _stub(self) -> "InferenceServiceAsyncStub":
+        return self._connections.current.stub
+
+    @property
+    def _link(self) -> Link:
+        return self._connections.current.link
 
     @property
     def is_ready(self) -> bool:
         """Whether the server can serve generations now."""
-        return self._health.serving and self._link.is_up
+        return self._connections.current.is_ready
 
     def generate(self, start: pb.Start) -> AbstractAsyncContextManager[RemoteGeneration]:
         """Starts a generation, and cancels it at the end of the context if it has not ended."""
@@ -68,7 +79,7 @@ class Backend:
 
     def fail_all(self) -> None:
         """Ends every generation with an explicit error: the time to drain is over."""
-        self._link.fail_all()
+        self._connections.fail_all()
 
     async def check_access(self, key: str) -> str | ApiError:
         """Returns the tenant of an end user's key if it may call, else the refusal: 401 or 403.
@@ -139,24 +150,3 @@ class Backend:
 
     async def _read(self, method: Callable[..., Awaitable[Response]], request: Message, timeout_s: float) -> Response:
         return await read(method, request, metadata=self._metadata, timeout_s=timeout_s)
-
-
-def _open_channel(target: str) -> grpc.aio.Channel:
-    """Makes a channel. A server that comes back is tried at least twice a second."""
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # A link that says nothing is lost after 25 s.
-        ("grpc.keepalive_time_ms", 15_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),  # 60 s by itself, whatever the line above says
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-        # In spite of its name this is also the time that one attempt to connect may take.
-        ("grpc.min_reconnect_backoff_ms", 2_000),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a server that goes down may have a successor elsewhere
-    ]
-    return grpc.aio.insecure_channel(target, options=options)

@@ -3,6 +3,9 @@
 import argparse
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
+
+from spyglass_common.tls import Tls
 
 from spyglass_common.telemetry import check_telemetry
 
@@ -27,13 +30,25 @@ class UnixAddress:
 Address = TcpAddress | UnixAddress
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The bridge's own certificate with its chain, and its key."""
+
+    cert_file: Path
+    key_file: Path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
     """The configuration of a bridge process. Defaults are in `settings.py`."""
 
     bridge_key: str
     http: Address
+    https: Certificate | None
+    socket_mode: int
+    cors_origins: frozenset[str]
     grpc_target: str
+    grpc_tls: Tls | None
     max_body_bytes: int
     max_image_bytes: int
     max_pending_bytes: int
@@ -63,7 +78,13 @@ class BridgeConfig:
         return cls(
             bridge_key=args.bridge_key,
             http=parse_address(args.http),
+            https=_certificate(args),
+            socket_mode=int(args.socket_mode, 8),
+            cors_origins=frozenset(args.cors_origin),
             grpc_target=args.grpc,
+            grpc_tls=Tls.from_settings(
+                args.grpc_ca, args.grpc_client_cert, args.grpc_client_key, args.grpc_server_name
+            ),
             max_body_bytes=args.max_body_bytes,
             max_image_bytes=args.max_image_bytes,
             max_pending_bytes=args.max_pending_bytes,
@@ -77,6 +98,17 @@ class BridgeConfig:
             metrics=args.bridge_metrics,
             otlp_endpoint=args.otlp_endpoint,
         )
+
+
+def _certificate(args: argparse.Namespace) -> Certificate | None:
+    cert, key = args.http_tls_cert, args.http_tls_key
+    if bool(cert) != bool(key):
+        raise ValueError("--http-tls-cert and --http-tls-key belong together")
+    if not cert:
+        return None
+    if args.http.startswith("unix:"):
+        raise ValueError("--http-tls-cert is for TCP: who may connect to a Unix socket is up to --socket-mode")
+    return Certificate(Path(cert).expanduser(), Path(key).expanduser())
 
 
 def parse_address(text: str) -> Address:

@@ -45,6 +45,7 @@ class Link:
         self._streams: set[Stream] = set()
         self._beginnings: set[asyncio.Task[None]] = set()
         self._opened = asyncio.Event()
+        self._successor: Link | None = None
 
     @property
     def is_up(self) -> bool:
@@ -68,11 +69,18 @@ class Link:
         for stream in self._streams:
             stream.fail_all(_unavailable("The server is shutting down.", "server_draining"))
 
+    def retire(self, successor: "Link") -> None:
+        """Begins nothing more: the successor does. `run` returns when what runs has ended."""
+        self._successor = successor
+        for stream in self._streams:
+            stream.retire()
+        self._opened.set()
+
     async def run(self) -> None:
-        """Opens a stream, and another one whenever that accepts no more starts. Never returns."""
+        """Opens a stream, and another one whenever that accepts no more starts. Returns only when it is retired."""
         pause_s = _MIN_PAUSE_S
         async with asyncio.TaskGroup() as group:
-            while True:
+            while self._successor is None:
                 stream = await self._open()
                 if stream is not None:
                     group.create_task(self._run_stream(stream))
@@ -85,7 +93,9 @@ class Link:
 
     async def _begin(self, generation: RemoteGeneration) -> None:
         stream = await self._wait_stream()
-        if stream is None:
+        if self._successor is not None:
+            await self._successor._begin(generation)
+        elif stream is None:
             generation.on_lost(_unavailable("The model server is not available."))
         else:
             generation.begin(stream)
@@ -107,6 +117,8 @@ class Link:
             else:
                 _log.warning("no stream to the server: %s: %s", error.code().name, error.details())
             return None
+        if self._successor is not None:
+            return None
         _log.info("connected to the server")
         return Stream(self._stub.Generate(metadata=self._metadata))
 
@@ -122,7 +134,7 @@ class Link:
     async def _wait_stream(self) -> Stream | None:
         try:
             async with asyncio.timeout(_STREAM_TIMEOUT_S):
-                while (stream := self._usable()) is None:
+                while (stream := self._usable()) is None and self._successor is None:
                     await self._opened.wait()
                 return stream
         except TimeoutError:

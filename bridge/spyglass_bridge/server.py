@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from spyglass_bridge.app import make_app
-from spyglass_bridge.config import Address, BridgeConfig, UnixAddress
+from spyglass_bridge.config import BridgeConfig
 from spyglass_bridge.fetch import Resolve, resolve_by_system
+from spyglass_bridge.listening import listening
 from spyglass_bridge.protocol import BridgeRunner
 from spyglass_bridge.services import Services, open_services
 from spyglass_common.metrics_page import serve_metrics
@@ -26,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunningBridge:
-    """A bridge that listens at `address`: http://HOST:PORT or unix:PATH."""
+    """A bridge that listens at `address`: http://HOST:PORT, https://HOST:PORT or unix:PATH."""
 
     address: str
     _services: Services
@@ -49,7 +48,7 @@ class RunningBridge:
 async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system) -> AsyncIterator[RunningBridge]:
     """Listens while the context is open; generations that run at its end get an explicit error.
 
-    Raises an ExceptionGroup with the OSError when the address cannot be had.
+    Raises an OSError, maybe in an ExceptionGroup, when the address cannot be had or a certificate cannot be used.
     """
     async with open_services(config, resolve) as services:
         runner = BridgeRunner(
@@ -64,17 +63,8 @@ async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system)
         await runner.setup()
         try:
             with serve_metrics(config.metrics, services.metrics.registry) as metrics_address:
-                yield RunningBridge(await _listen(runner, config.http), services, metrics_address)
+                async with listening(runner, config) as address:
+                    yield RunningBridge(address, services, metrics_address)
         finally:
             services.backend.fail_all()
             await runner.cleanup()
-
-
-async def _listen(runner: web.AppRunner, address: Address) -> str:
-    if isinstance(address, UnixAddress):
-        await web.UnixSite(runner, address.path).start()
-        return f"unix:{address.path}"
-    await web.TCPSite(runner, address.host, address.port).start()
-    port = runner.addresses[0][1]
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{port}"

@@ -65,7 +65,7 @@ async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_syst
     drain, pending = Drain(), FairRoom(config.max_pending_bytes)
     async with (
         ImageFetcher(guard, config.max_image_bytes, resolve) as fetcher,
-        Backend.connect(config.grpc_target, config.bridge_key) as backend,
+        Backend.connect(config.grpc_target, config.bridge_key, config.grpc_tls) as backend,
         _open_tracer(config.otlp_endpoint) as tracer,
     ):
         access = AccessChecker(backend.check_access)

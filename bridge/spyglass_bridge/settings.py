@@ -1,11 +1,29 @@
 """The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
 
 from spyglass_common import shared_settings as shared
-from spyglass_common.settings import Setting, address, choice, count, tcp_address
+from spyglass_common.settings import Setting, address, choice, count, origin, tcp_address
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("http", "where the bridge listens", "127.0.0.1:8000", parse=address, metavar="HOST:PORT"),
+    Setting(
+        "http-tls-cert",
+        "certificate with its chain for HTTPS (PEM); a changed file is used for new connections without a restart",
+        None,
+        metavar="FILE",
+    ),
+    Setting("http-tls-key", "the key of --http-tls-cert (PEM)", None, metavar="FILE"),
+    Setting(
+        "cors-origin",
+        "an origin such as https://app.example.com whose pages may call the API in browsers, or * for all; several may "
+        "be given (default: none)",
+        (),
+        parse=origin,
+        metavar="ORIGIN|*",
+        multiple=True,
+    ),
     shared.GRPC,
+    *shared.GRPC_CLIENT_TLS,
+    shared.SOCKET_MODE,
     shared.BRIDGE_KEY,
     shared.MAX_PENDING_BYTES,
     shared.MAX_IMAGE_BYTES,

@@ -22,6 +22,7 @@ from spyglass_client.reports import run_models, run_usage
 from spyglass_client.status_command import run_status
 from spyglass_client.target import DEFAULT_TARGET, default_admin_key, default_api_key, default_target
 from spyglass_common.settings import Collect, add_settings, address, non_negative_float, positive_float, positive_int
+from spyglass_common.shared_settings import GRPC_CLIENT_TLS
 from spyglass_common.times import parse_time
 
 _EXAMPLES = """examples:
@@ -259,6 +260,7 @@ def _add_target(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> 
         metavar="HOST:PORT",
         help=f"where the server is (default: {DEFAULT_TARGET}) [SPYGLASS_GRPC]",
     )
+    add_settings(parser, GRPC_CLIENT_TLS, environ)
 
 
 def _add_option(

@@ -8,6 +8,7 @@ from typing import Any
 
 from spyglass_client.admin import AdminClient, ApiKey
 from spyglass_client.tables import as_json, table
+from spyglass_client.target import tls_of
 from spyglass_common.data_dir import ADMIN_KEY_FILE, data_dir_of
 from spyglass_common.keys import KEY_LIMITS, SCOPES
 from spyglass_common.times import parse_time
@@ -25,7 +26,7 @@ def open_admin(args: argparse.Namespace) -> AdminClient:
             key = path.read_text("ascii").strip()
         except OSError as error:
             raise ValueError(f"give --admin-key, or --data-dir beside the server: {error}") from error
-    return AdminClient(args.grpc, admin_key=key)
+    return AdminClient(args.grpc, admin_key=key, tls=tls_of(args))
 
 
 def run_create(args: argparse.Namespace) -> int:

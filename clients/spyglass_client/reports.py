@@ -9,11 +9,12 @@ from spyglass_client.account import ModelInfo, UsageRecord, UsageSum, UsageSumma
 from spyglass_client.keys_command import open_admin
 from spyglass_client.sync import Client
 from spyglass_client.tables import as_csv, as_json, table
+from spyglass_client.target import tls_of
 
 
 def run_models(args: argparse.Namespace) -> int:
     """Prints the models that the server runs. Raises SpyglassError."""
-    with Client(args.grpc, api_key=args.api_key) as client:
+    with Client(args.grpc, api_key=args.api_key, tls=tls_of(args)) as client:
         models = client.models()
     sys.stdout.write(as_json(models) if args.json else _models_table(models))
     return 0
@@ -30,7 +31,7 @@ def run_usage(args: argparse.Namespace) -> int:
             )
         whole: Any = {"sums": sums, "records": records}
     else:
-        with Client(args.grpc, api_key=args.api_key) as client:
+        with Client(args.grpc, api_key=args.api_key, tls=tls_of(args)) as client:
             whole = client.usage(args.records, group_by=groups, **chosen)
         sums = list(whole.sums) if groups else [_sum_of(whole)]
         records = list(whole.records)

@@ -1,12 +1,12 @@
 """Where the server is and how to get there: addresses, TLS, the defaults from the environment."""
 
+import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from spyglass_common.shared_settings import GRPC
+from spyglass_common.tls import Tls as Tls
 
 DEFAULT_TARGET: str = GRPC.default
 TARGET_VARIABLE = GRPC.env
@@ -23,38 +23,25 @@ _CHANNEL_OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How to trust the server, and be trusted: files in PEM format.
-
-    Without `ca_file` the usual authorities are trusted. `cert_file` and `key_file` together are the
-    client's own certificate, for servers that ask for one.
-    """
-
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises OSError for one that cannot be read."""
-        ca, key, cert = (
-            None if path is None else path.read_bytes() for path in (self.ca_file, self.key_file, self.cert_file)
-        )
-        return grpc.ssl_channel_credentials(ca, key, cert)
-
-
 def open_channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
     """A channel to `target`; it connects when it is first used."""
     if tls is None:
         return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=(*_CHANNEL_OPTIONS, *tls.channel_options))
 
 
 def open_blocking_channel(target: str, tls: Tls | None) -> grpc.Channel:
     """The same for calls that block."""
     if tls is None:
         return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, tls.credentials(), options=(*_CHANNEL_OPTIONS, *tls.channel_options))
+
+
+def tls_of(options: argparse.Namespace) -> Tls | None:
+    """From the options that `shared_settings.GRPC_CLIENT_TLS` names. Raises ValueError if they do not fit together."""
+    return Tls.from_settings(
+        options.grpc_ca, options.grpc_client_cert, options.grpc_client_key, options.grpc_server_name
+    )
 
 
 def default_admin_key(environ: Mapping[str, str]) -> str | None:

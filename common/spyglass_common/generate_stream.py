@@ -87,6 +87,11 @@ class GenerateStream(Generic[Failure]):
         self._receivers.pop(generation_id, None)
         self._finish_if_drained()
 
+    def retire(self) -> None:
+        """Takes no more starts, and ends the call when what runs has ended."""
+        self._draining.set()
+        self._finish_if_drained()
+
     def fail_all(self, failure: Failure) -> None:
         """Ends all generations on this side."""
         receivers = list(self._receivers.items())

@@ -71,6 +71,21 @@ def http_url(text: str) -> str:
     return text
 
 
+def origin(text: str) -> str:
+    """Checks SCHEME://HOST[:PORT] as browsers write it, or *, and returns it as browsers write it."""
+    lowered = text.lower()
+    if lowered != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", lowered):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://app.example.com, nor *")
+    return lowered
+
+
+def file_mode(text: str) -> str:
+    """Checks permissions in octal digits, as chmod takes them, and returns them as they are."""
+    if not 3 <= len(text) <= 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is no permissions such as 600 or 0660")
+    return text
+
+
 def positive_int(text: str) -> int:
     try:
         number = int(text)

@@ -1,6 +1,15 @@
 """Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
 
-from spyglass_common.settings import Setting, address, choice, count, http_url, non_negative_float, positive_float
+from spyglass_common.settings import (
+    Setting,
+    address,
+    choice,
+    count,
+    file_mode,
+    http_url,
+    non_negative_float,
+    positive_float,
+)
 
 GRPC = Setting(
     "grpc", "where the server listens and the bridge finds it", "127.0.0.1:50051", parse=address, metavar="HOST:PORT"
@@ -39,3 +48,28 @@ OTLP_ENDPOINT = Setting(
     metavar="URL",
 )
 LOG_FORMAT = choice("log-format", "lines for people or JSON objects", "text", "text|json")
+SOCKET_MODE = Setting(
+    "socket-mode",
+    "who may connect to Unix sockets that are listened on: permissions as chmod takes them, those to write count",
+    "0600",
+    parse=file_mode,
+    metavar="OCTAL",
+)
+GRPC_CLIENT_TLS = (
+    Setting(
+        "grpc-ca",
+        "call the server over TLS, and trust the authorities in this file (PEM); system means the usual ones "
+        "(default: no TLS)",
+        None,
+        metavar="FILE|system",
+    ),
+    Setting("grpc-client-cert", "own certificate, for a server that asks for one (PEM)", None, metavar="FILE"),
+    Setting("grpc-client-key", "the key of --grpc-client-cert (PEM)", None, metavar="FILE"),
+    Setting(
+        "grpc-server-name",
+        "the name that the server's certificate must have (default: the host of --grpc)",
+        None,
+        metavar="NAME",
+    ),
+)
+"""How clients of the server, the bridge among them, speak to it over TLS: what `Tls.from_settings` takes."""

@@ -1,18 +1,23 @@
 """Readiness probes for server and bridge."""
 
 import asyncio
+import ssl
 
 import grpc
 
-from spyglass_client.target import dialable
+from spyglass_client.target import dialable, open_channel
+from spyglass_common.tls import Tls
 
 PROBE_TIMEOUT_S = 5.0
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse with status SERVING
 
 
-async def grpc_is_serving(address: str) -> bool:
-    """Whether the standard health service at `address` says SERVING for the server as a whole."""
-    async with grpc.aio.insecure_channel(dialable(address)) as channel:
+async def grpc_is_serving(address: str, tls: Tls | None = None) -> bool:
+    """Whether the standard health service at `address` says SERVING for the server as a whole.
+
+    Raises OSError for a file of the TLS that cannot be read.
+    """
+    async with open_channel(dialable(address), tls) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
         )
@@ -22,11 +27,11 @@ async def grpc_is_serving(address: str) -> bool:
             return False
 
 
-async def http_is_ready(address: str, path: str = "/ready") -> bool:
+async def http_is_ready(address: str, path: str = "/ready", *, is_tls: bool = False) -> bool:
     """Whether a GET of `path` at HOST:PORT or unix:PATH is answered with 200."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            return await _get_status(address, path) == b"200"
+            return await _get_status(address, path, _trusting() if is_tls else None) == b"200"
     except (OSError, TimeoutError):
         return False
 
@@ -42,16 +47,26 @@ async def is_listening(address: str) -> bool:
     return True
 
 
-async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+def _trusting() -> ssl.SSLContext:
+    """For a probe, which tells nothing and asks only for a number: any certificate will do."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _connect(
+    address: str, context: ssl.SSLContext | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if address.startswith("unix:"):
         return await asyncio.open_unix_connection(address.removeprefix("unix:"))
     host, _, port = dialable(address).rpartition(":")
-    return await asyncio.open_connection(host.strip("[]"), int(port))
+    return await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
 
 
-async def _get_status(address: str, path: str) -> bytes:
+async def _get_status(address: str, path: str, context: ssl.SSLContext | None) -> bytes:
     """The status code of the answer; empty when there is none."""
-    reader, writer = await _connect(address)
+    reader, writer = await _connect(address, context)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()

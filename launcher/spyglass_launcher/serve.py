@@ -19,7 +19,9 @@ from typing import Any
 from spyglass_client.aio import AsyncClient
 from spyglass_client.errors import SpyglassError
 from spyglass_client.target import dialable
+from spyglass_common.exposure import exposure_warning, is_local
 from spyglass_common.settings import to_environ
+from spyglass_launcher.own_tls import tls_of_settings, with_own_tls
 from spyglass_launcher.probes import grpc_is_serving, http_is_ready, is_listening
 from spyglass_launcher.settings import SETTINGS
 from spyglass_launcher.supervisor import Program, Supervisor
@@ -34,7 +36,9 @@ def run_serve(args: argparse.Namespace) -> int:
     """Runs both until a signal.
 
     Raises:
-        ValueError: an extra of the package that is needed to serve is not installed, or torchrun has started this.
+        ValueError: an extra of the package that is needed to serve is not installed, torchrun has started this, or
+            settings of TLS do not fit together.
+        OSError: a certificate cannot be used.
         argparse.ArgumentError: the two processes cannot share a setting.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -48,6 +52,10 @@ def run_serve(args: argparse.Namespace) -> int:
                 None, f"--{name}: serve needs a port that both processes know beforehand, not 0"
             )
     settings["bridge_key"] = settings["bridge_key"] or secrets.token_urlsafe(32)
+    settings = with_own_tls(settings)
+    for name in ("http", "grpc"):
+        if not settings[f"{name}_tls_cert"] and not is_local(settings[name]):
+            _report(f"warning: {exposure_warning(name, settings[name])}")
     return asyncio.run(_supervise(settings))
 
 
@@ -72,13 +80,13 @@ def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tu
         name="server",
         command=(sys.executable, "-m", "spyglass_server"),
         environ=shared,
-        is_ready=partial(grpc_is_serving, settings["grpc"]),
+        is_ready=partial(grpc_is_serving, settings["grpc"], tls_of_settings(settings)),
     )
     bridge = Program(
         name="bridge",
         command=(sys.executable, "-m", "spyglass_bridge"),
         environ={**shared, "SPYGLASS_GRPC": dialable(settings["grpc"])},
-        is_ready=partial(http_is_ready, settings["http"]),
+        is_ready=partial(http_is_ready, settings["http"], is_tls=bool(settings["http_tls_cert"])),
     )
     return server, bridge
 
@@ -86,13 +94,14 @@ def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tu
 async def banner(settings: Mapping[str, Any]) -> str:
     """A few lines for people: where it listens and what it serves."""
     http, grpc = dialable(settings["http"]), dialable(settings["grpc"])
+    scheme = "https" if settings["http_tls_cert"] else "http"
     lines = [
         "Spyglass is ready.",
-        f"  HTTP   {http if http.startswith('unix:') else f'http://{http}'}",
-        f"  gRPC   {grpc}",
+        f"  HTTP   {http if http.startswith('unix:') else f'{scheme}://{http}'}",
+        f"  gRPC   {grpc}{' over TLS' if settings['grpc_tls_cert'] else ''}",
     ]
     try:
-        async with AsyncClient(grpc, api_key=settings["bridge_key"]) as client:
+        async with AsyncClient(grpc, api_key=settings["bridge_key"], tls=tls_of_settings(settings)) as client:
             lines += [f"  model  {model.id}" for model in await client.models()]
     except SpyglassError as error:
         lines.append(f"  model  unknown ({error})")

@@ -30,6 +30,7 @@ from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
+from spyglass_server.listening import Listener
 from spyglass_server.metrics import Load, Metrics
 from spyglass_server.metrics_aliases import with_vllm_names
 from spyglass_server.prompt import PromptMaker
@@ -98,6 +99,7 @@ class Server:
         self._servicer = InferenceServicer(self._resources())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None
+        self._listener = Listener(config.address, config.tls, config.socket_mode)
         self._closing: asyncio.Task[None] | None = None
         self._stopping = self._stopped = False
         self.metrics_address: str | None = None
@@ -115,7 +117,7 @@ class Server:
 
         Raises:
             EngineLoadError: the model cannot be loaded.
-            RuntimeError: the address cannot be listened on.
+            RuntimeError, OSError: the address cannot be listened on, or its certificate cannot be used.
         """
         self._keys.start()
         self.metrics_address = self._watched.enter_context(serve_metrics(self._config.metrics, self._exposed()))
@@ -125,10 +127,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
         await self._report_health()
-        port = self._server.add_insecure_port(self.address)
+        self.address = self._listener.listen(self._server)
         await self._server.start()
-        if not self.address.startswith("unix:"):
-            self.address = f"{self.address.rpartition(':')[0]}:{port}"
         log.info("%s answers, and is not ready yet", self.address)
         await self.engine.start()
 
@@ -144,6 +144,7 @@ class Server:
         if self._server:
             grace_s = self._config.drain_timeout_s + _LAST_WORDS_S
             self._closing = asyncio.create_task(self._server.stop(grace_s))
+            self._listener.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.wait_idle(), self._config.drain_timeout_s)
 
@@ -155,6 +156,7 @@ class Server:
         self._stopping = True
         self._servicer.drain()
         self._servicer.abandon()
+        self._listener.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.wait_idle(), _ABANDON_TIMEOUT_S)
         self._workers.shutdown(wait=False, cancel_futures=True)

@@ -67,6 +67,19 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """The server's certificate and key. With `client_ca_file` callers need a certificate that it has signed."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.cert_file, self.key_file, self.client_ca_file) if path is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The configuration of the server process. `folder` None means the demo model.
 
@@ -76,6 +89,8 @@ class ServerConfig:
     folder: Path | None
     served_names: tuple[str, ...]
     address: str
+    tls: ServerTls | None
+    socket_mode: int
     api_keys: tuple[str, ...]
     bridge_key: str | None
     data_dir: Path
@@ -115,6 +130,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         folder=folder,
         served_names=tuple(dict.fromkeys(options.served_model_name)) or (default_name,),
         address=options.grpc,
+        tls=_tls(options),
+        socket_mode=int(options.socket_mode, 8),
         api_keys=tuple(options.api_key),
         bridge_key=options.bridge_key,
         data_dir=data_dir_of(options.data_dir),
@@ -134,4 +151,21 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         metrics_alias=options.metrics_alias,
         otlp_endpoint=options.otlp_endpoint,
         launch=launch,
+    )
+
+
+def _tls(options: argparse.Namespace) -> ServerTls | None:
+    cert, key, client_ca = options.grpc_tls_cert, options.grpc_tls_key, options.grpc_tls_client_ca
+    if bool(cert) != bool(key):
+        raise ValueError("--grpc-tls-cert and --grpc-tls-key belong together")
+    if not cert:
+        if client_ca:
+            raise ValueError("--grpc-tls-client-ca needs --grpc-tls-cert and --grpc-tls-key")
+        return None
+    if options.grpc.startswith("unix:"):
+        raise ValueError("--grpc-tls-cert is for TCP: who may connect to a Unix socket is up to --socket-mode")
+    return ServerTls(
+        cert_file=Path(cert).expanduser(),
+        key_file=Path(key).expanduser(),
+        client_ca_file=Path(client_ca).expanduser() if client_ca else None,
     )

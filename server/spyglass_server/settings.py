@@ -95,6 +95,21 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     shared.GRPC,
     Setting(
+        "grpc-tls-cert",
+        "certificate with its chain for gRPC over TLS (PEM); a changed file is used for new connections without a "
+        "restart",
+        None,
+        metavar="FILE",
+    ),
+    Setting("grpc-tls-key", "the key of --grpc-tls-cert (PEM)", None, metavar="FILE"),
+    Setting(
+        "grpc-tls-client-ca",
+        "callers over gRPC need a certificate of these authorities beside their key (mutual TLS; PEM)",
+        None,
+        metavar="FILE",
+    ),
+    shared.SOCKET_MODE,
+    Setting(
         "api-key",
         "a key that clients may use; several may be given (default: the server makes one on its first "
         "start, keeps its hash, and shows it once)",

@@ -198,6 +198,20 @@ def test_an_address_where_another_program_listens_is_refused(option: str, capsys
     assert f"{option}: another program listens at {address}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("host", "warns"), [("0.0.0.0", True), ("localhost", False)])
+def test_an_address_that_others_reach_without_tls_is_warned_of(
+    host: str, *, warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that nothing is started
+        address = f"{host}:{taken.getsockname()[1]}"
+        with pytest.raises(SystemExit):
+            main(["serve", "--http", address, "--grpc", address])
+    error = capsys.readouterr().err
+    for option in ("http", "grpc"):
+        warning = f"spyglass: warning: --{option} {address} can be reached from other machines without TLS"
+        assert (warning in error) is warns
+
+
 async def test_probes_say_no_where_nobody_listens(tmp_path: Path) -> None:
     assert not await grpc_is_serving("127.0.0.1:1")
     assert not await http_is_ready("127.0.0.1:1")

@@ -18,6 +18,7 @@ from spyglass_client.chat.conversation import Conversation
 from spyglass_client.chat.keyboard import typing_ahead
 from spyglass_client.chat.writing import PlainWriter, Writer, summary, write_answer
 from spyglass_client.request import Options, read_picture
+from spyglass_client.target import tls_of
 
 _EXTRA = ("rich", "rich_pixels", "prompt_toolkit")
 
@@ -45,7 +46,7 @@ async def _chat(args: argparse.Namespace, question: str | None) -> None:
     )
     if args.show_attention and not (args.image and question is not None):
         raise argparse.ArgumentError(None, "--show-attention needs a question and an --image")
-    async with AsyncClient(args.grpc, api_key=args.api_key) as client:
+    async with AsyncClient(args.grpc, api_key=args.api_key, tls=tls_of(args)) as client:
         conversation = Conversation(client, options, args.system)
         if question is None:
             await _talk(args, conversation, client)

@@ -1,0 +1,25 @@
+"""Whether an address can be reached from other machines, and what to say where nothing is encrypted on it."""
+
+import ipaddress
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine reaches HOST:PORT or unix:PATH. A name other than localhost may be any machine's."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]").lower()
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def exposure_warning(setting: str, address: str) -> str:
+    """For the operator of an address that is not local and has no TLS."""
+    return (
+        f"--{setting} {address} can be reached from other machines without TLS: keys, prompts and answers can be read "
+        f"on the way. Give --{setting}-tls-cert and --{setting}-tls-key, unless the network is private or a proxy "
+        "in front adds TLS"
+    )
