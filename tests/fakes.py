@@ -14,7 +14,6 @@ from typing import Any
 from grpc import aio
 
 from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
-from spyglass_client import Tls
 from spyglass_client.target import open_channel
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
@@ -288,9 +287,9 @@ def image_chat(text: str, images: Sequence[bytes | None], **options: Any) -> inf
 
 @contextlib.asynccontextmanager
 async def run_test_server(
-    checkpoint: Path, data_dir: Path, loader: Any = None, tls: Tls | None = None, **settings: Any
+    checkpoint: Path, data_dir: Path, loader: Any = None, tls: Any = None, **settings: Any
 ) -> AsyncIterator[TestServer]:
-    """Starts a server on a free port; `loader` None loads the checkpoint's model. `tls` is for the channel."""
+    """Starts a server on a free port; `loader` None loads the checkpoint's model. `tls`, a Tls, is the channel's."""
     defaults = {setting.dest: setting.default for setting in SETTINGS}
     given = {"grpc": "127.0.0.1:0", "api_key": (KEY,), "bridge_key": BRIDGE_KEY, "drain_timeout": 5.0}
     given |= {"model": str(checkpoint), "data_dir": str(data_dir)}

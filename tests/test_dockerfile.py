@@ -272,7 +272,7 @@ def test_the_build_gets_what_it_copies() -> None:
 
 
 async def check_health(name: str, address: str, **more: str) -> int:
-    """Runs a stage's health check where its process listens at `address`, with more variables; returns its exit status."""
+    """Runs a stage's health check where its process listens at `address`; returns its exit status."""
     words = json.loads(arguments(name, "HEALTHCHECK")[-1].partition(" CMD ")[2])
     assert words[0] == "python"
     (variable,) = [key for key, value in environ(name).items() if value.startswith("0.0.0.0:")]

@@ -2,7 +2,8 @@
 
 import asyncio
 import mmap
-from collections.abc import Callable
+import zlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from spyglass_bridge.errors import ApiError, invalid
 from spyglass_common.fair_room import FairRoom
 
 LARGE_BODY_BYTES = 64 << 10
+_PIECE_BYTES = 64 << 10
+"""As much of a compressed body is decompressed at once."""
+_GZIP = 16 + zlib.MAX_WBITS
 _MAX_WAIT_S = 25.0
 
 
@@ -61,8 +65,10 @@ async def read_json_body(
     """
     if request.content_type != "application/json":
         raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise ApiError(415, "The body must not be compressed.", code="unsupported_content_encoding")
+    coding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+    if coding not in ("identity", "gzip"):
+        message = "The only Content-Encoding of a body is gzip."
+        raise ApiError(415, message, code="unsupported_content_encoding")
     if request.headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
         raise ApiError(415, "The only transfer encoding is chunked.", code="unsupported_transfer_encoding")
     if (request.content_length or 0) > max_bytes:
@@ -70,7 +76,7 @@ async def read_json_body(
     try:
         async with asyncio.timeout(_MAX_WAIT_S):
             _send_continue(request)
-            return await _read(request, max_bytes, held, turn)
+            return await _read(request, max_bytes, held, turn, is_packed=coding == "gzip")
     except TimeoutError:
         raise ApiError(408, "The body took too long to arrive.", code="body_timeout") from None
     except web.RequestPayloadError:
@@ -91,15 +97,22 @@ def _send_continue(request: web.Request) -> None:
 
 
 async def _read(
-    request: web.Request, max_bytes: int, held: HeldBytes, turn: Callable[[], AbstractAsyncContextManager[None]]
+    request: web.Request,
+    max_bytes: int,
+    held: HeldBytes,
+    turn: Callable[[], AbstractAsyncContextManager[None]],
+    *,
+    is_packed: bool,
 ) -> bytes | LargeBody:
     body, large = bytearray(), None
-    async for chunk in request.content.iter_any():
+    size = max_bytes if is_packed else request.content_length or max_bytes
+    pieces = _unpack(request.content.iter_any(), max_bytes) if is_packed else request.content.iter_any()
+    async for chunk in pieces:
         if len(chunk) + (large.size if large else len(body)) > max_bytes:
             raise _too_large(max_bytes)
         held.grow(len(chunk))
         if large is None and len(body) + len(chunk) > LARGE_BODY_BYTES:
-            large = LargeBody(mmap.mmap(-1, request.content_length or max_bytes))
+            large = LargeBody(mmap.mmap(-1, size))
             large.add(bytes(body))
         if large is None:
             body += chunk
@@ -108,6 +121,42 @@ async def _read(
                 large.add(chunk)
                 await asyncio.sleep(0)  # all others first: memory that is new takes a while to write to
     return large or bytes(body)
+
+
+async def _unpack(packed: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    """The pieces of a gzip stream that comes in pieces: no more is decompressed than the reader takes.
+
+    Raises ApiError: 400 for what is no gzip stream, cut short, or followed by more; 413 for one that is too large.
+    """
+    unpacker, num_packed = zlib.decompressobj(_GZIP), 0
+    async for rest in packed:
+        num_packed += len(rest)
+        if num_packed > max_bytes:  # empty blocks without an end are nothing when they are unpacked
+            raise _too_large(max_bytes)
+        while rest:
+            if unpacker.eof:
+                raise _bad_gzip()
+            try:
+                piece = unpacker.decompress(rest, _PIECE_BYTES)
+            except zlib.error:
+                raise _bad_gzip() from None
+            rest = unpacker.unconsumed_tail or unpacker.unused_data
+            if piece:
+                yield piece
+                await asyncio.sleep(0)  # all others first
+    while not unpacker.eof:
+        try:
+            piece = unpacker.decompress(b"", _PIECE_BYTES)
+        except zlib.error:
+            raise _bad_gzip() from None
+        if not piece:
+            raise _bad_gzip()
+        yield piece
+
+
+def _bad_gzip() -> ApiError:
+    message = "The body is not one whole gzip stream, as its Content-Encoding says."
+    return ApiError(400, message, code="invalid_content_encoding")
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -4,6 +4,9 @@ import asyncio
 import gzip
 import io
 import json
+import resource
+import zlib
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -44,10 +47,117 @@ async def test_a_chunked_body_within_the_limit_is_read(bridge: BridgeUnderTest) 
         assert " 200 " in await raw.head()
 
 
-async def test_compressed_bodies_are_refused(bridge: BridgeUnderTest) -> None:
-    data = gzip.compress(b" " * 10_000_000)
-    async with bridge.http.post(CHAT, data=data, headers={**JSON, "Content-Encoding": "gzip"}) as response:
-        assert response.status == 415
+async def post_packed(bridge: BridgeUnderTest, data: bytes | AsyncIterator[bytes], coding: str = "gzip") -> int:
+    """The status of the answer to a body that is sent as it is."""
+    body = io.BytesIO(data) if isinstance(data, bytes) else data
+    async with bridge.http.post(CHAT, data=body, headers={**JSON, "Content-Encoding": coding}) as response:
+        return response.status
+
+
+async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for begin in range(0, len(data), size):
+        yield data[begin : begin + size]
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("coding", ["deflate", "br", "zstd", "x-gzip", "gzip, gzip", "identity, gzip"])
+async def test_bodies_in_other_codings_are_refused(bridge: BridgeUnderTest, coding: str) -> None:
+    assert await post_packed(bridge, gzip.compress(json.dumps(ask()).encode()), coding) == 415
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("level", [0, 1, 9])
+async def test_a_gzip_body_is_read(bridge: BridgeUnderTest, size: int, level: int) -> None:
+    """Short ones and those that are set apart, in whatever pieces they come."""
+    for length in (5, 70_000):
+        question = "".join(chr(97 + number * number % 26) for number in range(length))
+        body = gzip.compress(json.dumps(ask(messages=[{"role": "user", "content": question}])).encode(), level)
+        for data in (body, in_pieces(body, max(size, len(body) // 5000))):
+            assert await post_packed(bridge, data, "GZip") == 200
+            assert bridge.server.turns[-1].question == question
+
+
+async def test_a_gzip_body_counts_as_what_is_in_it(server: FakeService) -> None:
+    """The cap is on what it is unpacked, to the byte, and on what is sent."""
+    body = json.dumps(ask(messages=[{"role": "user", "content": "x" * 1000}])).encode()
+    async with run_bridge_under_test(server, max_body_bytes=len(body)) as bridge:
+        assert await post_packed(bridge, gzip.compress(body)) == 200
+        assert await post_packed(bridge, gzip.compress(body + b" ")) == 413
+        endless = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * len(body)  # blocks that hold nothing
+        assert await post_packed(bridge, in_pieces(endless, 100)) == 413
+
+
+@pytest.mark.parametrize("damage", ["cut", "more behind", "another one behind", "checksum", "plain", "empty", "zlib"])
+async def test_a_gzip_body_that_is_broken_is_refused(bridge: BridgeUnderTest, damage: str) -> None:
+    for text in (json.dumps(ask()), json.dumps(ask(user="x" * 200_000))):
+        whole = gzip.compress(text.encode())
+        data = {
+            "cut": whole[:-9],
+            "more behind": whole + b"x",
+            "another one behind": whole + whole,
+            "checksum": whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:],
+            "plain": text.encode(),
+            "empty": b"",
+            "zlib": zlib.compress(text.encode()),
+        }[damage]
+        for body in (data, in_pieces(data, 1 + len(data) // 100)):
+            headers = {**JSON, "Content-Encoding": "gzip"}
+            sent = io.BytesIO(body) if isinstance(body, bytes) else body
+            async with bridge.http.post(CHAT, data=sent, headers=headers) as response:
+                assert response.status == 400
+                assert (await response.json())["error"]["code"] == "invalid_content_encoding"
+    assert not bridge.server.turns
+
+
+async def test_gzip_bodies_are_bounded_together(server: FakeService) -> None:
+    """What they are unpacked is held, and given back."""
+    async with run_bridge_under_test(server, max_pending_bytes=1 << 20) as bridge, AsyncExitStack() as stack:
+        head = request_head(
+            CHAT,
+            Authorization=f"Bearer {USER_KEY}",
+            Content_Type="application/json",
+            Content_Encoding="gzip",
+            Transfer_Encoding="chunked",
+        )
+        packer = zlib.compressobj(wbits=31)
+        most = packer.compress(b" " * 900_000) + packer.flush(zlib.Z_SYNC_FLUSH)  # and no end
+        first, second = [await stack.enter_async_context(connect(bridge.port)) for _ in range(2)]
+        for raw in (first, second):
+            await raw.send(head + b"%x\r\n%b\r\n" % (len(most), most))
+            await asyncio.sleep(0.2)
+        assert " 429 " in await second.head()
+        first.writer.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await bridge.chat(messages=[{"role": "user", "content": "x" * 900_000}]))[0] != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+async def test_a_bomb_costs_little(bridge: BridgeUnderTest) -> None:
+    """64 KB that are 64 MiB unpacked: refused at the cap, and others are served meanwhile."""
+    bomb = gzip.compress(bytes(256 << 20))
+    before = memory_bytes()
+    longest = 0.0
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0)
+            longest = max(longest, loop.time() - began)
+
+    watching = asyncio.create_task(watch())
+    try:
+        assert await post_packed(bridge, bomb) == 413
+    finally:
+        watching.cancel()
+    assert memory_bytes() - before < 80 << 20  # what a plain body of the cap would take
+    assert longest < 0.25  # the largest of thousands of turns, on whatever machine
+
+
+def memory_bytes() -> int:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
