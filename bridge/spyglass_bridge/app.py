@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from spyglass_bridge.body import hold_continue
+from spyglass_bridge.cors import answer_preflight
 from spyglass_bridge.middleware import admit_caller, answer_errors, finish_headers, name_request
 from spyglass_bridge.page_files import page_files
 from spyglass_bridge.routes.table import PAGE_ROUTES, ROUTES
@@ -11,7 +12,7 @@ from spyglass_bridge.services import SERVICES, Services
 
 def make_app(services: Services) -> web.Application:
     """Puts the routes together. The services must stay open as long as the application runs."""
-    app = web.Application(middlewares=[name_request, answer_errors, admit_caller])
+    app = web.Application(middlewares=[name_request, answer_errors, answer_preflight, admit_caller])
     app[SERVICES] = services
     app.on_response_prepare.append(finish_headers)
     page_files()  # read and packed now, and not when the first one is asked for

@@ -12,10 +12,12 @@ from aiohttp.typedefs import Handler
 
 from spyglass_bridge.access import bearer_key
 from spyglass_bridge.body import HeldBytes
+from spyglass_bridge.cors import add_cors_headers
 from spyglass_bridge.errors import ApiError, internal_error
 from spyglass_bridge.openai.serialization import compact_json
 from spyglass_bridge.rate_limits import rate_limit_headers
 from spyglass_bridge.routes.table import OPEN_PATHS, UNLOGGED_PATHS
+from spyglass_bridge.security_headers import add_security_headers
 from spyglass_bridge.services import (
     CALLER_KEY,
     HELD_BYTES,
@@ -79,7 +81,7 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: puts the request's id on the answer, streaming or not, and no versions.
+    """A signal handler: puts the request's id on the answer, streaming or not, what browsers need, and no versions.
 
     An answer with neither a length nor chunks, such as a stream to an HTTP/1.0 client, ends with its connection even
     if the client asked to keep it; aiohttp would leave it open.
@@ -91,6 +93,8 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
         response.headers["x-request-id"] = request_id
     if rate_limits := request.get(RATE_LIMITS):
         response.headers.update(rate_limit_headers(rate_limits))
+    add_security_headers(request, response)
+    add_cors_headers(request, response)
 
 
 @web.middleware

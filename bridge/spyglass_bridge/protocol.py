@@ -11,6 +11,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from spyglass_bridge.errors import ApiError
 from spyglass_bridge.middleware import error_response
+from spyglass_bridge.security_headers import add_security_headers
 
 _log = logging.getLogger(__name__)
 
@@ -45,5 +46,6 @@ class _Protocol(RequestHandler):
             raise ConnectionError("an answer has already started")
         error = ApiError(status, "The request is not valid HTTP.", code="invalid_http")
         response = error_response(request, error)
+        add_security_headers(request, response)
         response.force_close()
         return response

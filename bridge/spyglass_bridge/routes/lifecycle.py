@@ -54,7 +54,7 @@ _LARGE_ANSWER_TOKENS = 1000
 
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
 
