@@ -11,6 +11,7 @@ from spyglass_client.errors import SpyglassError
 from spyglass_client.status import ServerStatus
 from spyglass_client.sync import Client
 from spyglass_client.tables import as_json
+from spyglass_client.target import tls_of
 
 _WIDTH = 60
 """How many moments of the past the curve of tokens a second shows."""
@@ -21,7 +22,7 @@ _OTHER_SCREEN, _OWN_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 def run_status(args: argparse.Namespace) -> int:
     """Prints how the server is. Raises SpyglassError; with --watch a server that does not answer is waited for."""
-    with Client(args.grpc, api_key=args.api_key) as client:
+    with Client(args.grpc, api_key=args.api_key, tls=tls_of(args)) as client:
         if not args.watch:
             status = client.status()
             sys.stdout.write(as_json(status) if args.json else report(status))
