@@ -1,0 +1,9 @@
+"""All targets by their names."""
+
+from fuzz.answers import ANSWERS
+from fuzz.images import IMAGES
+from fuzz.shapes import SHAPES
+from fuzz.templates import TEMPLATES
+from fuzz.tool_calls import TOOL_CALLS
+
+TARGETS = {target.name: target for target in (IMAGES, TOOL_CALLS, ANSWERS, TEMPLATES, SHAPES)}
