@@ -14,6 +14,7 @@ _SQLITE_FILE = "usage.sqlite3"
 _LOCKED_S = 1.0
 """So long a write waits for another program that has locked the database, before it is tried again later."""
 _KINDS = ("sqlite", "postgresql")
+_WRITES = "spyglass_writes"
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table("spyglass_schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
@@ -95,8 +96,20 @@ def connect(url: str) -> sa.Engine:
         raise ValueError(f"--ledger-url is not understood: {error}") from error
     if kind == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("BEGIN"))
+        sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def for_writing(engine: sa.Engine) -> sa.Engine:
+    """The same engine for transactions that write what depends on what they have read.
+
+    SQLite's take their turn at the beginning: one that has read before another has written could write no more.
+    """
+    return engine.execution_options(**{_WRITES: True})
+
+
+def _begin_sqlite(db: sa.Connection) -> None:
+    db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get(_WRITES) else "BEGIN")
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

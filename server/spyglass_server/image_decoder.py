@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import warnings
 from concurrent.futures import TimeoutError as Overdue
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def _prepare(num_bytes: int) -> None:
     name_process(PROCESS_NAME)
     os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    warnings.simplefilter("ignore")  # what is wrong with strangers' pictures is not for the server's log
     has = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (has + num_bytes, has + num_bytes))
 

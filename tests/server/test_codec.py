@@ -4,14 +4,16 @@ import math
 from typing import Any
 
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import chat, image_chat
-from spyglass.v1 import chat_pb2, inference_pb2, options_pb2
+from spyglass.v1 import admin_pb2, chat_pb2, inference_pb2, options_pb2
 from spyglass_server.codec.chat import ImageLimits
+from spyglass_server.codec.keys import decode_new_key, encode_key
 from spyglass_server.codec.start import Spec, decode_start
+from spyglass_server.codec.usage import decode_filter
 from spyglass_server.errors import InvalidImage, InvalidRequest, Unsupported
 from spyglass_server.prompt.conversation import RawJson
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -215,3 +217,20 @@ def test_the_tool_that_must_be_called_is_the_only_one() -> None:
     assert [tool.name for tool in spec.tool_use.tools] == ["g"]
     assert spec.tool_use.must_call
     assert not spec.tool_use.several
+
+
+@pytest.mark.parametrize("seconds", [-(2**63), 2**63 - 1, 253_402_300_800])
+def test_times_beyond_the_calendar_are_refused(seconds: int) -> None:
+    moment = timestamp_pb2.Timestamp(seconds=seconds)
+    with pytest.raises(InvalidRequest) as refusal:
+        decode_new_key(admin_pb2.ApiKey(name="a", expires=moment))
+    assert refusal.value.field == "key.expires"
+    for name in ("since", "until"):
+        with pytest.raises(InvalidRequest) as refusal:
+            decode_filter(inference_pb2.UsageFilter(**{name: moment}))
+        assert refusal.value.field == f"filter.{name}"
+
+
+def test_a_key_may_end_at_the_end_of_the_calendar() -> None:
+    last = timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)
+    assert encode_key(decode_new_key(admin_pb2.ApiKey(name="a", expires=last))).expires.seconds == last.seconds

@@ -542,3 +542,15 @@ async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, url: str, seed: 
     opened = sum(line.startswith("opened") for line in said)
     assert opened <= len(records) <= opened + 2
     assert_right(tmp_path, url, len(records))
+
+
+async def test_records_wait_for_their_turn_while_another_writes(
+    opened: Open, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = opened()
+    with connected(url) as db:
+        db.execute(sa.update(database.KEY_CHANGES).values(number=7))  # as when a key is changed
+        one.open(RECORD)
+        await asyncio.sleep(0.05)  # it has begun to write
+    assert (await total(one)).generations == 1
+    assert not caplog.records

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from spyglass_server.errors import InvalidRequest
 
 Number = TypeVar("Number", int, float)
 Many = TypeVar("Many", bound=Sequence[Any])
+_LAST_S = 253_402_300_799.0
+"""The last second that a Timestamp can say; a part of it more would be rounded to what it cannot."""
 
 
 def in_range(field: str, value: Number, low: Number, high: Number) -> Number:
@@ -21,3 +25,11 @@ def at_most(field: str, values: Many, count: int) -> Many:
     if len(values) > count:
         raise InvalidRequest(f"{field} holds {len(values)} entries; {count} are allowed", field=field)
     return values
+
+
+def in_calendar(field: str, moment: Timestamp) -> float:
+    """A time in seconds since 1970, between the years 1 and 9999. Raises InvalidRequest."""
+    try:
+        return min(moment.ToNanoseconds() / 1e9, _LAST_S)
+    except ValueError:
+        raise InvalidRequest(f"{field} must be a time between the years 1 and 9999", field=field) from None

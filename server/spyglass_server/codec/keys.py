@@ -7,6 +7,7 @@ from spyglass.v1 import admin_pb2 as pb
 from spyglass_common.keys import KEY_LIMITS, SCOPES, KeyLimits
 from spyglass_server.auth import ApiKey, Scope
 from spyglass_server.codec import events
+from spyglass_server.codec.checks import in_calendar
 from spyglass_server.errors import InvalidRequest
 
 _SCOPES = {number: Scope(name) for name, number in SCOPES.items()}
@@ -89,4 +90,4 @@ def _decode_scopes(scopes: Sequence["pb.Scope.ValueType"]) -> frozenset[Scope]:
 
 
 def _expiry(key: pb.ApiKey) -> float | None:
-    return key.expires.ToNanoseconds() / 1e9 if key.HasField("expires") else None
+    return in_calendar("key.expires", key.expires) if key.HasField("expires") else None

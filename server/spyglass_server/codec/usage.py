@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_USAGE_RECORDS
 from spyglass_server.codec import events
+from spyglass_server.codec.checks import in_calendar
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.ledger import Filter, Group, Record, Sum
 
@@ -22,8 +21,8 @@ def decode_filter(chosen: pb.UsageFilter) -> Filter:
     """Which generations count."""
     return Filter(
         model=chosen.model,
-        since_s=_seconds(chosen.since) if chosen.HasField("since") else None,
-        until_s=_seconds(chosen.until) if chosen.HasField("until") else None,
+        since_s=in_calendar("filter.since", chosen.since) if chosen.HasField("since") else None,
+        until_s=in_calendar("filter.until", chosen.until) if chosen.HasField("until") else None,
     )
 
 
@@ -75,7 +74,3 @@ def encode_record(record: Record) -> pb.UsageRecord:
         ),
         outcome=record.outcome,
     )
-
-
-def _seconds(moment: Timestamp) -> float:
-    return moment.ToNanoseconds() / 1e9

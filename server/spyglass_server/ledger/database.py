@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from spyglass_server.database import GENERATIONS, connect
+from spyglass_server.database import GENERATIONS, connect, for_writing
 from spyglass_server.ledger.chain import ChainHead, Link
 from spyglass_server.ledger.migration import migrate
 from spyglass_server.ledger.record import Record
@@ -30,7 +30,7 @@ class Database:
         """
         self._engine, self._head = connect(url), head
         try:
-            with self._engine.begin() as db:
+            with for_writing(self._engine).begin() as db:
                 migrate(db, head)
                 end = chain_end(db, head.server_id)
             self._ends = head.read()
@@ -44,7 +44,7 @@ class Database:
 
     def save(self, records: Sequence[Record]) -> None:
         """Writes records that have started or ended, all or none. Raises SQLAlchemyError, OSError."""
-        with self._engine.begin() as db:
+        with for_writing(self._engine).begin() as db:
             end = chain_end(db, self._head.server_id)
             end = before = end if end in self._ends else self._ends[0]
             for record in records:
