@@ -1,7 +1,9 @@
 """Memory in large pages, where the system has them: a processor that reads gigabytes in each step finds them faster."""
 
+import math
 import mmap
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,16 +21,17 @@ class HugePages:
         self._used = 0
         self._lock = threading.Lock()
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy."""
-        size = tensor.numel() * tensor.element_size()
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor that is yet to be filled."""
+        count = math.prod(shape)
+        size = count * dtype.itemsize
         with self._lock:
             begin = -(-self._used // _ALIGNMENT) * _ALIGNMENT
             if self._arena is None or begin + size > len(self._arena):
                 self._arena, begin = _arena(max(size, _ARENA_BYTES)), 0
             self._used = begin + size
-            found = torch.frombuffer(self._arena, dtype=tensor.dtype, count=tensor.numel(), offset=begin)
-        return found.view(tensor.shape).copy_(tensor)
+            found = torch.frombuffer(self._arena, dtype=dtype, count=count, offset=begin)
+        return found.view(*shape)
 
 
 def _arena(size: int) -> mmap.mmap:

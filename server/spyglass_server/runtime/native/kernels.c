@@ -443,6 +443,47 @@ static void narrow(const narrowing* n, long row) {
   for (long i = row * n->size; i < (row + 1) * n->size; i++) n->narrow[i] = narrowed(n->x[i]);
 }
 
+// Lays out weights [columns, depth] as products read them: [panels, depth, PANEL]. Where there are two, a panel is one
+// half of each, side by side. An element is of 1 or 4 bytes, which may be a pair of numbers; columns that are missing
+// in the last panel are zero.
+typedef struct {
+  const void* from[2];
+  void* to;
+  long columns, depth;
+  int element_bytes;
+} packing;
+
+typedef uint32_t word __attribute__((aligned(1), may_alias));
+
+// To [depth, PANEL] from [count, depth], a line of each row at once.
+INLINE void transpose(const char* from, char* to, long count, long depth, long size) {
+  long some = 64 / size;
+  for (long begin = 0; begin < depth; begin += some)
+    for (long row = 0; row < count; row++)
+      for (long i = begin; i < depth && i < begin + some; i++)
+        if (size == 1) to[i * PANEL + row] = from[row * depth + i];
+        else ((word*)to)[i * PANEL + row] = ((const word*)from)[row * depth + i];
+}
+
+static long num_panels(const packing* p) {
+  long width = p->from[1] ? PANEL / 2 : PANEL;
+  return (p->columns + width - 1) / width;
+}
+
+static void pack(const packing* p, long panel) {
+  int halves = p->from[1] ? 2 : 1;
+  long width = PANEL / halves, size = p->element_bytes;
+  long count = p->columns - panel * width < width ? p->columns - panel * width : width;
+  char* packed = (char*)p->to + panel * p->depth * PANEL * size;
+  if (count < width) memset(packed, 0, p->depth * PANEL * size);
+  for (int half = 0; half < halves; half++) {
+    const char* from = (const char*)p->from[half] + panel * width * p->depth * size;
+    char* to = packed + half * width * size;
+    if (size == 1) transpose(from, to, count, p->depth, 1);
+    else transpose(from, to, count, p->depth, 4);
+  }
+}
+
 INLINE void rotate(int form, const float* restrict x, const float* restrict cosine, const float* restrict sine,
                    long dim, void* restrict to, long at) {
   long half = dim / 2;
@@ -1132,7 +1173,7 @@ static void draw(const drawing* d, long task) {
 // Operations one after the other, each in tasks that any thread takes. A thread that comes late, because the system has
 // let another program run in its place, holds up nobody: only tasks that were taken are waited for.
 
-enum { PRODUCT, NORM, NARROWING, STORING, ATTENTION, JOINING, DRAWING, MOVING };
+enum { PRODUCT, NORM, NARROWING, STORING, ATTENTION, JOINING, DRAWING, MOVING, PACKING };
 
 typedef struct {
   long kind;
@@ -1144,6 +1185,7 @@ typedef struct {
     attention attention; // also of JOINING
     drawing drawing;
     moving moving;
+    packing packing;
   };
 } operation;
 
@@ -1163,6 +1205,7 @@ static long num_tasks(const operation* o, int threads) {
     case ATTENTION: return num_attention_tasks(&o->attention, threads);
     case DRAWING: return o->drawing.draws;
     case MOVING: return o->moving.rows;
+    case PACKING: return num_panels(&o->packing);
     default: return num_joined(&o->attention);
   }
 }
@@ -1176,6 +1219,7 @@ static void do_task(const operation* o, int threads, long task) {
     case ATTENTION: attend_in_part(&o->attention, threads, task); break;
     case DRAWING: draw(&o->drawing, task); break;
     case MOVING: move(&o->moving, task); break;
+    case PACKING: pack(&o->packing, task); break;
     default: join_parts(&o->attention, task);
   }
 }

@@ -12,7 +12,6 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spyglass_server.runtime.native import operations as c
@@ -97,22 +96,32 @@ class Kernels:
         Weights are float32, bfloat16, or int8 with a scale float32 [out] for each; `in` is even.
         """
         dtype, depth = weights[0].dtype, weights[0].shape[1]
-        panels = self._side_by_side(weights)
-        if dtype == torch.bfloat16:
-            panels = panels.view(len(panels), depth // 2, 2, -1).transpose(2, 3)
         return Panels(
-            weights=self._memory.copy(panels),
-            scales=self._side_by_side([one[:, None] for one in scales]) if scales else None,
+            weights=self._packed(weights),
+            scales=self._packed([one[:, None] for one in scales]) if scales else None,
             columns=len(weights[0]),
             is_gated=len(weights) == 2,
             uses_units=self._has_units and dtype == torch.bfloat16 and depth % _UNITS_DEPTH == 0,
         )
 
-    def _side_by_side(self, columns: Sequence[Tensor]) -> Tensor:
-        """Of one or two tensors [out, in]: [panels, in, outputs of a panel]."""
-        width = 2 * self._lanes // len(columns)
-        padded = (F.pad(one, (0, 0, 0, -len(one) % width)) for one in columns)
-        return torch.cat([one.view(-1, width, one.shape[1]).transpose(1, 2) for one in padded], dim=2)
+    def _packed(self, columns: Sequence[Tensor]) -> Tensor:
+        """Of one or two tensors [out, in]: [panels, in, outputs of a panel], in bfloat16 with pairs of inputs together."""
+        columns = [one.contiguous() for one in columns]
+        (count, depth), dtype, width = columns[0].shape, columns[0].dtype, 2 * self._lanes
+        panels, in_pairs = -(-count * len(columns) // width), dtype == torch.bfloat16
+        shape = (panels, depth // 2, width, 2) if in_pairs else (panels, depth, width)
+        packed = self._memory.empty(shape, dtype)
+        operation = c.Operation(kind=c.PACKING)
+        operation.packing = c.Packing(
+            first=columns[0].data_ptr(),
+            second=columns[1].data_ptr() if len(columns) == 2 else None,
+            to=packed.data_ptr(),
+            columns=count,
+            depth=shape[1],
+            element_bytes=dtype.itemsize * (1 + in_pairs),
+        )
+        self._do([operation], columns, packed)
+        return packed
 
     def run_lengths(self, heads: int, kv_heads: int, head_dim: int) -> RunLengths:
         """How many tokens of a prompt to compute together in attention of such heads."""

@@ -3,7 +3,7 @@
 import ctypes
 from ctypes import Structure, Union, c_float, c_int, c_long, c_void_p
 
-PRODUCT, NORM, NARROWING, STORING, ATTENTION, JOINING, DRAWING, MOVING = range(8)
+PRODUCT, NORM, NARROWING, STORING, ATTENTION, JOINING, DRAWING, MOVING, PACKING = range(9)
 
 
 class Product(Structure):
@@ -64,6 +64,14 @@ class Moving(Structure):
     )
 
 
+class Packing(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("first", "second", "to")),
+        *((name, c_long) for name in ("columns", "depth")),
+        ("element_bytes", c_int),
+    )
+
+
 class _Arguments(Union):
     _fields_ = (
         ("product", Product),
@@ -73,6 +81,7 @@ class _Arguments(Union):
         ("attention", Attention),
         ("drawing", Drawing),
         ("moving", Moving),
+        ("packing", Packing),
     )
 
 
