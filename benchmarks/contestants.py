@@ -80,7 +80,7 @@ def load_engine(folder: Path, maker: PromptMaker, speculation: str = "auto") -> 
         max_step_tokens=512,
         max_chunk_tokens=None,
     )
-    loader = CheckpointLoader(folder=folder, settings=config, stop_token_ids=maker.stop_token_ids)
+    loader = CheckpointLoader(folder=folder, settings=config)
     core, _ = loader.load()
     return core
 

@@ -31,6 +31,7 @@ from load import percentile
 from processes import MODEL, checkpoint_or_demo, family, free_ports, name_of, until_ready
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
+from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
@@ -164,7 +165,7 @@ async def serve(given: argparse.Namespace) -> None:
     settings |= {"grpc": given.serve, "api_key": (given.key,), "bridge_key": given.key[::-1]}
     settings |= {"model": str(folder), "served_model_name": (MODEL,), "data_dir": str(given.clock.parent)}
     settings |= {"max_pending": 2 * given.streams, "max_step_tokens": 8192}
-    server = Server(resolve(argparse.Namespace(**settings)), folder, loader)
+    server = Server(resolve(argparse.Namespace(**settings)), folder, AsyncEngine(loader))
     await server.start()
     try:
         await asyncio.to_thread(sys.stdin.read)

@@ -27,6 +27,7 @@ from processes import checkpoint_or_demo
 from spyglass_common.settings import add_settings
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
+from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
 from spyglass_server.engine.structured_output import GrammarFailed
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
@@ -35,6 +36,7 @@ from spyglass_server.engine.worker.core import EngineCore
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
+from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.settings import SETTINGS
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -174,14 +176,15 @@ async def serve(given: argparse.Namespace) -> None:
     config = resolve(given)
     folder = checkpoint_or_demo(config.folder)
     counts = config.data_dir / "counts.json"
-    loader = ScriptedLoader(
+    scripted = ScriptedLoader(
         folder=folder,
         stop_token_ids=stop_tokens(folder),
         step_s=given.step_ms / 1000,
         max_batch=config.engine.max_batch,
         counts=counts,
     )
-    server = Server(config, folder, loader if given.engine == "scripted" else None)
+    real = CheckpointLoader(folder=folder, settings=config.engine)
+    server = Server(config, folder, AsyncEngine(scripted if given.engine == "scripted" else real))
     try:
         await server.start()
         _say("ready")

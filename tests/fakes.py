@@ -17,6 +17,7 @@ from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
 from spyglass_client.target import open_channel
 from spyglass_server.app import Server
 from spyglass_server.config import resolve
+from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
@@ -25,6 +26,7 @@ from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.scheduler import Scheduler
 from spyglass_server.runtime.image_spans import image_spans
+from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.outputs import sampled_rows, with_drafted
 from spyglass_server.settings import SETTINGS
 
@@ -294,7 +296,8 @@ async def run_test_server(
     given = {"grpc": "127.0.0.1:0", "api_key": (KEY,), "bridge_key": BRIDGE_KEY, "drain_timeout": 5.0}
     given |= {"model": str(checkpoint), "data_dir": str(data_dir)}
     config = resolve(SimpleNamespace(**(defaults | given | settings)))  # type: ignore[arg-type]
-    server = Server(config, checkpoint, loader)
+    loader = loader or CheckpointLoader(folder=checkpoint, settings=config.engine)
+    server = Server(config, checkpoint, AsyncEngine(loader))
     try:
         await server.start()
         async with open_channel(server.address, tls) as channel:

@@ -27,7 +27,6 @@ from spyglass_server.boundary import Boundary
 from spyglass_server.codec.chat import ImageLimits
 from spyglass_server.config import ServerConfig
 from spyglass_server.engine.handle.async_engine import AsyncEngine
-from spyglass_server.engine.worker.main import EngineLoader
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
 from spyglass_server.listening import Listener
@@ -39,7 +38,6 @@ from spyglass_server.replays import Replays
 from spyglass_server.report import Observer
 from spyglass_server.request_log import log_generation
 from spyglass_server.resources import Resources
-from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.servicer import InferenceServicer
 from spyglass_server.tracing import Tracing
 
@@ -64,8 +62,8 @@ _OPTIONS = (
 class Server:
     """A Spyglass server for one checkpoint."""
 
-    def __init__(self, config: ServerConfig, folder: Path, loader: EngineLoader | None = None) -> None:
-        """Reads tokenizer, template and keys; `loader` replaces the model in tests.
+    def __init__(self, config: ServerConfig, folder: Path, engine: AsyncEngine) -> None:
+        """Reads tokenizer, template and keys. The engine may be loading already; it is the server's from then on.
 
         Raises:
             ValueError, OSError: a file or a setting is wrong; the text is for the operator.
@@ -85,17 +83,8 @@ class Server:
         self._metrics = Metrics(config.served_names[0], self._load)
         self._watched = contextlib.ExitStack()
         """What lets others watch the server."""
-        self.engine = AsyncEngine(
-            loader
-            or CheckpointLoader(
-                folder=folder,
-                settings=config.engine,
-                stop_token_ids=self._prompts.stop_token_ids,
-                launch=config.launch,
-            ),
-            self._on_engine_ready,
-            self._metrics.step,
-        )
+        self.engine = engine
+        engine.on_ready, engine.on_step = self._on_engine_ready, self._metrics.step
         self._servicer = InferenceServicer(self._resources())
         self._health_report: asyncio.Future[None] | None = None
         self._server: aio.Server | None = None

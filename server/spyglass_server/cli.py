@@ -1,6 +1,9 @@
 """The command `spyglass-server`: options, logging and signals.
 
 The first stop signal drains the server; the second ends it at once.
+
+The process of the engine imports this module again, and it is started before the server's own parts are imported: both
+load at the same time. So nothing heavy is imported here.
 """
 
 import argparse
@@ -14,14 +17,16 @@ import uvloop
 
 from spyglass_common.logs import LogStyle, set_up_logging
 from spyglass_common.memory import return_large_blocks
+from spyglass_common.phases import Phases
 from spyglass_common.settings import add_settings
-from spyglass_server.app import Server
 from spyglass_server.config import ServerConfig, resolve
-from spyglass_server.engine.handle.async_engine import EngineLoadError
+from spyglass_server.engine.handle.async_engine import AsyncEngine, EngineLoadError
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.runtime.parallel.keeper import keep_following
 from spyglass_server.settings import SETTINGS
 from spyglass_server.torchrun import Launch
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,17 +54,32 @@ def _follow(config: ServerConfig, launch: Launch) -> int:
 
 
 async def _serve(config: ServerConfig) -> None:
+    phases = Phases("Python")
     folder = await asyncio.to_thread(_demo_checkpoint) if config.folder is None else config.folder
-    server = Server(config, folder)
-    if server.new_key:
-        _say(f"API key, shown only this once: {server.new_key}")
     stop_signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_signals.put_nowait, None)
+    phases.end("checkpoint's folder")
+    engine = AsyncEngine(CheckpointLoader(folder=folder, settings=config.engine, launch=config.launch))
+    engine.launch()
+    phases.end("engine process launched")
+    try:
+        from spyglass_server.app import Server
+
+        phases.end("imports")
+        server = Server(config, folder, engine)
+    except BaseException:
+        engine.kill()
+        raise
+    phases.end("tokenizer, keys, ledger")
+    if server.new_key:
+        _say(f"API key, shown only this once: {server.new_key}")
     try:
         if not await _before(stop_signals.get(), server.start()):
             return
+        phases.end("waiting for the engine")
+        log.info("ready %s", phases)
         _say(f"listening on {server.address}")
         await stop_signals.get()
         _say("stopping: running generations may end; a second signal ends them")

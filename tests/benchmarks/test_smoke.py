@@ -328,3 +328,18 @@ def test_plain_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def tokens_of(folder: Path) -> Sequence[int]:
     ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("One. <|eot_id|>").ids
     return ids
+
+
+def test_start(tiny_checkpoint: Path) -> None:
+    output = run("start", "--model", tiny_checkpoint, "--times", 1)
+    names = ("spyglass-server, until SERVING", "spyglass serve, until /ready", "its first token after that")
+    (server, *_), (both, *_), (token, *_) = rows(output, *names)
+    waited, weights, torch_s = (
+        row[0] for row in rows(output, "server: waiting for the engine", "engine: weights", "engine: PyTorch")
+    )
+    assert 0 < waited < server
+    assert 0 < torch_s < server
+    assert 0 <= weights < server
+    assert token > 0
+    assert both > 0
+    assert sum(numbers(line)[0] for line in output.splitlines() if line.startswith("| engine: ")) < server

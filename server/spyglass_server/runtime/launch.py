@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spyglass_common.phases import Phases
 from spyglass_server.config import EngineConfig
 from spyglass_server.engine.messages import EngineInfo, MemoryInfo
 from spyglass_server.engine.worker.batch import Runner
@@ -62,14 +63,13 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLoader:
-    """Loads the engine from a checkpoint folder. Structured outputs end in one of `stop_token_ids`.
+    """Loads the engine from a checkpoint folder.
 
     With `launch`, the other ranks are processes that torchrun has started.
     """
 
     folder: Path
     settings: EngineConfig
-    stop_token_ids: frozenset[int] = frozenset()
     launch: Launch | None = None
 
     def load(self) -> tuple[EngineCore, EngineInfo]:
@@ -78,8 +78,9 @@ class CheckpointLoader:
         Raises:
             ValueError, OSError: the checkpoint or a setting is wrong; the text is for the operator.
         """
+        phases = Phases("Python")
         try:
-            return self._load()
+            loaded = self._load(phases)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -87,6 +88,8 @@ class CheckpointLoader:
                 "there is too little memory for the model and its caches; --cache-bytes, --image-cache-bytes, "
                 f"--gpu-memory-utilization, --dtype and --quantization make them smaller: {error}"
             ) from error
+        log.info("loaded %s", phases)
+        return loaded
 
     def load_rank(self, place: "Place", tether: "Tether") -> tuple["ModelRunner", "Group"]:
         """Loads a follower's part of the model, and joins the other ranks.
@@ -96,25 +99,26 @@ class CheckpointLoader:
         """
         from spyglass_server.runtime.parallel.group import Group, join_store
 
-        parts = self._parts(place)
+        phases = Phases("Python")
+        parts = self._parts(place, phases)
         tether.report(self._given())
-        loaded = self._loaded(parts, place.mesh)
+        loaded = self._loaded(parts, place.mesh, phases)
         tether.report("loaded")
         group = Group(place, join_store(place.host, tether.store_port), parts.device)
-        runner, memory, _ = self._runner(loaded, group)
+        runner, memory, _ = self._runner(loaded, group, phases)
         tether.report(asdict(memory))
         return runner, group
 
-    def _load(self) -> tuple[EngineCore, EngineInfo]:
+    def _load(self, phases: Phases) -> tuple[EngineCore, EngineInfo]:
         from spyglass_server.runtime.mesh import ALONE
 
         if self.settings.tensor_parallel_size > 1:
-            return self._load_with_followers()
-        loaded = self._loaded(self._parts(None), ALONE)
-        runner, memory, max_tokens = self._runner(loaded, None)
-        return self._engine(loaded, runner, (memory,), max_tokens)
+            return self._load_with_followers(phases)
+        loaded = self._loaded(self._parts(None, phases), ALONE, phases)
+        runner, memory, max_tokens = self._runner(loaded, None, phases)
+        return self._engine(loaded, runner, (memory,), max_tokens, phases)
 
-    def _load_with_followers(self) -> tuple[EngineCore, EngineInfo]:
+    def _load_with_followers(self, phases: Phases) -> tuple[EngineCore, EngineInfo]:
         """Loads the first rank's part. Until all have loaded theirs, what is wrong with one of them is raised here."""
         from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.parallel.followers import Followers
@@ -125,14 +129,15 @@ class CheckpointLoader:
         sharded(load_config(self.folder), size)  # refuses what cannot be divided before anything is started
         followers = Followers(self, size, self.launch)
         try:
-            parts = self._parts(followers.place)
+            parts = self._parts(followers.place, phases)
             self._compare(followers.gather())
-            loaded = self._loaded(parts, followers.place.mesh)
+            loaded = self._loaded(parts, followers.place.mesh, phases)
             followers.gather()
             group = followers.join(parts.device)
-            runner, memory, max_tokens = self._runner(loaded, group)
+            runner, memory, max_tokens = self._runner(loaded, group, phases)
             others = (MemoryInfo(**report) for report in followers.gather())
-            return self._engine(loaded, LeadingRunner(runner, group, followers), (memory, *others), max_tokens)
+            leading = LeadingRunner(runner, group, followers)
+            return self._engine(loaded, leading, (memory, *others), max_tokens, phases)
         except BaseException:
             followers.kill()
             raise
@@ -158,14 +163,17 @@ class CheckpointLoader:
                 raise ValueError(f"rank {rank} was started with {option} {other.get(name)}, the first with {value}")
 
     def _engine(
-        self, loaded: "_Loaded", runner: Runner, ranks: tuple[MemoryInfo, ...], max_tokens: int
+        self, loaded: "_Loaded", runner: Runner, ranks: tuple[MemoryInfo, ...], max_tokens: int, phases: Phases
     ) -> tuple[EngineCore, EngineInfo]:
+        from spyglass_server.prompt.files import read_prompt_files
         from spyglass_server.runtime.grammar_compiler import ThreadedGrammarCompiler
 
         parts, first = loaded.parts, ranks[0]
         pages = PagePool(first.kv_cache_tokens // PAGE_SIZE, PAGE_SIZE)
         scheduler = Scheduler(parts.limits, pages, ImageCache(first.image_cache_tiles))
-        grammars = ThreadedGrammarCompiler(self.folder / "tokenizer.json", self.stop_token_ids)
+        files = read_prompt_files(self.folder)
+        grammars = ThreadedGrammarCompiler(files.tokenizer_path, files.stop_token_ids)
+        phases.end("tokenizer")
         return EngineCore(scheduler, runner, grammars), EngineInfo(
             dtype=str(parts.dtype).removeprefix("torch."),
             quantization=parts.quantization,
@@ -178,13 +186,15 @@ class CheckpointLoader:
             ranks=ranks,
         )
 
-    def _parts(self, place: "Place | None") -> "_Parts":
+    def _parts(self, place: "Place | None", phases: Phases) -> "_Parts":
         """What is known before anything is loaded."""
         import torch
 
+        phases.end("PyTorch")
         from spyglass_server.runtime.config import load_config
 
         config = load_config(self.folder)
+        phases.end("configuration")
         device = _choose_device(self.settings.device, place)
         if device.type == "cpu":
             os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
@@ -200,15 +210,19 @@ class CheckpointLoader:
             limits=self._limits(config, device),
         )
 
-    def _loaded(self, parts: "_Parts", mesh: "Mesh") -> "_Loaded":
+    def _loaded(self, parts: "_Parts", mesh: "Mesh", phases: Phases) -> "_Loaded":
         """Loads the model, or a rank's part of it; no rank waits for another."""
         from spyglass_server.runtime.sizing import Sizing
 
         settings = replace(self.settings, quantization=parts.quantization)
         sizing = Sizing(settings, parts.config, parts.dtype, parts.device, PAGE_SIZE, mesh)
-        return _Loaded(parts=parts, sizing=sizing, model=self._model(parts, mesh))
+        model = self._model(parts, mesh)
+        phases.end("weights")
+        return _Loaded(parts=parts, sizing=sizing, model=model)
 
-    def _runner(self, loaded: "_Loaded", group: "Group | None") -> tuple["ModelRunner", MemoryInfo, int]:
+    def _runner(
+        self, loaded: "_Loaded", group: "Group | None", phases: Phases
+    ) -> tuple["ModelRunner", MemoryInfo, int]:
         """Makes the caches, which are of the same sizes on all ranks; also returns the maximum length of a sequence."""
         from spyglass_server.runtime.runner import ModelRunner
 
@@ -230,6 +244,7 @@ class CheckpointLoader:
             max_tokens=max_tokens,
             has_kernels=self.settings.cpu_kernels == "auto",
         )
+        phases.end("kernels, caches")
         return runner, memory, max_tokens
 
     def _model(self, parts: "_Parts", mesh: "Mesh") -> "Mllama":

@@ -86,7 +86,7 @@ def _load_engine(config: Mapping[str, Any], settings: EngineConfig) -> tuple[Eng
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
         _tokenizer().save(f"{folder}/tokenizer.json")
-        return CheckpointLoader(folder=Path(folder), settings=settings, stop_token_ids=frozenset({0})).load()
+        return CheckpointLoader(folder=Path(folder), settings=settings).load()
 
 
 def _tokenizer() -> Tokenizer:

@@ -53,15 +53,12 @@ OnEvent = Callable[[Event | EngineDied], None]
 class AsyncEngine:
     """The engine as the server's event loop sees it."""
 
-    def __init__(
-        self,
-        loader: EngineLoader,
-        on_ready: Callable[[bool], None] = lambda ready: None,
-        on_step: Callable[[StepStats], None] = lambda stats: None,
-    ) -> None:
-        """`on_ready` hears whenever the engine becomes ready or ceases to be, `on_step` of each step."""
+    def __init__(self, loader: EngineLoader) -> None:
         self._loader = loader
-        self._on_ready, self._on_step = on_ready, on_step
+        self.on_ready: Callable[[bool], None] = lambda ready: None
+        """Hears whenever the engine becomes ready or ceases to be."""
+        self.on_step: Callable[[StepStats], None] = lambda stats: None
+        """Hears of each step."""
         self._ids = itertools.count(1)
         self._running: dict[int, OnEvent] = {}
         self._scheduled: set[int] = set()
@@ -110,14 +107,27 @@ class AsyncEngine:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Starts the process and waits until the model is loaded.
+        """Waits until the model is loaded, by the process that `launch` has started or by one that starts now.
 
         Raises:
             EngineLoadError: it cannot be loaded.
         """
-        self._first = asyncio.get_running_loop().create_future()
-        self._launch()
+        if self._first is None:
+            self.launch()
+        assert self._first is not None
         await self._first
+
+    def launch(self) -> None:
+        """Starts the process, so that it loads while the server does something else before `start`."""
+        self._first = asyncio.get_running_loop().create_future()
+        self._first.add_done_callback(_look_at)  # it may fail before anybody waits
+        self._launch()
+
+    def kill(self) -> None:
+        """Ends the process at once, for a server that cannot start."""
+        self._stopping = True
+        if self._process:
+            self._process.kill()
 
     async def stop(self) -> None:
         """Ends the process; running requests hear that it died."""
@@ -176,7 +186,7 @@ class AsyncEngine:
             case StepEvents():
                 self.heard_s = time.monotonic()
                 if (stats := message.stats) is not None:
-                    self._on_step(stats)
+                    self.on_step(stats)
                 self.activity.note_step(message.num_tokens)
                 for event in message:
                     self._dispatch(event)
@@ -243,7 +253,7 @@ class AsyncEngine:
             self._ready.set()
         else:
             self._ready.clear()
-        self._on_ready(ready)
+        self.on_ready(ready)
 
     def _ended(self) -> None:
         self._process = None
@@ -263,3 +273,8 @@ class AsyncEngine:
             return
         log.error("the engine process died under %d requests; it starts again", len(running))
         self._launch_later()
+
+
+def _look_at(first: "asyncio.Future[None]") -> None:
+    if not first.cancelled():
+        first.exception()

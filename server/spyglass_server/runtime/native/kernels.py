@@ -105,7 +105,7 @@ class Kernels:
         )
 
     def _packed(self, columns: Sequence[Tensor]) -> Tensor:
-        """Of one or two tensors [out, in]: [panels, in, outputs of a panel], in bfloat16 with pairs of inputs together."""
+        """Of one or two tensors [out, in]: [panels, in, outputs of a panel]; in bfloat16, inputs lie in pairs."""
         columns = [one.contiguous() for one in columns]
         (count, depth), dtype, width = columns[0].shape, columns[0].dtype, 2 * self._lanes
         panels, in_pairs = -(-count * len(columns) // width), dtype == torch.bfloat16

@@ -1,0 +1,42 @@
+"""What a program spends the time of its start on."""
+
+import os
+import time
+from pathlib import Path
+
+
+class Phases:
+    """Measures phases one after the other; the first began with the process."""
+
+    def __init__(self, first: str) -> None:
+        """`first` names what has passed until now."""
+        self._began = time.monotonic() - _process_age_s()
+        self._seen = self._began
+        self._phases: list[tuple[str, float]] = []
+        self.end(first)
+
+    def end(self, name: str) -> None:
+        """Ends the phase that is called `name`, and begins the next."""
+        now = time.monotonic()
+        self._phases.append((name, now - self._seen))
+        self._seen = now
+
+    @property
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        """The phases, and how long each took."""
+        return tuple(self._phases)
+
+    def __str__(self) -> str:
+        """`4.2 s after the process began: imports 0.3, weights 3.9`."""
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self._phases)
+        return f"{self._seen - self._began:.2f} s after the process began: {parts}"
+
+
+def _process_age_s() -> float:
+    """How long ago this process was started, to a hundredth of a second; 0 where the system does not say."""
+    try:
+        # the second field, the name, may have spaces and brackets in it
+        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return 0.0
