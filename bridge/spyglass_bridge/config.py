@@ -5,9 +5,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from spyglass_common.tls import Tls
-
 from spyglass_common.telemetry import check_telemetry
+from spyglass_common.tls import Tls
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

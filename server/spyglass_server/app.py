@@ -29,7 +29,7 @@ from spyglass_server.config import ServerConfig
 from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.ledger import Ledger, lock_data_dir, read_server_id
-from spyglass_server.listening import Listener
+from spyglass_server.listening import Listener, connection_limits
 from spyglass_server.metrics import Load, Metrics
 from spyglass_server.metrics_aliases import with_vllm_names
 from spyglass_server.prompt import PromptMaker
@@ -110,7 +110,9 @@ class Server:
         """
         self._keys.start()
         self.metrics_address = self._watched.enter_context(serve_metrics(self._config.metrics, self._exposed()))
-        self._server = aio.server(interceptors=[Boundary(self._keys)], options=_OPTIONS)
+        self._server = aio.server(
+            interceptors=[Boundary(self._keys)], options=(*_OPTIONS, *connection_limits(self._config.max_pending))
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._servicer, self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._keys, self._ledger), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

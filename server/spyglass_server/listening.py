@@ -12,7 +12,25 @@ from spyglass_common.exposure import exposure_warning, is_local
 from spyglass_common.unix_socket import SocketFile
 from spyglass_server.config import ServerTls
 
+_MIN_STREAMS = 256
+
 log = logging.getLogger(__name__)
+
+
+def connection_limits(max_pending: int) -> tuple[tuple[str, int], ...]:
+    """What one connection may take of the server, as options of gRPC.
+
+    Without the first, thousands of streams that are opened and reset wait at once to be noticed here, and gRPC then
+    drops calls of others without a word. Streams that were reset count until they are; those beyond are refused by
+    gRPC itself. benchmarks/http2_floods.py sends such floods.
+    """
+    return (
+        ("grpc.max_concurrent_streams", max(_MIN_STREAMS, max_pending)),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by itself, for whoever connects and says nothing
+        ("grpc.max_metadata_size", 8 << 10),
+        ("grpc.absolute_max_metadata_size", 16 << 10),
+        ("grpc.http2.max_ping_strikes", 2),  # of pings that come sooner than the least interval
+    )
 
 
 class Listener:

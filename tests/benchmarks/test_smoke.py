@@ -201,6 +201,14 @@ def test_cancels(tiny_checkpoint: Path) -> None:
     passed(run("cancels", "--model", tiny_checkpoint, *sizes), 17)
 
 
+def test_http2_floods(tiny_checkpoint: Path) -> None:
+    """The resets as many as they are meant to be: 20,000 in 5 s, beside 40 calls of others."""
+    resets = ("resets by a stranger", "resets by somebody with a key")
+    passed(run("http2_floods", "--model", tiny_checkpoint, "--floods", *resets), 10)
+    others = ("pings", "settings", "headers without an end")
+    passed(run("http2_floods", "--model", tiny_checkpoint, "--frames", 2000, "--seconds", 1, "--floods", *others), 15)
+
+
 def test_overload(tiny_checkpoint: Path) -> None:
     """In both ways; how the service stands it is not looked at."""
     sizes = ("--seconds", 2, "--calibrate", 2, "--batch", 2, "--pending", 4, "--tokens", 5)
