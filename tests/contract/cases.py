@@ -48,6 +48,8 @@ CASES: dict[str, str] = {
     "A43": "cancels and timeouts over gRPC",
     "A44": "a full queue",
     "A45": "one request id of two tenants, one idempotency key twice",
+    "A46": "floods of HTTP/2 frames",
+    "A47": "lines of the log that a caller forges",
     "F1": "kill -9 of server and engine under 16 streams",
     "F2": "an exception for one row of 16",
     "F3": "out of memory in a prefill",
