@@ -111,6 +111,7 @@ async def test_of_a_private_model_nothing_is_told_without_a_key(bridge: BridgeUn
         about = await response.json()
     assert (about["name"], about["public"], about["model"]) == ("Spyglass", False, None)
     assert about["grpc_port"] == bridge.server.port
+    assert about["grpc_tls"] is False
 
 
 async def test_of_a_public_model_everybody_is_told(server: FakeService) -> None:

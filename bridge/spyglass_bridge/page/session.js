@@ -17,7 +17,7 @@ const POLL_MS = 2000;
 
 export class Session extends Store {
   key = "";
-  /** @type {{name: string, version: string, public: boolean, model: Model|null, grpc_port: number|null}|null} */
+  /** @type {{name: string, version: string, public: boolean, model: Model|null, grpc_port: number|null, grpc_tls: boolean}|null} */
   about = null;
   /** @type {Model|null} */
   model = null;

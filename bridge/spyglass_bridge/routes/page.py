@@ -54,6 +54,7 @@ async def get_about(request: web.Request) -> web.Response:
         "public": services.config.page == "public",
         "model": await _public_model(services),
         "grpc_port": _grpc_port(services.config),
+        "grpc_tls": services.config.grpc_tls is not None,
     }
     return web.json_response(about, headers=STRICT_HEADERS)
 

@@ -8,7 +8,7 @@ import { html, useState, useStore } from "../ui.js";
 /** @param {import("../session.js").Session} session @returns {import("../examples/languages.js").Place} */
 export function placeOf(session) {
   const port = session.about?.grpc_port;
-  const isSecure = location.protocol === "https:";
+  const isSecure = Boolean(session.about?.grpc_tls) || location.protocol === "https:";
   return { origin: location.origin, grpc: port ? `${location.hostname}:${port}` : null, isSecure };
 }
 
