@@ -178,10 +178,12 @@ async def beside(service: Service, name: str, given: argparse.Namespace) -> list
     before = _resident_bytes(service.server.pid)
     began = time.monotonic()
     share = given.frames // given.callers
-    *floods, calls = await asyncio.gather(
-        *(flood(service.grpc, FLOODS[name], share, given.seconds) for _ in range(given.callers)),
-        calls_of_others(service, given.seconds),
-    )
+    async with asyncio.TaskGroup() as group:
+        pouring = [
+            group.create_task(flood(service.grpc, FLOODS[name], share, given.seconds)) for _ in range(given.callers)
+        ]
+        calling = group.create_task(calls_of_others(service, given.seconds))
+    floods, calls = [task.result() for task in pouring], calling.result()
     num_sent, took_s = sum(each.num_sent for each in floods), time.monotonic() - began
     num_connections = sum(each.num_connections for each in floods)
     print(f"{name}: {num_sent:,} sent in {took_s:.1f} s on {num_connections} connection(s)", flush=True)

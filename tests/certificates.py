@@ -42,6 +42,20 @@ def make_pair(folder: Path, name: str, hosts: str = "DNS:localhost,IP:127.0.0.1"
     return pair
 
 
+def make_signed_pair(folder: Path, name: str, hosts: str, authority: Pair) -> Pair:
+    """A certificate for these hosts that an authority has signed."""
+    pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
+    request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
+    extensions.write_text(f"basicConstraints=CA:FALSE\nsubjectAltName={hosts}\n")
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}")
+    ask = ("openssl", "req", *kind, "-keyout", str(pair.key), "-out", str(request))
+    by = ("-CA", str(authority.cert), "-CAkey", str(authority.key), "-CAcreateserial", "-days", "2")
+    sign = ("openssl", "x509", "-req", "-in", str(request), *by, "-extfile", str(extensions), "-out", str(pair.cert))
+    for command in (ask, sign):
+        subprocess.run(command, check=True, capture_output=True)
+    return pair
+
+
 def bundle(path: Path, *pairs: Pair) -> Path:
     """A file of authorities that has these."""
     path.write_text("".join(pair.pem for pair in pairs))

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from spyglass_bridge import settings as bridge
+from spyglass_common.exposure import is_local
 from spyglass_common.settings import add_settings, to_environ
 from spyglass_launcher.settings import SETTINGS
 from spyglass_server import settings as server
@@ -53,6 +54,10 @@ def test_several_values_come_repeated_or_together_or_with_commas() -> None:
         ("price-input", "-1"),
         ("gpu-memory-utilization", "1.01"),
         ("load-format", "fast"),
+        ("socket-mode", "0999"),
+        ("socket-mode", "rw"),
+        ("cors-origin", "https://a.example/path"),
+        ("cors-origin", "a.example"),
     ],
 )
 def test_wrong_values_are_refused_wherever_they_stand(
@@ -98,3 +103,30 @@ def test_a_step_that_is_set_has_a_token_for_each_choice() -> None:
     assert resolve(parse("--max-batch", "600")).engine.max_step_tokens is None
     with pytest.raises(ValueError, match="--max-step-tokens must be at least --max-batch"):
         resolve(parse("--max-batch", "600", "--max-step-tokens", "512"))
+
+
+def test_origins_are_kept_as_browsers_write_them() -> None:
+    given = ("HTTPS://App.Example.com:443", "http://localhost:3000", "http://x:80", "http://[::1]:8080", "*")
+    kept = ("https://app.example.com", "http://localhost:3000", "http://x", "http://[::1]:8080", "*")
+    assert parse("--cors-origin", *given).cors_origin == kept
+    assert parse(SPYGLASS_CORS_ORIGIN=",".join(given)).cors_origin == kept
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/run/x", True),
+        ("ipv4:127.0.0.1:1", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("10.0.0.1:1", False),
+        ("server:1", False),
+        ("localhost.example.com:1", False),
+    ],
+)
+def test_what_other_machines_reach(address: str, *, local: bool) -> None:
+    assert is_local(address) is local

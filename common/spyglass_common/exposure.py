@@ -7,7 +7,7 @@ def is_local(address: str) -> bool:
     """Whether only this machine reaches HOST:PORT or unix:PATH. A name other than localhost may be any machine's."""
     if address.startswith("unix:"):
         return True
-    host = address.rpartition(":")[0].strip("[]").lower()
+    host = address.rpartition(":")[0].lower().removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
     if host == "localhost":
         return True
     try:

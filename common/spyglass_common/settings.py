@@ -76,6 +76,9 @@ def origin(text: str) -> str:
     lowered = text.lower()
     if lowered != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", lowered):
         raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://app.example.com, nor *")
+    for scheme, port in (("https://", ":443"), ("http://", ":80")):
+        if lowered.startswith(scheme):
+            lowered = lowered.removesuffix(port)
     return lowered
 
 

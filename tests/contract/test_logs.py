@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import grpc
 import httpx
@@ -78,7 +79,7 @@ def test_a47_over_grpc(stack: Stack, doors: Doors) -> None:
     ):
         doors.generate(start)
     for method in (EVIL, "Generate"):
-        call = doors.channel.unary_unary(f"/spyglass.v1.InferenceService/{method}")
+        call: Any = doors.channel.unary_unary(f"/spyglass.v1.InferenceService/{method}")
         with pytest.raises(grpc.RpcError):
             call(b"\xff" * 20, metadata=auth("bad\\n" + FORGED), timeout=10)
     assert_own_lines(log_since(stack, offset))
@@ -87,7 +88,7 @@ def test_a47_over_grpc(stack: Stack, doors: Doors) -> None:
 def test_a47_the_callers_id_is_taken_only_as_it_may_stand_in_a_line(stack: Stack, doors: Doors) -> None:
     for given in ("ok-1.2:3_4", "with space", "a" * 129, "é", '"quoted"', "a=b"):
         with httpx.Client(base_url=stack.http) as http:
-            response = http.get("/health", headers={"x-request-id": given.encode()})
+            response = http.get("/health", headers=[(b"x-request-id", given.encode())])
         taken = response.headers["x-request-id"]
         assert (taken == given) is (given == "ok-1.2:3_4")
         assert re.fullmatch(r"[\w.:-]{1,128}", taken)

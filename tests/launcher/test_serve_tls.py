@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from certificates import Pair, make_pair, needs_openssl
+from certificates import Pair, make_pair, make_signed_pair, needs_openssl
 from spyglass_client.cli import main
 from spyglass_launcher.own_tls import name_in
 from stack import KEY, Stack
@@ -40,7 +40,8 @@ def command(stack: Stack, *words: str, **environ: str) -> subprocess.CompletedPr
 def test_serve_with_tls_on_both_sides(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The certificate is for a name that is not this machine's; clients need a certificate of their own."""
     web = make_pair(tmp_path, "web")
-    served, new = (make_pair(tmp_path, name, "DNS:*.example.com") for name in ("served", "new"))
+    authority, new = make_pair(tmp_path, "authority"), make_pair(tmp_path, "new", "DNS:*.example.com")
+    served = make_signed_pair(tmp_path, "served", "DNS:*.example.com", authority)
     client = make_pair(tmp_path, "client")
     options = {
         "http-tls-cert": web.cert,
@@ -66,7 +67,7 @@ def test_serve_with_tls_on_both_sides(tiny_checkpoint: Path, tmp_path: Path) -> 
         assert status() == 200
         mine = {"SPYGLASS_GRPC_CLIENT_CERT": str(client.cert), "SPYGLASS_GRPC_CLIENT_KEY": str(client.key)}
         named = {"SPYGLASS_GRPC_SERVER_NAME": "any.example.com"}
-        trust = {"SPYGLASS_GRPC_CA": str(served.cert)}
+        trust = {"SPYGLASS_GRPC_CA": str(authority.cert)}
         for words in (["models"], ["usage"], ["chat", "--max-tokens=2", "Hi"], ["keys", "list"]):
             at = ["--data-dir", str(stack.data_dir)] if words[0] == "keys" else []
             good = command(stack, *words, *at, **mine, **named, **trust)
@@ -78,18 +79,19 @@ def test_serve_with_tls_on_both_sides(tiny_checkpoint: Path, tmp_path: Path) -> 
         new.copy_to(served)  # the bridge goes on, and finds the server again when it loses it
         time.sleep(3)
         assert status() == 200
-        good = command(stack, "models", **mine, **named, **trust)
+        good = command(stack, "status", **mine, **named, SPYGLASS_GRPC_CA=str(new.cert))
         assert good.returncode == 0, good.stderr
 
 
 def test_the_name_in_a_certificate(tmp_path: Path) -> None:
+    authority = make_pair(tmp_path, "authority")
     for hosts, name in (
         ("DNS:a.example.com,DNS:b", "a.example.com"),
         ("IP:10.1.2.3", "10.1.2.3"),
         ("DNS:*.x.org", "spyglass.x.org"),
     ):
-        pair = make_pair(tmp_path, "pair", hosts)
-        assert name_in(pair.cert, pair.key) == name
+        for pair in (make_pair(tmp_path, "own", hosts), make_signed_pair(tmp_path, "signed", hosts, authority)):
+            assert name_in(pair.cert, pair.key) == name
 
 
 @pytest.mark.parametrize(
