@@ -56,6 +56,7 @@ class BridgeConfig:
     allowed_image_names: frozenset[str]
     allowed_image_networks: tuple[Network, ...]
     page: str
+    built_with_llama: str
     log_level: str
     log_format: str
     metrics: str | None
@@ -92,6 +93,7 @@ class BridgeConfig:
             allowed_image_names=names,
             allowed_image_networks=networks,
             page=args.page,
+            built_with_llama=args.built_with_llama,
             log_level=args.log_level,
             log_format=args.log_format,
             metrics=args.bridge_metrics,

@@ -45,6 +45,14 @@ SETTINGS: tuple[Setting, ...] = (
         "on|public|off",
         negation="off",
     ),
+    choice(
+        "built-with-llama",
+        "whether the model page says 'Built with Llama' and links the licence, which asks that of who serves a Llama "
+        "model: auto does where the model's name has 'llama' in it",
+        "auto",
+        "auto|on|off",
+        negation="off",
+    ),
     shared.LOG_LEVEL,
     shared.LOG_FORMAT,
     shared.OTLP_ENDPOINT,

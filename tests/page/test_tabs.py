@@ -9,7 +9,7 @@ import pytest
 from google.rpc import code_pb2
 from playwright.async_api import BrowserContext, expect
 
-from bridge_setup import MODEL, BridgeUnderTest
+from bridge_setup import MODEL, BridgeUnderTest, run_bridge_under_test
 from fake_service import USER_KEY, FakeService, Reply
 from page.open_page import OpenPage
 from spyglass_common.status import make_status
@@ -25,6 +25,30 @@ async def test_the_header_tells_of_the_model_to_who_has_a_key(opened: OpenPage) 
         await expect(header).to_contain_text(words)
     await expect(opened.page.locator(".state")).to_contain_text("ready")
     await expect(opened.page).to_have_title(f"{MODEL} · Spyglass")
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "is_said"),
+    [
+        ("auto", "meta-llama/Llama-3.2-11B-Vision-Instruct", True),
+        ("auto", "llama-of-acme", True),
+        ("auto", "spyglass-demo", False),
+        ("auto", "pictures", False),
+        ("on", "pictures", True),
+        ("off", "meta-llama/Llama-3.2-11B-Vision-Instruct", False),
+    ],
+)
+async def test_it_says_what_it_is_built_with(
+    server: FakeService, context: BrowserContext, setting: str, name: str, is_said: bool
+) -> None:
+    server.model.id = name
+    async with run_bridge_under_test(server, page="public", built_with_llama=setting) as bridge:
+        await bridge.wait_ready()
+        page = await OpenPage.open(context, bridge.url)
+        await expect(page.page.get_by_role("heading", level=1)).to_have_text(name)
+        links = page.page.locator(".hero .links")
+        await expect(links.get_by_text("Built with Llama")).to_have_count(int(is_said))
+        await expect(links.get_by_role("link", name="Llama 3.2 Community License")).to_have_count(int(is_said))
 
 
 async def test_tabs_work_by_mouse_keyboard_and_address(entered: OpenPage) -> None:

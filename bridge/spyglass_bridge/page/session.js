@@ -17,7 +17,8 @@ const POLL_MS = 2000;
 
 export class Session extends Store {
   key = "";
-  /** @type {{name: string, version: string, public: boolean, model: Model|null, grpc_port: number|null, grpc_tls: boolean}|null} */
+  /** @type {{name: string, version: string, public: boolean, model: Model|null, grpc_port: number|null, grpc_tls: boolean,
+   *   built_with_llama: "auto"|"on"|"off"}|null} */
   about = null;
   /** @type {Model|null} */
   model = null;

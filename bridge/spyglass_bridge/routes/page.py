@@ -55,6 +55,7 @@ async def get_about(request: web.Request) -> web.Response:
         "model": await _public_model(services),
         "grpc_port": _grpc_port(services.config),
         "grpc_tls": services.config.grpc_tls is not None,
+        "built_with_llama": services.config.built_with_llama,
     }
     return web.json_response(about, headers=STRICT_HEADERS)
 

@@ -5,6 +5,12 @@ import { html, useStore } from "../ui.js";
 
 const LICENCE = "https://www.llama.com/llama3_2/license/";
 
+/** Whether the licence of Llama asks for its notice: names of models that are made of Llama begin with it. */
+export function isLlama({ about, model }) {
+  const said = about?.built_with_llama ?? "auto";
+  return said === "auto" ? /llama/i.test(model?.id ?? "") : said === "on";
+}
+
 export function ModelHeader({ session, onDeploy }) {
   useStore(session);
   const { model, about } = session;
@@ -23,9 +29,8 @@ export function ModelHeader({ session, onDeploy }) {
       <p class="lead">${metadata?.description || (model ? "" : "This deployment tells of its model to who has a key.")}</p>
       ${metadata ? html`<${Facts} metadata=${metadata} />` : html`<p><button type="button" class="button primary" onClick=${() => session.ask()}>Enter API key</button></p>`}
       <p class="links">
-        ${isDemo
-          ? html`<span>Demo model: SmolLM2-135M inside the Llama 3.2 Vision architecture, Apache-2.0</span>`
-          : html`<strong>Built with Llama</strong><a href=${LICENCE} target="_blank" rel="noopener noreferrer nofollow">Llama 3.2 Community License</a>`}
+        ${isDemo && html`<span>Demo model: SmolLM2-135M inside the Llama 3.2 Vision architecture, Apache-2.0</span>`}
+        ${isLlama(session) && html`<strong>Built with Llama</strong><a href=${LICENCE} target="_blank" rel="noopener noreferrer nofollow">Llama 3.2 Community License</a>`}
         <a href="/docs">API reference</a>
       </p>
     </div>
