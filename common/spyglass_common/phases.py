@@ -21,11 +21,6 @@ class Phases:
         self._phases.append((name, now - self._seen))
         self._seen = now
 
-    @property
-    def seconds(self) -> tuple[tuple[str, float], ...]:
-        """The phases, and how long each took."""
-        return tuple(self._phases)
-
     def __str__(self) -> str:
         """`4.2 s after the process began: imports 0.3, weights 3.9`."""
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self._phases)
