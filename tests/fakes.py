@@ -19,6 +19,7 @@ from spyglass_server.app import Server
 from spyglass_server.config import resolve
 from spyglass_server.engine.handle.async_engine import AsyncEngine
 from spyglass_server.engine.messages import EngineInfo, ImageInput, ImageKey, MemoryInfo
+from spyglass_server.engine.structured_output import GrammarCompiler
 from spyglass_server.engine.worker.batch import Pending, Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits
 from spyglass_server.engine.worker.core import EngineCore
@@ -145,6 +146,7 @@ class FakeLoader:
     bad_token: int | None = None
     fails: str | None = None
     alphabet: tuple[int, ...] = tuple(range(64, 90))  # a to z in the tiny tokenizer
+    grammars: GrammarCompiler | None = None
 
     def load(self) -> tuple[EngineCore, EngineInfo]:
         if self.fails:
@@ -176,7 +178,28 @@ class FakeLoader:
                 ),
             ),
         )
-        return EngineCore(scheduler, runner), info
+        return EngineCore(scheduler, runner, self.grammars), info
+
+
+class AllowsAll:
+    """Compiles every grammar to one that allows all tokens: a FakeRunner is held to none."""
+
+    is_ready = True
+
+    def matcher(self, grammar: str) -> "AllowsAll":
+        return self
+
+    def allowed(self) -> bytes:
+        return b"\xff" * 1024
+
+    def advance(self, token: int) -> None:
+        """Every token is right."""
+
+    def forced(self) -> tuple[int, ...]:
+        return ()
+
+    def fork(self) -> "AllowsAll":
+        return self
 
 
 class _SlowRunner(FakeRunner):

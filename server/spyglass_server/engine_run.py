@@ -64,6 +64,8 @@ class EngineRun:
         self._held: list[tuple[float, Output]] = []
         self._scheduled: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
+        # Who is cancelled asks no more how it went, which is no fault.
+        self._over.add_done_callback(lambda over: over.cancelled() or over.exception())
 
     async def wait_scheduled(self) -> int:
         """Submits the request and waits for its first step; returns how many prompt tokens came from the cache.

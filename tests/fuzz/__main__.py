@@ -12,7 +12,9 @@ import time
 import traceback
 from collections import Counter
 
-from fuzz.target import Batch, Target
+from hypothesis import Phase
+
+from fuzz.target import ALL_PHASES, FIRST, Batch, Target
 from fuzz.targets import TARGETS
 
 _REPORT_S = 60.0
@@ -22,8 +24,8 @@ _MOST_COMMON = 12
 class Campaign:
     """The trial of one target."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, target: Target, phases: tuple[Phase, ...]) -> None:
+        self._target, self._phases = target, phases
         self._outcomes = Counter[str]()
         self._began = self._reported = time.monotonic()
 
@@ -46,7 +48,7 @@ class Campaign:
 
     def _try(self, batch: Batch, seed: int) -> bool:
         try:
-            batch(seed, self._target.batch_size)
+            batch(seed, self._target.batch_size, self._phases)
         except Exception as finding:
             traceback.print_exception(finding, file=sys.stdout)
             self._report("FOUND SOMETHING")
@@ -76,11 +78,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="for how long, each target")
     parser.add_argument("--seed", type=int, help="tries the examples of this seed alone")
     parser.add_argument("--first-seed", type=int, default=0, help="where to begin; another run has tried those before")
+    parser.add_argument("--first", action="store_true", help="show the first example that fails, not the least")
     options = parser.parse_args()
     chosen = TARGETS.values() if options.target == "all" else [TARGETS[options.target]]
     num_batches = None if options.seed is None else 1
     first = options.first_seed if options.seed is None else options.seed
-    held = [Campaign(target).run(first, 60 * options.minutes, num_batches) for target in chosen]
+    held = [
+        Campaign(target, FIRST if options.first else ALL_PHASES).run(first, 60 * options.minutes, num_batches)
+        for target in chosen
+    ]
     return 0 if all(held) else 1
 
 

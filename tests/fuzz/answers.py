@@ -17,7 +17,17 @@ from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 _WORDS = ("the", " a", "stop", "sto", "op", "\n\n", "é", "😀😀", "日本", "\r\n", "\u2028", "a\u0301", "\x00", "0" * 300)
-_HALVES = (b"\xf0\x9f", b"\x98\x80", b"\xe6\x97", b"\xa5a", b"\xc3", b"\xa9\xc3", b"\xff\xfe", b"\xed\xa0\x80", b"\x80" * 5)
+_HALVES = (
+    b"\xf0\x9f",
+    b"\x98\x80",
+    b"\xe6\x97",
+    b"\xa5a",
+    b"\xc3",
+    b"\xa9\xc3",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\x80" * 5,
+)
 _NUM_TOKENS = 256 + len(_WORDS) + len(_HALVES) + len(SPECIAL_TOKENS)
 
 
@@ -31,7 +41,9 @@ class _Case:
 
 
 _tokens = st.integers(0, _NUM_TOKENS + 3) | st.integers(256, _NUM_TOKENS)
-_stops = st.text(st.sampled_from("stop a\né日本😀\u0301\ufffd\x00"), min_size=1, max_size=4) | st.text(min_size=1, max_size=3)
+_stops = st.text(st.sampled_from("stop a\né日本😀\u0301\ufffd\x00"), min_size=1, max_size=4) | st.text(
+    min_size=1, max_size=3
+)
 _cases = st.builds(
     _Case,
     st.lists(st.tuples(st.integers(0, 1), _tokens), max_size=40).map(tuple),

@@ -13,7 +13,7 @@ import grpc
 from hypothesis import strategies as st
 
 from checkpoints import byte_tokenizer, write_prompt_files
-from fakes import BRIDGE_KEY, KEY, FakeLoader, TestServer, auth, chat, run_test_server
+from fakes import BRIDGE_KEY, KEY, AllowsAll, FakeLoader, TestServer, auth, chat, run_test_server
 from fuzz.background import PATIENCE_S, Background, background
 from fuzz.messages import messages
 from fuzz.mutations import mutated
@@ -96,10 +96,11 @@ class _Caller:
                 # Pictures that nobody sends would be waited for.
                 frames.extend(self._stream((*call.data, *_CANCELS), metadata))
             else:
-                self._channel.unary_unary(call.method)(call.data[0], metadata=metadata, timeout=PATIENCE_S)
+                method: Any = self._channel.unary_unary(call.method)
+                method(call.data[0], metadata=metadata, timeout=PATIENCE_S)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            return error.code(), error.details() or "", frames
+            status: Any = error
+            return status.code(), status.details() or "", frames
         return grpc.StatusCode.OK, "", frames
 
     def canary(self) -> str:
@@ -145,7 +146,7 @@ def running_server(loop: Background, loader: FakeLoader, **settings: Any) -> Ite
 def _opened() -> Iterator[Callable[[_Call], str]]:
     with (
         background() as loop,
-        running_server(loop, FakeLoader(), max_image_pixels=10_000) as (server, admin_key),
+        running_server(loop, FakeLoader(grammars=AllowsAll()), max_image_pixels=10_000) as (server, admin_key),
         grpc.insecure_channel(server.server.address) as channel,
     ):
         caller = _Caller(channel, admin_key)

@@ -12,8 +12,30 @@ M = TypeVar("M", bound=Message)
 _MAX_DEPTH = 5
 _MAX_FIELDS = 5
 _TEXTS = (
-    *("", "hi", "a", "f", "x" * 300, "{}", '{"type": "object"}', '{"type": "string", "pattern": "^a+$"}', "[", "(a+)+b"),
-    *('start: "a"', "<|image|>", "<|eot_id|>", "\x00", "\u2028", "é", "limits.usd_per_day", "name", "expires", "tenant"),
+    *(
+        "",
+        "hi",
+        "a",
+        "f",
+        "x" * 300,
+        "{}",
+        '{"type": "object"}',
+        '{"type": "string", "pattern": "^a+$"}',
+        "[",
+        "(a+)+b",
+    ),
+    *(
+        'start: "a"',
+        "<|image|>",
+        "<|eot_id|>",
+        "\x00",
+        "\u2028",
+        "é",
+        "limits.usd_per_day",
+        "name",
+        "expires",
+        "tenant",
+    ),
 )
 _texts = st.sampled_from(_TEXTS) | st.text(max_size=12)
 _NUMBERS = (0, 1, 2, 3, 4, 5, 20, 64, 255, 1000, 2**20, 2**31 - 1)
@@ -46,7 +68,7 @@ def _fill(draw: st.DrawFn, message: Message, depth: int) -> None:
         _set(draw, message, field, depth)
 
 
-def _set(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
+def _set(draw: st.DrawFn, message: Message, field: Any, depth: int) -> None:
     if field.message_type is None:
         if field.is_repeated:
             getattr(message, field.name).extend(draw(st.lists(_values(field), max_size=3)))
@@ -68,7 +90,7 @@ def _is_map(descriptor: Descriptor) -> bool:
     return bool(descriptor.GetOptions().map_entry)
 
 
-def _values(field: FieldDescriptor) -> "st.SearchStrategy[Any]":
+def _values(field: Any) -> "st.SearchStrategy[Any]":
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             return st.binary(max_size=20)
@@ -81,7 +103,9 @@ def _values(field: FieldDescriptor) -> "st.SearchStrategy[Any]":
         case FieldDescriptor.CPPTYPE_FLOAT:
             return st.floats(width=32) | st.sampled_from([0.0, 0.5, 1.0])
         case FieldDescriptor.CPPTYPE_ENUM:
-            return st.sampled_from([value.number for value in field.enum_type.values]) | st.integers(-(2**31), 2**31 - 1)
+            return st.sampled_from([value.number for value in field.enum_type.values]) | st.integers(
+                -(2**31), 2**31 - 1
+            )
     bits = 32 if field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32) else 64
     is_signed = field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
     least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)

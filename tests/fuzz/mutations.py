@@ -17,7 +17,9 @@ scalars = st.one_of(
     st.sampled_from([0, -1, 1, 2**31, 2**53 + 1, 2**63, 2**64, 10**400, 1e308, -0.0, 5e-324]),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["", "\x00", "\ud800", "\u2028", "<|eot_id|>", "{}", "[]", "data:image/png;base64,AA==", "a" * 5000]),
+    st.sampled_from(
+        ["", "\x00", "\ud800", "\u2028", "<|eot_id|>", "{}", "[]", "data:image/png;base64,AA==", "a" * 5000]
+    ),
 )
 json_values: st.SearchStrategy[Any] = st.recursive(
     scalars,

@@ -20,25 +20,105 @@ from spyglass_server.prompt.conversation import Tool
 
 _MAX_CPU_S = 2.0
 """So soon a shape must be taken or refused, of the processor's time: other programs run beside."""
-_HANGS_S = 60.0
+_HANGS_S = 20.0
 
 _KEYWORDS: list[Any] = [
     {"type": "string", "pattern": "^(a+)+b{0,99}$", "minLength": 2, "maxLength": 2000},
     {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 5000},
     {"type": "number", "minimum": -1.5, "exclusiveMaximum": 1e300, "multipleOf": 0.01},
-    {"type": "object", "patternProperties": {"^[a-z]{1,9}$": {"type": "null"}}, "minProperties": 1, "maxProperties": 99},
-    {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string", "format": "date-time"}]}}},
+    {
+        "type": "object",
+        "patternProperties": {"^[a-z]{1,9}$": {"type": "null"}},
+        "minProperties": 1,
+        "maxProperties": 99,
+    },
+    {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string", "format": "date-time"}]}},
+    },
     {"allOf": [{"$ref": "#"}, {"properties": {"a": {"$ref": "#/properties/b"}, "b": {"prefixItems": [{}, True]}}}]},
     {"oneOf": [{"const": 1}, {"enum": [2, "3", None, {"a": []}]}], "propertyNames": {"pattern": "^.{1,3}$"}},
     {"type": ["object", "null"], "required": ["a", "b"], "additionalProperties": False, "if": {}, "not": False},
 ]
 _REGEX = (
-    *("a", "(", ")", "(?:", "[", "]", "[^", "|", "*", "+", "?", "{0,9999}", "{3}", "{", "}", ".", "\\d", "\\w", "\\p{L}", "\\b"),
-    *("^", "$", "(?i)", "(?=", "(?<!", "\\1", "\\", "&&", "~", "--", "a-z", "\\x00", "é", "😀", "\n", '"', "(?P<n>", "{,5}"),
+    *(
+        "a",
+        "(",
+        ")",
+        "(?:",
+        "[",
+        "]",
+        "[^",
+        "|",
+        "*",
+        "+",
+        "?",
+        "{0,9999}",
+        "{3}",
+        "{",
+        "}",
+        ".",
+        "\\d",
+        "\\w",
+        "\\p{L}",
+        "\\b",
+    ),
+    *(
+        "^",
+        "$",
+        "(?i)",
+        "(?=",
+        "(?<!",
+        "\\1",
+        "\\",
+        "&&",
+        "~",
+        "--",
+        "a-z",
+        "\\x00",
+        "é",
+        "😀",
+        "\n",
+        '"',
+        "(?P<n>",
+        "{,5}",
+    ),
 )
 _LARK = (
-    *("start: ", "a", "b: ", "A: ", "\n", '"x"', "/a+/", "/(a+)+b/", "|", "*", "+", "?", "(", ")", "{1,9999}", "[", "]", "%json "),
-    *('{"type": "string"}', "%ignore /x/", "%import common.INT", "%regex ", "[lazy]", "[capture]", "<|eot_id|>", "&", "~", "#", "//", "~ 5"),
+    *(
+        "start: ",
+        "a",
+        "b: ",
+        "A: ",
+        "\n",
+        '"x"',
+        "/a+/",
+        "/(a+)+b/",
+        "|",
+        "*",
+        "+",
+        "?",
+        "(",
+        ")",
+        "{1,9999}",
+        "[",
+        "]",
+        "%json ",
+    ),
+    *(
+        '{"type": "string"}',
+        "%ignore /x/",
+        "%import common.INT",
+        "%regex ",
+        "[lazy]",
+        "[capture]",
+        "<|eot_id|>",
+        "&",
+        "~",
+        "#",
+        "//",
+        "~ 5",
+    ),
     *("start", "%llguidance {}", "\x00", '"', "/", "é", "..", "->", "%grammar {}"),
 )
 
@@ -53,7 +133,9 @@ def _dumped(value: Any) -> str:
 _defined = st.builds(
     lambda schema, one, other: schema | {"$defs": {"one": one, "other": other}}, SCHEMAS, DEFINITIONS, DEFINITIONS
 )
-_schemas = _defined | mutated_json(_KEYWORDS) | _defined.flatmap(lambda one: mutated_json([one, *_KEYWORDS])) | json_values
+_schemas = (
+    _defined | mutated_json(_KEYWORDS) | _defined.flatmap(lambda one: mutated_json([one, *_KEYWORDS])) | json_values
+)
 _regexes = st.lists(st.sampled_from(_REGEX), max_size=12).map("".join) | st.text(max_size=20)
 _larks = st.one_of(
     st.lists(st.sampled_from(_LARK), max_size=14).map("".join),

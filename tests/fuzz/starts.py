@@ -40,7 +40,9 @@ def valid_starts() -> list[inference_pb2.Start]:
     return [
         inference_pb2.Start(chat=talk, sampling=sampling, n=2, priority=1),
         inference_pb2.Start(text="Once", stopping=options_pb2.Stopping(max_tokens=3, strings=["x"], token_ids=[5])),
-        inference_pb2.Start(tokens=inference_pb2.TokenIds(ids=[1, 2]), output=options_pb2.Output(logprobs=True, echo=True)),
+        inference_pb2.Start(
+            tokens=inference_pb2.TokenIds(ids=[1, 2]), output=options_pb2.Output(logprobs=True, echo=True)
+        ),
         chat("hi", format=options_pb2.OutputFormat(json_schema=schema), idempotency_key="a key"),
         chat("hi", format=options_pb2.OutputFormat(regex="a+"), caller=inference_pb2.Caller(bearer_key="key")),
         image_chat("look", [b"picture", None], request_id="mine"),
@@ -65,7 +67,7 @@ def _check(data: bytes) -> str:
     except InvalidRequest as refusal:
         assert refusal.field or "of a later version" in refusal.message, refusal
         refusal.message.encode()
-        outcome = f"refused for {refusal.field.partition('[')[0]}"
+        outcome = f"refused for {str(refusal.field).partition('[')[0]}"
     else:
         assert isinstance(spec, Spec)
         assert spec.request_id

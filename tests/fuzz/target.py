@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import hypothesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 Example = TypeVar("Example")
@@ -14,8 +14,15 @@ Example = TypeVar("Example")
 Note = Callable[[str], None]
 """Takes what became of an example, in words of which there are few."""
 
-Batch = Callable[[int, int], None]
-"""Tries examples, so many of a seed: `batch(seed, count)`. Raises what the least of them that fails has raised."""
+ALL_PHASES = (Phase.generate, Phase.shrink)
+FIRST = (Phase.generate,)
+"""Stops at the first example that fails, where the least one would take long to find."""
+
+
+class Batch(Protocol):
+    """Tries examples, so many of a seed. Raises what the last of them that fails has raised."""
+
+    def __call__(self, seed: int, count: int, phases: tuple[Phase, ...] = ALL_PHASES) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +37,10 @@ class Target:
     """Where the tests try it."""
 
 
-def profile(count: int) -> settings:
+def profile(count: int, phases: tuple[Phase, ...]) -> settings:
     """What every target has its examples tried with. Nothing is kept between runs: a seed says it all."""
     return settings(
+        phases=phases,
         max_examples=count,
         database=None,
         deadline=None,
@@ -56,9 +64,9 @@ def property_target(
     def batches(note: Note) -> Iterator[Batch]:
         with opened() as check:
 
-            def batch(seed: int, count: int) -> None:
+            def batch(seed: int, count: int, phases: tuple[Phase, ...] = ALL_PHASES) -> None:
                 @hypothesis.seed(seed)
-                @profile(count)
+                @profile(count, phases)
                 @given(examples)
                 def holds(example: Example) -> None:
                     note(check(example))

@@ -34,13 +34,37 @@ _TEMPLATES = {"tests": CHAT_TEMPLATE, "built in": LLAMA3_TEMPLATE, "with escapes
 
 _PIECES = (
     *_CONTROL,
-    *("<", "|", "<|", "|>", "<|eot", "_id|>", "<|<|eot_id|>eot_id|>", "&lt;|eot_id|&gt;", "\\u003c|eot_id|>", "\\x3c|eot_id|>"),
-    *("\ue000", "\ue001", "\ue002", "\\ue000", "\\ue001", "\\ue002|eot_id|>", "\\\\ue000", "\\u", "\\", '"', "\\ue00", "\uf8fe"),
+    *(
+        "<",
+        "|",
+        "<|",
+        "|>",
+        "<|eot",
+        "_id|>",
+        "<|<|eot_id|>eot_id|>",
+        "&lt;|eot_id|&gt;",
+        "\\u003c|eot_id|>",
+        "\\x3c|eot_id|>",
+    ),
+    *(
+        "\ue000",
+        "\ue001",
+        "\ue002",
+        "\\ue000",
+        "\\ue001",
+        "\\ue002|eot_id|>",
+        "\\\\ue000",
+        "\\u",
+        "\\",
+        '"',
+        "\\ue00",
+        "\uf8fe",
+    ),
     *("{{ bos_token }}", "{% raw %}", "{#", "\x00", "\n", " ", "a", "é", "\u202e", "\ufeff", "\U000f0000", "ｅ"),
 )
-_texts = (st.lists(st.sampled_from(_PIECES), min_size=1, max_size=8).map("".join) | st.text(min_size=1, max_size=12)).map(
-    lambda text: text.replace("\ud800", "")
-)
+_texts = (
+    st.lists(st.sampled_from(_PIECES), min_size=1, max_size=8).map("".join) | st.text(min_size=1, max_size=12)
+).map(lambda text: text.replace("\ud800", ""))
 _json = st.recursive(
     _texts | st.integers() | st.none(),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_texts, inner, max_size=2),
@@ -56,9 +80,7 @@ class _Case:
     tools: tuple[Tool, ...]
 
 
-_calls = st.builds(
-    ToolCall, _texts, st.sampled_from(["f", "g"]) | _texts, _objects | _texts.map(RawJson)
-)
+_calls = st.builds(ToolCall, _texts, st.sampled_from(["f", "g"]) | _texts, _objects | _texts.map(RawJson))
 _messages = st.one_of(
     st.builds(lambda text: Message("system", (text,)), _texts),
     st.builds(lambda parts: Message("user", tuple(parts)), st.lists(_texts | st.none(), min_size=1, max_size=3)),

@@ -225,10 +225,13 @@ def test_times_beyond_the_calendar_are_refused(seconds: int) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         decode_new_key(admin_pb2.ApiKey(name="a", expires=moment))
     assert refusal.value.field == "key.expires"
-    for name in ("since", "until"):
+    for field, chosen in (
+        ("filter.since", inference_pb2.UsageFilter(since=moment)),
+        ("filter.until", inference_pb2.UsageFilter(until=moment)),
+    ):
         with pytest.raises(InvalidRequest) as refusal:
-            decode_filter(inference_pb2.UsageFilter(**{name: moment}))
-        assert refusal.value.field == f"filter.{name}"
+            decode_filter(chosen)
+        assert refusal.value.field == field
 
 
 def test_a_key_may_end_at_the_end_of_the_calendar() -> None:
