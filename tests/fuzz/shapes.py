@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from pebble import ProcessPool
 
 from fuzz.mutations import json_values, mutated_json
 from fuzz.target import property_target
+from grammars import random_answer
 from random_schemas import DEFINITIONS, SCHEMAS
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, calls_grammar, to_grammar
 from spyglass_server.errors import InvalidRequest
@@ -21,6 +23,8 @@ from spyglass_server.prompt.conversation import Tool
 _MAX_CPU_S = 2.0
 """So soon a shape must be taken or refused, of the processor's time: other programs run beside."""
 _HANGS_S = 20.0
+_ANSWER_BYTES = 40
+"""So far an answer goes in a shape that is taken."""
 
 _KEYWORDS: list[Any] = [
     {"type": "string", "pattern": "^(a+)+b{0,99}$", "minLength": 2, "maxLength": 2000},
@@ -164,8 +168,8 @@ def _judge(shape: _Shape) -> tuple[str, float]:
         refusal.message.encode()
         outcome = "refused"
     else:
-        assert grammar
         outcome = "taken"
+        random_answer(grammar, Random(source), _ANSWER_BYTES)
     return f"{kind} {outcome}", time.process_time() - began
 
 

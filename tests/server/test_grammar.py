@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import threading
+from random import Random
 from typing import Any, Literal
 
 import jsonschema
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from grammars import lets_through
+from grammars import lets_through, random_answer
 from random_schemas import DEFINITIONS, OBJECTS, SCHEMAS, VALUES
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, to_grammar
 from spyglass_server.errors import InvalidRequest
@@ -197,3 +199,33 @@ def test_a_shape_that_no_answer_has_is_refused(shape: OutputConstraint) -> None:
 )
 def test_classes_of_regular_expressions_are_of_ascii(regex: str, text: str, holds: bool) -> None:
     assert lets_through(to_grammar(OutputConstraint(ConstraintKind.REGEX, regex)), text) is holds
+
+
+_ENDLESS = [
+    "start: /a+/ /a+/",
+    "start: /a+/ start",
+    "start: /[bc]/ /a+/ /a+/",
+    "start: x\nx: %lark {\nstart: /a+/ /a+/\n}",
+    'start: /a+/ /a+/\n%llguidance {"no_forcing": false}',
+    "start: /a+/ /a+/ # a comment",
+]
+
+
+@pytest.mark.parametrize("source", _ENDLESS)
+def test_an_answer_that_is_forced_to_go_on_for_ever_is_looked_at_token_by_token(source: str) -> None:
+    answers: list[str | None] = []
+
+    def answer() -> None:
+        grammar = to_grammar(OutputConstraint(ConstraintKind.LARK, source))
+        answers.append(random_answer(grammar, Random(1), max_bytes=100))
+
+    thread = threading.Thread(target=answer, daemon=True)  # the library cannot be interrupted
+    thread.start()
+    thread.join(20)
+    assert answers == [None]
+
+
+def test_a_grammar_in_the_librarys_own_json_is_refused() -> None:
+    source = json.dumps({"grammars": [{"lark_grammar": 'start: "a"'}]})
+    with pytest.raises(InvalidRequest, match="not Lark's notation"):
+        to_grammar(OutputConstraint(ConstraintKind.LARK, source))

@@ -1,4 +1,8 @@
-"""Bounds how deep llguidance recurses into a grammar in its dialect of Lark: a stack overflow would end the process."""
+"""Keeps llguidance safe from grammars in its dialect of Lark.
+
+How deep it recurses into one is bounded: a stack overflow would end the process. And it never looks ahead for what the
+answer must go on with: where that has no end, as after /a+/ /a+/, whose first part takes every a, neither has the look.
+"""
 
 import json
 import re
@@ -7,6 +11,8 @@ from typing import Any
 
 MAX_NESTING = 2500
 """In the units of `check_nesting`: about 60 % of a stack of 8 MiB."""
+_NO_FORCING = '\n%llguidance {"no_forcing": true}'
+"""Of several such options the last one counts."""
 _SPACE = re.compile(r"\s*")
 _TOKEN = re.compile(
     r"""(?:\#|//)[^\n]* | "(?:\\.|[^"\\])*" | /(?:\\.|[^/\\])+/ | <[^<>\s]+>
@@ -19,8 +25,11 @@ def check_nesting(source: str) -> None:
     """Bounds the recursion in which the library follows rules, whichever of them refer to which.
 
     Raises:
-        ValueError: there are so many rules, in brackets so deep, that they could overflow a thread's stack.
+        ValueError: there are so many rules, in brackets so deep, that they could overflow a thread's stack; or it is in
+            JSON, which the library would take as well.
     """
+    if source.lstrip().startswith("{"):
+        raise ValueError("it is JSON, not Lark's notation")
     names: set[str] = set()
     depth = deepest = num_schemas = at = 0
     while at < len(source):
@@ -36,6 +45,11 @@ def check_nesting(source: str) -> None:
         deepest = max(deepest, depth)
     if len(names) * (2 + deepest) + 3 * num_schemas > MAX_NESTING:
         raise ValueError("it has too many rules")
+
+
+def without_forcing(source: str) -> str:
+    """The same grammar, of a source without a fault; what it forces is found token by token."""
+    return source + _NO_FORCING
 
 
 def _json_value(source: str, at: int) -> tuple[Any, int]:
