@@ -297,6 +297,16 @@ def test_definitions_that_nothing_refers_to_constrain_nothing() -> None:
     assert takes({"type": "null", "$defs": {"a": {"not": {"type": "null"}}, "b": 5}}, None)
 
 
+def test_numbers_that_the_library_cannot_read_are_refused_where_none_belong() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": [{"b": 2**64}]}}}
+    with pytest.raises(InvalidRequest, match="18446744073709551616") as refused:
+        calls_grammar([Tool("f", "", schema, is_strict=True)], must_call=True, several=True)
+    assert refused.value.field == "chat.tools[0].parameters_json"
+    assert lets_through(
+        calls_grammar([Tool("f", "", schema)], must_call=True, several=False), '{"name": "f", "parameters": {"a": 1}}'
+    )
+
+
 @pytest.mark.parametrize("kind", ["pure", "properties", "items", "allOf"])
 def test_references_that_lead_very_deep_are_refused(kind: str) -> None:
     shapes: dict[str, Callable[[Any], Any]] = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spyglass_server.constraints.closing import close, has_choice
-from spyglass_server.constraints.library import NO_ANSWER, fault, schema_grammar, syntax_fault, without_text
+from spyglass_server.constraints.library import NO_ANSWER, fault, one_line, schema_grammar, syntax_fault, without_text
 from spyglass_server.constraints.nesting import MAX_NESTING, nesting
 from spyglass_server.constraints.schemas import SchemaRefused, Translation, quoted, subschemas, translate
 
@@ -29,6 +29,15 @@ def enforced(schema: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SchemaRefused: the schema is wrong, or asks for what cannot be enforced.
     """
+    try:
+        return _enforced(schema)
+    except SchemaRefused:
+        raise
+    except ValueError as error:  # the library cannot read it, such as numbers beyond 2^64 where no numbers belong
+        raise SchemaRefused("#", one_line(str(error))) from error
+
+
+def _enforced(schema: dict[str, Any]) -> dict[str, Any]:
     translation = translate(schema)
     _check_nesting(translation.schema)
     open_schema = translation.schema
