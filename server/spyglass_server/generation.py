@@ -140,7 +140,9 @@ class Generation:
             await self._run()
         except asyncio.CancelledError as cancelled:
             error = self._ending or cancelled
-        except Exception as problem:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as problem:  # also what is no Exception, as a library's panic
             error = problem
             if not isinstance(problem, SpyglassError):
                 log.exception("generation %r failed", self._request_id[:128])

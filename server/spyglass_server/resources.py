@@ -23,6 +23,7 @@ from spyglass_server.image_decoder import ImageDecoder
 from spyglass_server.images import ImageTiles, lay_out
 from spyglass_server.ledger import Ledger
 from spyglass_server.metrics import Metrics
+from spyglass_server.panics import panics_as_errors
 from spyglass_server.prompt import Prompt, PromptMaker
 from spyglass_server.prompt.prompt_maker import ChatInput
 from spyglass_server.quotas import Quotas
@@ -91,6 +92,7 @@ class Resources:
     async def prepare(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[Prompt, str]:
         """Makes the prompt, and the grammar of the answer if it must have a shape; tenants take turns."""
 
+        @panics_as_errors()
         def work() -> tuple[Prompt, str]:
             grammar = ""
             if spec.shape:

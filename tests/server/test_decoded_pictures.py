@@ -1,5 +1,6 @@
 """Decoded pictures are kept for the next question about them, within bounds."""
 
+import contextlib
 import io
 from collections.abc import AsyncIterator
 
@@ -73,3 +74,16 @@ async def test_a_bad_picture_stays_bad(decoder: ImageDecoder) -> None:
     for _ in range(2):
         with pytest.raises(InvalidImage):
             await decoder.tiles(b"no picture", SPEC, tenant="a", field="image")
+
+
+async def test_what_is_odd_about_a_picture_is_not_told_to_the_servers_log(
+    decoder: ImageDecoder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(buffer, "JPEG", exif=exif.tobytes()[:30])
+    with contextlib.suppress(InvalidImage):
+        await decoder.tiles(buffer.getvalue(), SPEC, tenant="a", field="image")
+    assert capfd.readouterr().err == ""

@@ -307,6 +307,18 @@ def test_numbers_that_the_library_cannot_read_are_refused_where_none_belong() ->
     )
 
 
+PANIC = {"type": "string", "maxLength": ["x" * 97 + "é" * 50]}
+"""What is wrong with it the library would quote up to the middle of a character, and panics."""
+
+
+def test_a_schema_at_which_the_library_panics_is_refused() -> None:
+    assert "it cannot be read" in refusal(PANIC)
+    schema = {"type": "object", "properties": {"a": PANIC}}
+    with pytest.raises(InvalidRequest, match="it cannot be read") as refused:
+        calls_grammar([Tool("f", "", schema, is_strict=True)], must_call=True, several=True)
+    assert refused.value.field == "chat.tools[0].parameters_json"
+
+
 @pytest.mark.parametrize("kind", ["pure", "properties", "items", "allOf"])
 def test_references_that_lead_very_deep_are_refused(kind: str) -> None:
     shapes: dict[str, Callable[[Any], Any]] = {

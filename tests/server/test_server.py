@@ -1,6 +1,7 @@
 """The server over gRPC with a fake model: the life of an id, limits, faults."""
 
 import asyncio
+import gc
 import io
 import itertools
 import os
@@ -26,7 +27,10 @@ from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc, options_pb2
 from spyglass_server import servicer
 from spyglass_server.engine.handle import watchdog
 from spyglass_server.engine.handle.async_engine import EngineLoadError
+from spyglass_server.engine.messages import EngineRequest
 from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.engine_run import EngineRun
+from spyglass_server.errors import InvalidRequest
 from spyglass_server.ledger import Ledger, Record
 from spyglass_server.ledger.database import Database
 from spyglass_server.ledger.journal import Journal, JournalFull
@@ -995,3 +999,53 @@ async def test_a_stream_that_nobody_reads_is_bounded_and_then_dropped(
     await other.start(1, tokens(2))
     await other.finish()
     assert error_code(other.finished(1)) == "OK"
+
+
+# --- what libraries do ---------------------------------------------------------------------------
+
+
+async def test_what_is_no_exception_ends_one_generation_all_the_same(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As libraries in Rust raise it."""
+
+    def panic(*_: object) -> list[int]:
+        raise Panic
+
+    server = await start()
+    stream = server.open_stream()
+    with monkeypatch.context() as change:
+        change.setattr(TextTokenizer, "encode_text", panic)
+        await stream.start(1, tokens(3))
+        async with asyncio.timeout(20):
+            assert error_code((await stream.until(1, "finished")).finished) == "INTERNAL"
+    await stream.start(2, tokens(3))
+    await stream.finish()
+    assert not stream.finished(2).HasField("error")
+    assert server.server.num_admitted == 0
+
+
+async def test_a_request_that_ended_before_the_engine_died_leaves_no_error_behind(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start()
+    request = EngineRequest(id=server.server.engine.next_id(), tokens=(1,), max_tokens=1)
+    run = EngineRun(
+        server.server.engine,
+        request,
+        on_output=lambda output: None,
+        on_images_taken=lambda: None,
+        grammar_error=InvalidRequest("no"),
+    )
+    waiting = asyncio.create_task(run.wait_scheduled())
+    await asyncio.sleep(0)
+    server.kill_engine()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    while server.server.engine.pid is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # nobody tells
+    run.close()
+    del run, waiting
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -1,4 +1,4 @@
-"""Calls llguidance to check grammars, without a model's vocabulary."""
+"""Calls llguidance to check grammars, without a model's vocabulary. Where it panics, ValueError is raised."""
 
 import re
 from functools import cache
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from spyglass_server.engine.structured_output import GRAMMAR_LIMITS
+from spyglass_server.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -29,16 +30,19 @@ _REGEX_ERROR = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
 _LOCATION = re.compile(r"^(at )?\d+\(\d+\): ")
 
 
+@panics_as_errors()
 def schema_grammar(schema: dict[str, Any]) -> str:
     """The grammar of a schema, not yet checked."""
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
 
 
+@panics_as_errors()
 def syntax_fault(grammar: str) -> str:
     """Why the library refuses a grammar; nothing where it takes it."""
     return LLMatcher.validate_grammar(grammar, limits=_LIMITS)
 
 
+@panics_as_errors()
 def fault(grammar: str) -> str:
     """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
     if reason := syntax_fault(grammar):

@@ -4,19 +4,30 @@ Grammars come in llguidance's notation, and have been checked.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from spyglass_server.engine.structured_output import GRAMMAR_LIMITS, GrammarFailed, Matcher
+from spyglass_server.panics import LibraryPanicked, panics_as_errors
 
 _MAX_KNOWN = 64
 _MAX_CHARACTERS = 2 << 20
 """Maximum number of compiled grammars that are kept, and of their characters in all. Most take some 100 kB; those of
 the largest schemas take 9 MB for 120,000 characters."""
+
+
+@contextmanager
+def _panics_are_failures() -> Iterator[None]:
+    try:
+        with panics_as_errors():
+            yield
+    except LibraryPanicked as panic:
+        raise GrammarFailed(repr(panic.__cause__)) from panic
 
 
 class ThreadedGrammarCompiler:
@@ -55,15 +66,18 @@ class _Matcher:
     def _matcher(self) -> LLMatcher:
         return self._make()
 
+    @_panics_are_failures()
     def allowed(self) -> bytes:
         found = self._matcher.compute_bitmask()
         self._check()
         return found
 
+    @_panics_are_failures()
     def advance(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._check()
 
+    @_panics_are_failures()
     def forced(self) -> tuple[int, ...]:
         found = tuple(self._matcher.compute_ff_tokens())
         self._check()
