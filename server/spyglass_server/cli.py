@@ -8,6 +8,7 @@ load at the same time. So nothing heavy is imported here.
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
