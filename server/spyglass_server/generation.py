@@ -7,17 +7,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_ATTENTION_BYTES, MAX_TOKENS
 from spyglass_server.admission import Place
 from spyglass_server.auth import ApiKey, find_payer
+from spyglass_server.bookkeeping import Bookkeeping
 from spyglass_server.choices import Choices
 from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec, decode_start, request_digest
 from spyglass_server.constraints.grammar import constraint_failed
-from spyglass_server.engine.messages import EngineRequest, FinishReason, PromptLogprobs, TokenOutput
+from spyglass_server.engine.messages import EngineRequest, PromptLogprobs, TokenOutput
 from spyglass_server.engine.shared_images import SharedImages
 from spyglass_server.engine_run import EngineRun, Output
 from spyglass_server.errors import (
@@ -29,29 +30,15 @@ from spyglass_server.errors import (
     SpyglassError,
     TooManyRequests,
     Unavailable,
-    to_status,
 )
-from spyglass_server.ledger import Record
-from spyglass_server.metrics import AnswerMetrics
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
-from spyglass_server.quotas import Hold
 from spyglass_server.replays import Answer
-from spyglass_server.report import Report
 from spyglass_server.resources import Resources
-from spyglass_server.timeline import Timeline
 from spyglass_server.upload import Upload
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Metered:
-    """A generation with a usage record, and what it answers."""
-
-    record: Record
-    choices: Choices
 
 
 class Generation:
@@ -75,7 +62,7 @@ class Generation:
         self._start: pb.Start | None = start
         """What to do, until it is decoded: it may be large."""
         self._key = key
-        self._request_id = start.request_id
+        self._books = Bookkeeping(start, resources)
         self._resources = resources
         self._emit, self._new_delta = emit, new_delta
         self._counts = counts
@@ -83,20 +70,10 @@ class Generation:
         self._ending: SpyglassError | None = None
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
-        self._metered: _Metered | None = None
-        self._run_of_engine: EngineRun | None = None
-        self._hold: Hold | None = None
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
         self._sends_images = True
-        self._operation = "chat" if start.WhichOneof("input") == "chat" else "text_completion"
-        self._timeline = Timeline()
-        self._payer: ApiKey | None = None
-        self._model = ""
-        self._spec: Spec | None = None
-        """What it is to do, without its images."""
-        self._finish: FinishReason | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Begins `run` as a task."""
@@ -126,9 +103,7 @@ class Generation:
     @property
     def count(self) -> tuple[int, int] | None:
         """The number of its usage record while that is open, and how many tokens there are."""
-        if self._metered is None or not self._may_be_ended:
-            return None
-        return self._metered.record.number, self._metered.choices.num_tokens
+        return self._books.count if self._may_be_ended else None
 
     async def run(self) -> None:
         """Runs to the end. Raises only CancelledError, when it was cancelled by others than `end`."""
@@ -145,7 +120,7 @@ class Generation:
         except BaseException as problem:  # also what is no Exception, as a library's panic
             error = problem
             if not isinstance(problem, SpyglassError):
-                log.exception("generation %r failed", self._request_id[:128])
+                log.exception("generation %r failed", self._books.request_id[:128])
         self._may_be_ended = False
         self._close(error)
         if isinstance(error, asyncio.CancelledError):
@@ -155,10 +130,9 @@ class Generation:
         resources, start = self._resources, self._start
         assert start is not None
         spec = decode_start(start, resources.image_limits)
-        self._spec = replace(spec, images=())
-        self._payer = payer = find_payer(resources.keys, self._key, spec.caller_key)
-        self._model = model = resources.resolve_model(spec.model, payer)
-        self._request_id = spec.request_id
+        self._books.identify(spec)
+        self._books.payer = payer = find_payer(resources.keys, self._key, spec.caller_key)
+        self._books.model = resources.resolve_model(spec.model, payer)
         limit_s = resources.request_timeout_s
         try:
             async with asyncio.timeout(min(spec.timeout_s or limit_s, limit_s)):
@@ -167,13 +141,13 @@ class Generation:
                     return
                 resources.ledger.check()
                 with resources.admission.admit(payer.tenant) as place:
-                    self._hold = await resources.quotas.hold(payer)
+                    await self._books.hold()
                     place.hold_bytes(start.ByteSize())
                     del start
                     self._start = None
-                    self._timeline.admitted_s = time.monotonic()
+                    self._books.timeline.admitted_s = time.monotonic()
                     spec, prompt, grammar = await self._prepare(spec, payer, place)
-                    await self._answer(spec, prompt, grammar, payer, model, place)
+                    await self._answer(spec, prompt, grammar, payer.tenant, place)
         except TimeoutError as error:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
@@ -210,24 +184,18 @@ class Generation:
         self._emit(events.accepted(self._id))
         with place.waiting(self.end):
             images = await self._upload.complete()
-        self._timeline.received_s = time.monotonic()
+        self._books.timeline.received_s = time.monotonic()
         prompt, grammar = await self._resources.prepare(spec, images, payer.tenant)
         place.hold_tokens(len(prompt.tokens))
         place.hold_bytes(sum(image.pixels.nbytes for image in prompt.images))
-        self._timeline.prepared_s = time.monotonic()
+        self._books.timeline.prepared_s = time.monotonic()
         await self._resources.engine.wait_ready()
         return spec, prompt, grammar
 
-    async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, payer: ApiKey, model: str, place: Place) -> None:
+    async def _answer(self, spec: Spec, prompt: Prompt, grammar: str, tenant: str, place: Place) -> None:
         resources = self._resources
         max_tokens = self._fit(spec, prompt)
-        assert self._hold is not None
-        self._hold.reserve(
-            prompt_tokens=len(prompt.tokens),
-            stated_tokens=None if spec.max_tokens is None else max_tokens,
-            n=spec.n,
-            most_usd=resources.prices.most(len(prompt.tokens), spec.n * max_tokens),
-        )
+        self._books.reserve(len(prompt.tokens), max_tokens)
         grids: list[pb.ImageGrid] = []
         attention_tokens = 0
         if spec.attention_layers is not None and prompt.images:
@@ -235,7 +203,7 @@ class Generation:
             attention_tokens = MAX_ATTENTION_BYTES // sum(grid.rows * grid.columns for grid in grids)
         tiles = SharedImages()
         try:
-            await resources.share(tiles, prompt, payer.tenant)
+            await resources.share(tiles, prompt, tenant)
             prompt = prompt.without_images()  # they are large
             request = EngineRequest(
                 id=resources.engine.next_id(),
@@ -254,7 +222,7 @@ class Generation:
                 attention_tokens=attention_tokens,
                 attention_layers=spec.attention_layers or (),
                 prediction=prompt.prediction,
-                tenant=payer.tenant,
+                tenant=tenant,
                 priority=spec.priority,
             )
 
@@ -262,7 +230,7 @@ class Generation:
                 tiles.release()
                 place.hold_bytes(0)
 
-            await self._generate(spec, request, on_images_taken, payer, model, grids)
+            await self._generate(spec, request, on_images_taken, grids)
         finally:
             tiles.release()
 
@@ -292,8 +260,6 @@ class Generation:
         spec: Spec,
         request: EngineRequest,
         on_images_taken: Callable[[], None],
-        payer: ApiKey,
-        model: str,
         image_grids: Sequence[pb.ImageGrid],
     ) -> None:
         """Runs the engine's part; it is metered from the request's first step on."""
@@ -311,7 +277,7 @@ class Generation:
         def on_output(output: Output) -> None:
             match output:
                 case TokenOutput():
-                    self._on_token(output, spec, choices, run, answer)
+                    self._on_token(output, spec, choices, run)
                 case PromptLogprobs(logprobs=logprobs):
                     self._emit_all(echo.logprobs(logprobs))
 
@@ -322,38 +288,29 @@ class Generation:
             on_images_taken=on_images_taken,
             grammar_error=constraint_failed(spec.shape.kind.value if spec.shape else "chat.tools"),
         )
-        self._run_of_engine = run
         try:
             cached_tokens = await run.wait_scheduled()
-            self._meter(request, payer, model, cached_tokens, choices, image_grids)
-            answer = self._resources.metrics.started(model, len(request.tokens))
+            record = self._books.open(run, request, cached_tokens, choices)
+            self._emit(events.started(self._id, record, self._books.rate_limits, image_grids))
             self._emit_all(echo.begin())
             await run.stream()
         finally:
-            self._timeline.scheduled_s, self._timeline.encoded_s = run.scheduled_s, run.encoded_s
+            timeline = self._books.timeline
+            timeline.scheduled_s, timeline.encoded_s = run.scheduled_s, run.encoded_s
             run.close()
 
-    def _on_token(
-        self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun, metrics: AnswerMetrics
-    ) -> None:
+    def _on_token(self, output: TokenOutput, spec: Spec, choices: Choices, run: EngineRun) -> None:
         if (delta := choices.push(output)) is None:
             return
-        now_s = run.heard_s
-        if self._timeline.first_token_s is None:
-            self._timeline.first_token_s = now_s
-        self._timeline.last_token_s = now_s
-        metrics.token(now_s)
-        if delta.finish is not None and self._finish is not FinishReason.LENGTH:
-            self._finish = delta.finish
+        number, num_tokens = self._books.note_token(delta.finish)
+        self._counts[number] = num_tokens
         logprobs = attention = None
         bytes_of = self._resources.prompts.tokenizer.token_bytes
         if output.logprobs is not None:
             logprobs = events.token_logprobs(output.token, output.logprobs, bytes_of)
         if spec.attention_layers is not None:
             attention = events.token_attention(bytes_of(output.token), output.attention or ())
-        usage = self._usage() if spec.running_usage else None
-        assert self._metered is not None
-        self._counts[self._metered.record.number] = choices.num_tokens
+        usage = self._books.usage() if spec.running_usage else None
         parts = (*delta, logprobs, usage, attention)
         if (more := self._new_delta(self._id, output.choice)) is not None:
             events.fill(more, *parts)
@@ -366,98 +323,14 @@ class Generation:
         elif output.finish is None and delta.finish is not None:
             run.cancel_choice(output.choice)
 
-    def _meter(
-        self,
-        request: EngineRequest,
-        payer: ApiKey,
-        model: str,
-        cached_tokens: int,
-        choices: Choices,
-        image_grids: Sequence[pb.ImageGrid],
-    ) -> None:
-        """Opens the usage record; nothing of an answer is sent before that."""
-        prices = self._resources.prices
-        record = self._resources.ledger.open(
-            Record(
-                request_id=self._request_id,
-                tenant=payer.tenant,
-                key_id=payer.id,
-                model=model,
-                queued_s=self._timeline.began_unix_s,
-                started_s=time.time(),
-                prompt_tokens=len(request.tokens),
-                cached_tokens=cached_tokens,
-                num_images=len(request.images),
-                price_input=prices.input,
-                price_output=prices.output,
-                price_cached_input=prices.cached_input,
-            )
-        )
-        self._metered = _Metered(record=record, choices=choices)
-        rate_limits = self._hold.rate_limits if self._hold else None
-        self._emit(events.started(self._id, record, rate_limits, image_grids))
-
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
         if self._last_event is not None:
             self._emit(self._last_event)
             return
-        usage, timeline = self._usage(), self._timeline
-        timeline.ended_s = time.monotonic()
-        if self._metered is not None and usage is not None:
-            outcome = error.code.name if isinstance(error, SpyglassError) else "OK" if error is None else "CANCELLED"
-            number = self._metered.record.number
-            self._counts.pop(number, None)
-            first_s = timeline.first_token_s
-            first_unix_s = None if first_s is None else timeline.unix_s(first_s)
-            self._resources.ledger.close(number, usage.completion_tokens, outcome, first_unix_s)
-        if self._hold is not None:
-            tokens = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
-            self._hold.end(tokens, usage.estimated_cost if usage is not None else 0.0)
-        status = to_status(error) if error is not None else None
-        wants_timings = self._spec is not None and self._spec.timings
-        timings = events.timings(timeline, usage.completion_tokens if usage else 0) if wants_timings else None
-        self._emit(events.finished(self._id, usage, status, timings))
-        self._report(error, usage)
-
-    def _report(self, error: BaseException | None, usage: pb.Usage | None) -> None:
-        """Lets those know who watch."""
-        if error is not None and not isinstance(error, SpyglassError):
-            error = Cancelled("the call ended") if isinstance(error, asyncio.CancelledError) else SpyglassError("")
-        spec, payer = self._spec, self._payer
-        self._resources.observe(
-            Report(
-                request_id=self._request_id,
-                operation=self._operation,
-                model=self._model,
-                key_id=payer.id if payer else "",
-                tenant=payer.tenant if payer else "",
-                traceparent=spec.traceparent if spec else "",
-                timeline=self._timeline,
-                usage=usage,
-                finish=self._finish,
-                error=error,
-                num_images=spec.num_images if spec else 0,
-                num_choices=spec.n if spec else 1,
-            )
-        )
-
-    def _usage(self) -> pb.Usage | None:
-        """What has been used so far; None before the generation is metered."""
-        if self._metered is None:
-            return None
-        prompt_tokens, cached_tokens = self._metered.record.prompt_tokens, self._metered.record.cached_tokens
-        completion_tokens = self._metered.choices.num_tokens
-        run = self._run_of_engine
-        assert run is not None
-        return pb.Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            cached_tokens=cached_tokens,
-            estimated_cost=self._resources.prices.cost(prompt_tokens, cached_tokens, completion_tokens),
-            accepted_prediction_tokens=run.num_right,
-            rejected_prediction_tokens=run.num_guessed - run.num_right,
-        )
+        if (count := self._books.count) is not None:
+            self._counts.pop(count[0], None)
+        self._emit(pb.Event(id=self._id, finished=self._books.close(error)))
 
     def _emit_all(self, made: Iterable[pb.Event]) -> None:
         for event in made:

@@ -87,7 +87,7 @@ class Session:
             raise InvalidRequest(f"id {event_id} does not follow {self._last_id}: ids must grow", field="id")
         self._last_id = event_id
         if self._is_draining:
-            self._outbox.push(events.finished(event_id, None, to_status(going_down())))
+            self._outbox.push(events.refused(event_id, to_status(going_down())))
             return
         outbox = self._outbox
         generation = Generation(

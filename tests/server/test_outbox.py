@@ -26,7 +26,7 @@ async def test_deltas_of_a_choice_merge_until_they_are_taken() -> None:
     outbox.push(delta(1, 0, "a", [1], None, None))
     outbox.push(delta(1, 1, "x", [7], None, None))
     outbox.push(delta(1, 0, "b", [2], FinishReason.STOP, "stop"))
-    outbox.push(events.finished(1, None, None))
+    outbox.push(inference_pb2.Event(id=1, finished=inference_pb2.Finished()))
     (frame,) = await frames(outbox)
     first, second, last = frame.events
     assert (first.delta.text, list(first.delta.token_ids), first.delta.stop_string) == ("ab", [1, 2], "stop")

@@ -114,11 +114,9 @@ def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]
     )
 
 
-def finished(
-    event_id: int, usage: pb.Usage | None, error: status_pb2.Status | None, timings: pb.Timings | None = None
-) -> pb.Event:
-    """The generation is over."""
-    return pb.Event(id=event_id, finished=pb.Finished(usage=usage, error=error, timings=timings))
+def refused(event_id: int, error: status_pb2.Status) -> pb.Event:
+    """The generation is over before it began."""
+    return pb.Event(id=event_id, finished=pb.Finished(error=error))
 
 
 def timings(timeline: Timeline, num_tokens: int) -> pb.Timings:
