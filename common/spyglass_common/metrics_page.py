@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from prometheus_client import disable_created_metrics, start_http_server
 from prometheus_client.registry import CollectorRegistry
 
+from spyglass_common.exposure import is_local
+
 log = logging.getLogger(__name__)
 
 
@@ -19,6 +21,8 @@ def serve_metrics(address: str | None, registry: CollectorRegistry) -> Iterator[
     if address is None:
         yield None
         return
+    if not is_local(address):
+        log.warning("metrics at %s can be read from other machines, without a key", address)
     disable_created_metrics()  # type: ignore[no-untyped-call]
     host, _, port = address.rpartition(":")
     server, thread = start_http_server(int(port), host.removeprefix("[").removesuffix("]"), registry)

@@ -13,12 +13,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry
 
 from bridge_setup import CHAT, MODEL, ask, ask_about, config_for
 from fakes import BRIDGE_KEY, KEY, FakeLoader, TestServer, run_test_server
 from observed import samples, scrape
 from pictures import data_uri
 from spyglass_bridge.server import RunningBridge, run_bridge
+from spyglass_common.metrics_page import serve_metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "spyglass.json"
@@ -193,6 +195,15 @@ async def test_dashboard_and_alerts_ask_for_metrics_that_there_are(watched: Watc
         asked = set(re.findall(r"\bspyglass_\w+", file.read_text()))
         assert len(asked) > 5
         assert asked - there - appear_later == set(), file.name
+
+
+def test_metrics_that_others_can_read_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with serve_metrics("0.0.0.0:0", CollectorRegistry()) as address:
+        assert address is not None
+        assert scrape(f"127.0.0.1:{address.rpartition(':')[2]}") == ""
+    assert "can be read from other machines" in caplog.text
+    with serve_metrics(None, CollectorRegistry()) as address:
+        assert address is None
 
 
 async def test_the_docs_have_every_metric(watched: Watched) -> None:
