@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip $(INSTALL)
 CLIENTS := tests/e2e/clients
 KERNELS := server/spyglass_server/runtime/native/kernels.c
 
-.PHONY: help run test contract lint format protos lock train exam bench bench-peers profile gpu clean
+.PHONY: help run test contract fuzz lint format protos lock train exam bench bench-peers profile gpu clean
 
 help:  ## lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1\t/'
@@ -26,6 +26,9 @@ test:  ## installs what is missing and runs all tests (ARGS="-k name" chooses)
 
 contract: $(VENV)/dev  ## tries what is promised under attack and under faults, and prints a line for each case
 	PYTHONPATH=tests $(BIN)/python -m pytest -p contract.report -q tests/contract $(or $(ARGS),--numprocesses=2 --dist=loadfile)
+
+fuzz: $(VENV)/dev  ## tries what nobody has thought of (ARGS="--target images --minutes 30"), until something breaks
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 lint: $(VENV)/dev  ## format, lint, types, import rules, protocol and stub drift, vendored scripts
 	$(BIN)/ruff format --check

@@ -162,4 +162,4 @@ def _opened() -> Iterator[Callable[[_Call], str]]:
         yield check
 
 
-CALLS = property_target("calls", _calls, _opened, batch_size=800, smoke_size=100)
+CALLS = property_target("calls", _calls, _opened, batch_size=800, smoke_size=50)

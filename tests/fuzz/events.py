@@ -80,7 +80,8 @@ async def _play(answer: _Answer, turn: Turn) -> None:
 
 
 def _request(answer: _Answer) -> bytes:
-    path, body = "/v1/chat/completions", ask(stream=True, stream_options={"include_usage": True})
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    path, body = "/v1/chat/completions", ask(stream=True, stream_options={"include_usage": True}, tools=tools)
     if not answer.is_chat:
         path, body = "/v1/completions", {"model": MODEL, "prompt": "Once", "stream": True}
     if answer.has_logprobs:

@@ -131,4 +131,4 @@ def _opened() -> Iterator[Callable[[_Answer], str]]:
     yield _check
 
 
-TOOL_CALLS = property_target("tool_calls", _answers, _opened, batch_size=3000, smoke_size=300)
+TOOL_CALLS = property_target("tool_calls", _answers, _opened, batch_size=1000, smoke_size=300)
