@@ -160,6 +160,7 @@ class Generation:
             own_start.CopyFrom(start)
             own_start.ClearField("idempotency_key")
             answer.begin(Generation(self._id, own_start, self._key, self._resources, answer.emit, {}))
+        sends_images = any(part.image.HasField("announced") for turn in start.chat.messages for part in turn.parts)
         self._start = None
         try:
             async for event in answer.follow():
@@ -173,7 +174,8 @@ class Generation:
                         self._counts[count[0]] = count[1]
                     self._emit(own)
         except asyncio.CancelledError:
-            if is_new and not answer.has_started:  # nobody else sends its images
+            # Nobody else sends its images, or nobody waits for it.
+            if is_new and not answer.has_started and (sends_images or not answer.num_followers):
                 answer.end(self._ending or Cancelled("the caller is gone"))
             raise
 

@@ -47,7 +47,10 @@ class Answer:
         self.digest = digest
         self.num_bytes = 0
         self.ended_s: float | None = None
-        self.has_started = self.failed = False
+        self.has_started = False
+        self.failed = False
+        """Whether it has failed, or is about to."""
+        self.num_followers = 0
         self._events: list[pb.Event] = []
         self._more = asyncio.Event()
         self._work: Work | None = None
@@ -79,20 +82,25 @@ class Answer:
 
     def end(self, error: SpyglassError) -> None:
         """Ends the generation early."""
+        self.failed = True
         if self._work is not None:
             self._work.end(error)
 
     async def follow(self) -> AsyncIterator[pb.Event]:
         """All events from the first to the last, as they come."""
         taken = 0
-        while True:
-            while taken < len(self._events):
-                yield self._events[taken]
-                taken += 1
-            if self.ended_s is not None:
-                return
-            self._more.clear()
-            await self._more.wait()
+        self.num_followers += 1
+        try:
+            while True:
+                while taken < len(self._events):
+                    yield self._events[taken]
+                    taken += 1
+                if self.ended_s is not None:
+                    return
+                self._more.clear()
+                await self._more.wait()
+        finally:
+            self.num_followers -= 1
 
 
 class Replays:
@@ -110,6 +118,8 @@ class Replays:
         """
         self._forget()
         answer = self._answers.get((tenant, key))
+        if answer is not None and answer.failed:
+            answer = None  # it says so to those who wait for it, soon
         if answer is not None and answer.digest != digest:
             raise Conflict("another request was made with this idempotency key", field="idempotency_key")
         if answer is not None:

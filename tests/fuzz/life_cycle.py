@@ -217,8 +217,8 @@ class LifeCycle(RuleBasedStateMachine):
         start.CopyFrom(_GOOD[name])
         start.idempotency_key = f"{self._name}-{key}"
         first = self._keys.setdefault(f"{self._stream(which).key} {start.idempotency_key}", name)
-        # The first may have failed: then this is another first. Its caller may leave before it has begun.
-        self._start(self._stream(which), start, name, {_OK, _CANCELLED} if first == name else {_OK, _TAKEN, _CANCELLED})
+        # The first may have failed: then this is another first.
+        self._start(self._stream(which), start, name, {_OK} if first == name else {_OK, _TAKEN})
 
     @rule(which=_WHICH, milliseconds=st.sampled_from([1, 10, 60]))
     def start_in_a_hurry(self, which: int, milliseconds: int) -> None:
@@ -397,15 +397,15 @@ class LifeCycle(RuleBasedStateMachine):
     def _start(self, stream: Stream, start: pb.Start, answer: str, may_end: set[grpc.StatusCode], gap: int = 1) -> None:
         if not stream.is_open:
             return
-        # What is not known to be over may hold a place. One that waits for pictures may lose its place to another key.
+        # What is not known to be over may hold a place. Where there are more than places, who comes later on another
+        # stream may be first; and who waits for pictures may lose its place to another key.
         held = [one for one in self._everything() if one.finished is None or one.idempotency_key]
-        if len(held) >= _MAX_PENDING:
+        own = [one for one in held if one.stream.key == stream.key]
+        may_be_full = len(held) >= _MAX_PENDING or (stream.key != KEY and len(own) >= _MAX_CONCURRENT)
+        if may_be_full:
             may_end = may_end | {_FULL}
             for one in held:
-                one.may_end |= {_FULL} if one.num_announced or one.idempotency_key else set()
-        own = [one for one in held if one.stream.key == stream.key]
-        if stream.key != KEY and len(own) >= _MAX_CONCURRENT:
-            may_end = may_end | {_FULL}
+                one.may_end |= {_FULL}
         if stream.is_faulty:
             may_end = may_end | {_CANCELLED}
         if self._has_killed:

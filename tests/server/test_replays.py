@@ -12,6 +12,8 @@ from pictures import encoded, noise
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import options_pb2
 from spyglass_server import replays
+from spyglass_server.engine.worker.budget import Limits
+from spyglass_server.errors import Cancelled
 
 OTHER = "other-key"
 
@@ -89,6 +91,35 @@ async def test_it_goes_on_when_its_caller_is_gone(server: TestServer) -> None:
     await again.finish()
     assert said(again, 2)[1].usage.completion_tokens == 60
     assert await generations(server) == 1
+
+
+async def test_who_waits_for_it_gets_it_though_the_first_leaves_before_it_begins(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    loader = FakeLoader(step_s=0.01, limits=Limits(max_batch=1, max_step_tokens=64))
+    async with run_test_server(tiny_checkpoint, tmp_path, loader) as server:
+        before, first, second = server.open_stream(), server.open_stream(), server.open_stream()
+        await before.start(1, story(key=None, count=400))
+        await before.until(1, "started")
+        for stream in (first, second):
+            await stream.start(1, story())
+            await stream.until(1, "accepted")
+        await first.cancel(1)
+        assert (await first.until(1, "finished")).finished.error.code == 1
+        await before.cancel(1)
+        await second.finish()
+        assert said(second, 1)[1].usage.completion_tokens == 20
+        await before.finish()
+        assert await generations(server) == 2
+
+
+async def test_who_comes_while_it_is_given_up_begins_it_anew() -> None:
+    kept = replays.Replays()
+    answer, _ = kept.find("tenant", "key", b"")
+    answer.end(Cancelled("the caller is gone"))
+    again, is_new = kept.find("tenant", "key", b"another request")
+    assert is_new
+    assert again is not answer
 
 
 async def test_what_failed_may_be_tried_anew(server: TestServer) -> None:
