@@ -6,10 +6,9 @@ from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from fuzz.waiting import PATIENCE_S
 
-PATIENCE_S = 60.0
-"""Far more than anything takes here; what waits so long hangs."""
+T = TypeVar("T")
 
 
 class Background:

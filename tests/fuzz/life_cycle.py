@@ -20,8 +20,9 @@ from PIL import Image
 from fakes import KEY, AllowsAll, FakeLoader, TestServer, auth, chat, image_chat
 from fuzz.background import Background, background
 from fuzz.calls import running_server
-from fuzz.streams import Generation, Stream, wait_until
+from fuzz.streams import Generation, Stream
 from fuzz.target import ALL_PHASES, Batch, Note, Target, profile
+from fuzz.waiting import wait_until
 from spyglass.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, options_pb2
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES

@@ -1,9 +1,7 @@
 """A client's side of a Generate stream that obeys no rules, and what must be true of the events that it gets."""
 
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 import grpc
 
 from fakes import auth
+from fuzz.waiting import PATIENCE_S
 from spyglass.v1 import inference_pb2 as pb
 
-PATIENCE_S = 60.0
 _GENERATE = "/spyglass.v1.InferenceService/Generate"
 _ORDER = ("accepted", "started", "prompt", "delta", "finished")
 """Kinds of events; those of one generation come in this order."""
@@ -157,11 +155,3 @@ class Stream:
         self._reader.join()
         with self._changed:
             self._changed.notify_all()
-
-
-def wait_until(holds: Callable[[], object], what: str) -> None:
-    """Waits for something that nobody tells."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
