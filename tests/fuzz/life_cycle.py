@@ -147,7 +147,14 @@ async def _tasks() -> list[str]:
 
 
 def _begin(
-    stream: Stream, start: pb.Start, request_id: str, answer: str, may_end: set[grpc.StatusCode], gap: int = 1
+    stream: Stream,
+    start: pb.Start,
+    request_id: str,
+    answer: str,
+    may_end: set[grpc.StatusCode],
+    *,
+    all_may_end: set[grpc.StatusCode] | None = None,
+    gap: int = 1,
 ) -> Generation:
     own = pb.Start()
     own.CopyFrom(start)
@@ -160,6 +167,7 @@ def _begin(
         request_id,
         answer,
         may_end,
+        all_may_end=set() if all_may_end is None else all_may_end,
         idempotency_key=start.idempotency_key,
         num_announced=sum(part.image.HasField("announced") for part in parts),
     )
@@ -178,8 +186,8 @@ class LifeCycle(RuleBasedStateMachine):
         self._name = f"example-{next(self.house.names)}"
         self._numbers = itertools.count()
         self._all: list[Stream] = []
-        self._keys: dict[str, str] = {}
-        """What was asked first with each idempotency key."""
+        self._keys: dict[str, tuple[str, set[grpc.StatusCode]]] = {}
+        """What was asked first with each idempotency key, and how that may end."""
         self._has_killed = False
         self._killed: int | None = None
         """The engine process that was killed."""
@@ -217,9 +225,11 @@ class LifeCycle(RuleBasedStateMachine):
         start = pb.Start()
         start.CopyFrom(_GOOD[name])
         start.idempotency_key = f"{self._name}-{key}"
-        first = self._keys.setdefault(f"{self._stream(which).key} {start.idempotency_key}", name)
+        first, ends = self._keys.setdefault(f"{self._stream(which).key} {start.idempotency_key}", (name, set()))
         # The first may have failed: then this is another first.
-        self._start(self._stream(which), start, name, {_OK} if first == name else {_OK, _TAKEN})
+        if first != name:
+            ends.add(_TAKEN)
+        self._start(self._stream(which), start, name, {_OK}, all_may_end=ends)
 
     @rule(which=_WHICH, milliseconds=st.sampled_from([1, 10, 60]))
     def start_in_a_hurry(self, which: int, milliseconds: int) -> None:
@@ -250,7 +260,7 @@ class LifeCycle(RuleBasedStateMachine):
     def send_wrong_chunk(self, which: int, index: int, size: int, last: bool) -> None:
         """A piece of a picture that is too large, or none, or of no picture, or that comes too soon or too late."""
         generation = self._generation(which)
-        generation.may_end |= {_WRONG}
+        generation.all_may_end |= {_WRONG}  # others with its key get its events
         self._send_chunk(generation, index, b"x" * size, last=last)
 
     @rule(which=_WHICH)
@@ -395,7 +405,15 @@ class LifeCycle(RuleBasedStateMachine):
     def _everything(self) -> list[Generation]:
         return [generation for stream in self._all for generation in stream.generations.values()]
 
-    def _start(self, stream: Stream, start: pb.Start, answer: str, may_end: set[grpc.StatusCode], gap: int = 1) -> None:
+    def _start(
+        self,
+        stream: Stream,
+        start: pb.Start,
+        answer: str,
+        may_end: set[grpc.StatusCode],
+        gap: int = 1,
+        all_may_end: set[grpc.StatusCode] | None = None,
+    ) -> None:
         if not stream.is_open:
             return
         # What is not known to be over may hold a place. Where there are more than places, who comes later on another
@@ -411,7 +429,8 @@ class LifeCycle(RuleBasedStateMachine):
             may_end = may_end | {_CANCELLED}
         if self._has_killed:
             may_end = may_end | {_GONE}
-        _begin(stream, start, f"{self._name}-{next(self._numbers)}", answer, set(may_end), gap)
+        name = f"{self._name}-{next(self._numbers)}"
+        _begin(stream, start, name, answer, set(may_end), all_may_end=all_may_end, gap=gap)
 
     def _send_chunk(self, generation: Generation, index: int, data: bytes, *, last: bool) -> None:
         if generation.stream.is_open:

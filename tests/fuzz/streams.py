@@ -19,7 +19,10 @@ _ORDER = ("accepted", "started", "prompt", "delta", "finished")
 
 @dataclass(eq=False)
 class Generation:
-    """What a client knows of one of its generations. `may_end` are the codes that it may end with."""
+    """What a client knows of one of its generations.
+
+    `may_end` are the codes that it may end with, and `all_may_end` those that all with its idempotency key may.
+    """
 
     stream: "Stream"
     id: int
@@ -27,6 +30,7 @@ class Generation:
     answer: str
     """A name for what it must say, or nothing where that is not known."""
     may_end: set[grpc.StatusCode]
+    all_may_end: set[grpc.StatusCode] = field(default_factory=set)
     idempotency_key: str = ""
     num_announced: int = 0
     kinds: list[str] = field(default_factory=list)
@@ -64,7 +68,7 @@ class Generation:
             self._check_end(event.finished)
 
     def _check_end(self, finished: pb.Finished) -> None:
-        assert self.code in self.may_end, f"{self.code}: {finished.error.message}"
+        assert self.code in self.may_end | self.all_may_end, f"{self.code}: {finished.error.message}"
         assert finished.HasField("usage") == self.has_started
         if self.has_started:
             assert finished.usage.completion_tokens == self.num_tokens
