@@ -17,7 +17,9 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,7 @@ _PAGE_SIZE, _NUM_PAGES = 16, 65_536
 _WATCHED = 8
 """Of so many streams one is looked at word by word; the others' events are only counted."""
 _FIRST_WORD_S = 60.0
+_SCRAPE_S = 1.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -163,6 +166,7 @@ async def serve(given: argparse.Namespace) -> None:
     )
     settings = {setting.dest: setting.default for setting in SETTINGS}
     settings |= {"grpc": given.serve, "api_key": (given.key,), "bridge_key": given.key[::-1]}
+    settings["server_metrics"] = given.serve_metrics
     settings |= {"model": str(folder), "served_model_name": (MODEL,), "data_dir": str(given.clock.parent)}
     settings |= {"max_pending": 2 * given.streams, "max_step_tokens": 8192}
     server = Server(resolve(argparse.Namespace(**settings)), folder, AsyncEngine(loader))
@@ -229,6 +233,25 @@ class Process:
 
 
 @contextlib.contextmanager
+def scraped(pages: Sequence[str]) -> Iterator[None]:
+    """Asks for metrics every second, as Prometheus does."""
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(_SCRAPE_S):
+            for page in pages:
+                urllib.request.urlopen(f"http://{page}/metrics", timeout=10).read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tuple[str, str, Clock, list[Process]]]:
     """Runs server and bridge. Gives the bridge's URL, a key, the clock, and the processes."""
     http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
@@ -238,6 +261,11 @@ def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tupl
     serve = [sys.executable, __file__, *options, "--serve", grpc, "--key", key, "--clock", str(clock)]
     bridge = [str(Path(sys.executable).parent / "spyglass-bridge"), "--http", http, "--grpc", grpc]
     errors = None if given.verbose else subprocess.DEVNULL
+    pages: list[str] = []
+    if given.metrics:
+        pages = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        serve += ["--serve-metrics", pages[0]]
+        bridge += ["--bridge-metrics", pages[1]]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
             subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
@@ -248,6 +276,8 @@ def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tupl
         stack.callback(front.terminate)
         asyncio.run(until_ready(f"http://{http}/ready", front, server))
         engine = next(pid for pid in family(server.pid) if name_of(pid) == "spyglass-engine")
+        if pages:
+            stack.enter_context(scraped(pages))
         processes = [Process("server", server.pid), Process("engine", engine), Process("bridge", front.pid)]
         yield f"http://{http}", key, ticks, processes
 
@@ -297,8 +327,9 @@ def parser() -> argparse.ArgumentParser:
     add("--step-ms", type=float, default=25.6, help="how long a step takes (default: %(default)s)")
     add("--settle", type=float, default=8.0, help="seconds before the measurement (default: %(default)s)")
     add("--seconds", type=float, default=20.0, help="how long it takes (default: %(default)s)")
+    add("--metrics", action="store_true", help="has both answer Prometheus, who asks every second")
     add("--verbose", action="store_true", help="shows what server and bridge say")
-    for flag, kind in (("--serve", str), ("--key", str), ("--clock", Path)):
+    for flag, kind in (("--serve", str), ("--serve-metrics", str), ("--key", str), ("--clock", Path)):
         add(flag, type=kind, help=argparse.SUPPRESS)  # for the server's process
     return result
 

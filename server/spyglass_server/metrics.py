@@ -3,14 +3,23 @@
 Labels are bounded: a served model's name, why an answer ended, a canonical status code. Never a key, an id or a text.
 """
 
+import itertools
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from spyglass_server.engine.messages import FinishReason, StepStats
 from spyglass_server.report import Report
@@ -66,6 +75,40 @@ class Failure(NamedTuple):
     reason: str
 
 
+class AnswerTotals:
+    """The tokens of a model's answers, and the times between pieces of one answer.
+
+    Plain numbers: the library's own counters take a lock each, which for every token would cost more than all else.
+    """
+
+    __slots__ = ("num_between", "num_tokens", "sum_between_s")
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.num_between = [0] * (len(_TOKEN_SECONDS) + 1)
+        """How many of these times are at most as long as each of `_TOKEN_SECONDS`, and longer than the one before."""
+        self.sum_between_s = 0.0
+
+
+class AnswerMetrics:
+    """Counts the tokens of one answer as they come."""
+
+    __slots__ = ("_last_s", "_totals")
+
+    def __init__(self, totals: AnswerTotals) -> None:
+        self._totals, self._last_s = totals, 0.0
+
+    def token(self, now_s: float) -> None:
+        """One token more. Those that come at once are one piece."""
+        totals = self._totals
+        totals.num_tokens += 1
+        if now_s != self._last_s:
+            if self._last_s:
+                totals.num_between[bisect_left(_TOKEN_SECONDS, now_s - self._last_s)] += 1
+                totals.sum_between_s += now_s - self._last_s
+            self._last_s = now_s
+
+
 class Metrics:
     """The metrics of one server, in a registry of their own. Their names end as other servers' do."""
 
@@ -74,7 +117,8 @@ class Metrics:
         self.totals = EngineTotals()
         self.latest_failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
         self.registry = registry = CollectorRegistry()
-        registry.register(_Live(model, load, self.totals))
+        self._answers = {model: AnswerTotals()}
+        registry.register(_Live(model, load, self.totals, self._answers))
 
         def counter(name: str, text: str, *more: str) -> Counter:
             return Counter(f"spyglass_{name}", text, ("model", *more), registry=registry)
@@ -83,12 +127,10 @@ class Metrics:
             return Histogram(f"spyglass_{name}", text, ("model",), registry=registry, buckets=buckets)
 
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts, as they are billed.")
-        self._generation_tokens = counter("generation_tokens", "Tokens of answers, as they are billed.")
         self._success = counter("request_success", "Generations that ended well.", "finished_reason")
         self._failures = counter("request_failures", "Generations that started and did not end well.", "code")
         self._rejections = counter("admission_rejections", "Generations that ended before they started.", "code")
         self._first_token = histogram("time_to_first_token_seconds", "From the request to the first token.")
-        self._between = histogram("inter_token_latency_seconds", "Between pieces of one answer.", _TOKEN_SECONDS)
         self._duration = histogram("e2e_request_latency_seconds", "From the request to the end of its answer.")
         self._phases = {
             "queue": histogram("request_queue_time_seconds", "The wait for the engine."),
@@ -98,8 +140,7 @@ class Metrics:
         encode = histogram("image_encode_time_seconds", "The vision encoder's work on one image.", _ENCODE_SECONDS)
         step_tokens = histogram("iteration_tokens", "Tokens that one step of the engine computed.", _STEP_TOKENS)
         self._encode, self._step_tokens = encode.labels(model), step_tokens.labels(model)
-        for child in (self._prompt_tokens, self._generation_tokens):
-            child.labels(model)
+        self._prompt_tokens.labels(model)
         for reason in FinishReason:
             self._success.labels(model, reason.value)  # there from the start, so that rates see the first one
 
@@ -113,7 +154,7 @@ class Metrics:
     def started(self, model: str, prompt_tokens: int) -> "AnswerMetrics":
         """A generation has started; returns where its tokens are counted."""
         self._prompt_tokens.labels(model).inc(prompt_tokens)
-        return AnswerMetrics(self._generation_tokens.labels(model), self._between.labels(model))
+        return AnswerMetrics(self._answers.setdefault(model, AnswerTotals()))
 
     def ended(self, report: Report) -> None:
         """A generation has ended; an observer."""
@@ -137,29 +178,13 @@ class Metrics:
             self._duration.labels(report.model).observe(timeline.ended_s - timeline.began_s)
 
 
-class AnswerMetrics:
-    """Counts the tokens of one answer as they come."""
-
-    __slots__ = ("_between", "_last_s", "_tokens")
-
-    def __init__(self, tokens: Counter, between: Histogram) -> None:
-        self._tokens, self._between = tokens, between
-        self._last_s = 0.0
-
-    def token(self, now_s: float) -> None:
-        """One token more. Those that come at once are one piece."""
-        self._tokens.inc()
-        if now_s != self._last_s:
-            if self._last_s:
-                self._between.observe(now_s - self._last_s)
-            self._last_s = now_s
-
-
 class _Live(Collector):
     """What is looked up whenever somebody reads the metrics."""
 
-    def __init__(self, model: str, load: Callable[[], Load], totals: EngineTotals) -> None:
-        self._model, self._load, self._totals = model, load, totals
+    def __init__(
+        self, model: str, load: Callable[[], Load], totals: EngineTotals, answers: Mapping[str, AnswerTotals]
+    ) -> None:
+        self._model, self._load, self._totals, self._answers = model, load, totals, answers
 
     def describe(self) -> list[Metric]:
         return list(self._families(Load(labels={})))
@@ -195,3 +220,19 @@ class _Live(Collector):
             counter = CounterMetricFamily(f"spyglass_{name}", text, labels=("model",))
             counter.add_metric((self._model,), value)
             yield counter
+        yield from self._of_answers()
+
+    def _of_answers(self) -> Iterator[Metric]:
+        tokens = CounterMetricFamily(
+            "spyglass_generation_tokens", "Tokens of answers, as they are billed.", labels=("model",)
+        )
+        between = HistogramMetricFamily(
+            "spyglass_inter_token_latency_seconds", "Between pieces of one answer.", labels=("model",)
+        )
+        for model, totals in list(self._answers.items()):
+            tokens.add_metric((model,), totals.num_tokens)
+            bounds = (*map(floatToGoString, _TOKEN_SECONDS), "+Inf")
+            buckets = list(zip(bounds, itertools.accumulate(totals.num_between), strict=True))
+            between.add_metric((model,), buckets, totals.sum_between_s)
+        yield tokens
+        yield between

@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from spyglass_server.planning.division import SPARE_EMBEDDINGS
+from spyglass_server.runtime.described import described
 from spyglass_server.runtime.quantized_checkpoint import stored_quantization
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -107,13 +109,11 @@ def load_config(folder: Path) -> ModelConfig:
         ValueError: it is not a Mllama checkpoint, or of a form that this engine does not run.
         OSError: a file cannot be read.
     """
-    from transformers import MllamaConfig
-
     raw = json.loads((folder / "config.json").read_text())
     if raw.get("model_type") != "mllama":
         raise ValueError(f"{folder} holds a model of type {raw.get('model_type')!r}; only 'mllama' is served")
-    config = MllamaConfig.from_pretrained(folder, local_files_only=True)
-    text, vision = config.text_config, config.vision_config
+    found = described(folder)
+    text, vision = SimpleNamespace(**found["text_config"]), SimpleNamespace(**found["vision_config"])
     if text.hidden_act != "silu" or vision.hidden_act != "gelu":
         raise ValueError(f"activations {text.hidden_act!r} and {vision.hidden_act!r} are not those of Mllama")
     mean, std = _normalisation(folder)
@@ -147,7 +147,7 @@ def load_config(folder: Path) -> ModelConfig:
             aspect_ratios=tuple((rows, columns) for rows, columns in vision.supported_aspect_ratios),
             output_size=vision.vision_output_dim,
         ),
-        dtype=_dtype(config.dtype or text.dtype),
+        dtype=_dtype(found.get("dtype") or text.dtype),
         image_mean=mean,
         image_std=std,
         quantization=stored_quantization(raw),
@@ -170,8 +170,8 @@ def _rope(parameters: dict[str, Any]) -> RopeConfig:
     )
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+def _dtype(name: str | None) -> torch.dtype:
+    found = getattr(torch, name) if name else torch.float32
     assert isinstance(found, torch.dtype)
     return found
 

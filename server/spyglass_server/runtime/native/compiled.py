@@ -9,12 +9,13 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from spyglass_server.runtime.cache_folder import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,25 +84,10 @@ def _run(*command: str) -> None:
 def _folder(environ: Mapping[str, str]) -> Iterator[Path]:
     """Where libraries are kept; where nothing can be kept, a folder for this once."""
     try:
-        kept = _cache_folder(environ)
-    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        kept = cache_folder("kernels", environ)
+    except (OSError, RuntimeError) as error:
         log.warning("kernels are compiled at every start: %s", error)
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
     else:
         yield kept
-
-
-def _cache_folder(environ: Mapping[str, str]) -> Path:
-    """What is in it will be run, so nobody else may write there.
-
-    Raises:
-        OSError: it cannot be used.
-    """
-    base = environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "spyglass" / "kernels"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"others may write to {folder}")
-    return folder
