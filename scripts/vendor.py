@@ -24,7 +24,7 @@ MANIFEST = "vendor.json"
 _LANGUAGES = ("bash", "css", "go", "java", "javascript", "json", "python", "rust", "sql", "typescript", "xml", "yaml")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Package:
     """An npm package, its licence as an SPDX expression, and which of its files are wanted under which names."""
 
@@ -36,24 +36,47 @@ class Package:
 
 _PAGE_PACKAGES = (
     Package(
-        "marked", "18.2.1", "MIT AND BSD-3-Clause", {"lib/marked.esm.js": "marked.js", "LICENSE": "marked.LICENSE"}
+        name="marked",
+        version="18.2.1",
+        licence="MIT AND BSD-3-Clause",
+        files={"lib/marked.esm.js": "marked.js", "LICENSE": "marked.LICENSE"},
     ),
     Package(
-        "dompurify", "3.5.0", "Apache-2.0 OR MPL-2.0", {"dist/purify.es.mjs": "purify.js", "LICENSE": "purify.LICENSE"}
+        name="dompurify",
+        version="3.5.0",
+        licence="Apache-2.0 OR MPL-2.0",
+        files={"dist/purify.es.mjs": "purify.js", "LICENSE": "purify.LICENSE"},
     ),
-    Package("idb-keyval", "6.3.0", "Apache-2.0", {"dist/index.js": "idb-keyval.js", "LICENCE": "idb-keyval.LICENSE"}),
+    Package(
+        name="idb-keyval",
+        version="6.3.0",
+        licence="Apache-2.0",
+        files={"dist/index.js": "idb-keyval.js", "LICENCE": "idb-keyval.LICENSE"},
+    ),
     # The standalone module contains preact, which has a licence of its own.
-    Package("htm", "3.1.1", "Apache-2.0", {"preact/standalone.module.js": "preact.js", "LICENSE": "htm.LICENSE"}),
-    Package("preact", "10.29.1", "MIT", {"LICENSE": "preact.LICENSE"}),
     Package(
-        "@highlightjs/cdn-assets",
-        "11.12.0",
-        "BSD-3-Clause",
-        {"es/core.min.js": "highlight/core.js", "LICENSE": "highlight/LICENSE"}
+        name="htm",
+        version="3.1.1",
+        licence="Apache-2.0",
+        files={"preact/standalone.module.js": "preact.js", "LICENSE": "htm.LICENSE"},
+    ),
+    Package(name="preact", version="10.29.1", licence="MIT", files={"LICENSE": "preact.LICENSE"}),
+    Package(
+        name="@highlightjs/cdn-assets",
+        version="11.12.0",
+        licence="BSD-3-Clause",
+        files={"es/core.min.js": "highlight/core.js", "LICENSE": "highlight/LICENSE"}
         | {f"es/languages/{name}.min.js": f"highlight/{name}.js" for name in _LANGUAGES},
     ),
 )
-_TEST_PACKAGES = (Package("axe-core", "4.14.1", "MPL-2.0", {"axe.min.js": "axe.js", "LICENSE": "axe.LICENSE"}),)
+_TEST_PACKAGES = (
+    Package(
+        name="axe-core",
+        version="4.14.1",
+        licence="MPL-2.0",
+        files={"axe.min.js": "axe.js", "LICENSE": "axe.LICENSE"},
+    ),
+)
 _FOLDERS = {PAGE: _PAGE_PACKAGES, TESTS: _TEST_PACKAGES}
 
 

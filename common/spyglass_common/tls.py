@@ -9,7 +9,7 @@ SYSTEM_CA = "system"
 """In place of a file: the authorities that gRPC trusts by itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """How to trust the server, and be trusted: files in PEM format.
 

@@ -33,7 +33,7 @@ _FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
 """Codes of failures that an operator wants to hear of: the others are the callers' doing."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class EngineTotals:
     """The engine's steps since the server's start, and how full its caches are now; as in `StepStats`."""
 

@@ -52,7 +52,7 @@ class Step:
     sequences: tuple[Sequence, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Counts:
     """What has happened since somebody took these numbers; as in `StepStats`."""
 
