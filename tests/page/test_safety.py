@@ -202,8 +202,22 @@ OBSERVE = """() => {
     new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((entry) => entry.duration)))
         .observe({type: "longtask"});
 }"""
-ATTEMPTS = 10
-"""A task also looks long where other programs keep the processor from it; that does not happen each time."""
+ATTEMPTS = 6
+"""Beside other programs a task takes more of the processor, too, as they share its caches."""
+
+
+def processor_ms(durations: list[float], trace: bytes) -> list[float]:
+    """How much processor time each of a page's long tasks took: others may have kept it from going on meanwhile.
+
+    The page itself knows which tasks are its own, and their durations in ms, by which the browser's trace has them.
+    """
+    events = json.loads(trace)["traceEvents"]
+    tasks = [event for event in events if event["name"] == "ThreadControllerImpl::RunTask" and "tdur" in event]
+    assert len(tasks) > 1000, "the trace has no tasks"
+    return [
+        min((task["tdur"] / 1000 for task in tasks if abs(task["dur"] / 1000 - duration) < 1.5), default=duration)
+        for duration in durations
+    ]
 
 
 @pytest.mark.slow
@@ -212,14 +226,18 @@ async def test_200_kb_of_markdown_leave_the_page_responsive(entered: OpenPage, s
     server.script = Reply(pieces=tuple(text[at : at + 24] for at in range(0, len(text), 24)))
     await entered.page.wait_for_timeout(500)
     await entered.page.evaluate(OBSERVE)
+    browser = entered.page.context.browser
+    assert browser is not None
     longest = []
     for _ in range(ATTEMPTS):
         await entered.page.evaluate("window.tasks.length = 0")
+        await browser.start_tracing(page=entered.page, categories=["toplevel"])
         await entered.ask("Write a book")
         await expect(entered.page.locator(".figures")).to_have_count(1, timeout=120_000)
         await expect(entered.page.locator(".markdown .block").last).to_contain_text("said by somebody", timeout=60_000)
         await entered.page.wait_for_timeout(500)
-        longest.append(await entered.page.evaluate("Math.max(0, ...window.tasks)"))
+        durations = await entered.page.evaluate("window.tasks")
+        longest.append(max(processor_ms(durations, await browser.stop_tracing()), default=0))
         if longest[-1] < LONGEST_TASK_MS:
             break
         await entered.button("Clear").click()
