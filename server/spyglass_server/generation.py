@@ -30,6 +30,7 @@ from spyglass_server.errors import (
     SpyglassError,
     TooManyRequests,
     Unavailable,
+    to_status,
 )
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
@@ -73,6 +74,8 @@ class Generation:
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
+        self._told: pb.Usage | None = None
+        """How much of that answer has been told here, once it has started."""
         self._sends_images = True
 
     def start(self) -> asyncio.Task[None]:
@@ -172,6 +175,11 @@ class Generation:
                 else:
                     if (count := answer.count) is not None:
                         self._counts[count[0]] = count[1]
+                    if own.HasField("started"):
+                        started = own.started
+                        self._told = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+                    elif own.HasField("delta") and self._told is not None:
+                        self._told.completion_tokens += len(own.delta.token_ids)
                     self._emit(own)
         except asyncio.CancelledError:
             # Nobody else sends its images, or nobody waits for it.
@@ -329,6 +337,12 @@ class Generation:
         """Closes the record, if there is one, and emits Finished."""
         if self._last_event is not None:
             self._emit(self._last_event)
+            return
+        if self._followed is not None and error is not None:  # the answer has a record of its own
+            if (told := self._told) is not None:
+                cost = self._resources.prices.cost(told.prompt_tokens, told.cached_tokens, told.completion_tokens)
+                told.estimated_cost = cost
+            self._emit(pb.Event(id=self._id, finished=pb.Finished(usage=told, error=to_status(error))))
             return
         if (count := self._books.count) is not None:
             self._counts.pop(count[0], None)

@@ -87,6 +87,10 @@ async def test_it_goes_on_when_its_caller_is_gone(server: TestServer) -> None:
     await again.cancel(1)
     await again.until(1, "finished")
     assert again.finished(1).error.code == 1
+    usage = again.finished(1).usage
+    assert usage.completion_tokens == sum(len(event.delta.token_ids) for event in again.events(1)) > 0
+    assert usage.prompt_tokens == again.events(1)[1].started.prompt_tokens
+    assert usage.estimated_cost > 0
     await again.start(2, story(count=60))
     await again.finish()
     assert said(again, 2)[1].usage.completion_tokens == 60
