@@ -90,6 +90,13 @@ def ask_about(*urls: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]
 
 
+async def until_ready(http: aiohttp.ClientSession, timeout_s: float = PATIENCE_S) -> None:
+    """Waits until generations can be served."""
+    async with asyncio.timeout(timeout_s):
+        while (await http.get("/ready")).status != 200:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+
+
 def config_for(target: str, **changes: Any) -> BridgeConfig:
     """Settings of a bridge on a free port, in front of the server at `target`."""
     parser = argparse.ArgumentParser()

@@ -114,7 +114,7 @@ class Metrics:
 
     def __init__(self, model: str, load: Callable[[], Load]) -> None:
         """`model` names what belongs to the engine and not to a generation. Other threads call `load`."""
-        self.totals = EngineTotals()
+        self.load, self.totals = load, EngineTotals()
         self.latest_failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
         self.registry = registry = CollectorRegistry()
         self._answers = {model: AnswerTotals()}

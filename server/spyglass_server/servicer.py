@@ -147,24 +147,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: "Context") -> pb.GetStatusResponse:
-        engine, admission = self._resources.engine, self._resources.admission
-        activity = engine.activity
+        resources, engine = self._resources, self._resources.engine
+        load, activity = resources.metrics.load(), engine.activity
         return pb.GetStatusResponse(
             state=self._state(),
-            running=engine.num_scheduled,
-            waiting=max(0, admission.num_held - engine.num_scheduled),
-            max_pending=admission.num_places,
-            last_step_age=events.duration(activity.last_step_age_s),
+            running=load.running,
+            waiting=load.waiting,
+            max_pending=resources.admission.num_places,
+            last_step_age=events.duration(load.last_step_age_s),
             last_token_age=events.duration(activity.last_token_age_s),
             output_tokens_per_second=activity.tokens_per_second,
             started=events.timestamp(self._started_s),
-            models=self._resources.served_names if engine.has_info else (),
-            device=engine.info.device if engine.has_info else "",
-            dtype=engine.info.dtype if engine.has_info else "",
-            quantization=engine.info.quantization if engine.has_info else "",
-            cache=events.cache_status(self._resources.metrics.totals),
-            engine_restarts=engine.num_restarts,
-            latest_failures=map(events.failure, self._resources.metrics.latest_failures),
+            models=resources.served_names if engine.has_info else (),
+            device=load.labels.get("device", ""),
+            dtype=load.labels.get("dtype", ""),
+            quantization=load.labels.get("quantization", ""),
+            cache=events.cache_status(resources.metrics.totals),
+            engine_restarts=load.num_restarts,
+            latest_failures=map(events.failure, resources.metrics.latest_failures),
         )
 
     def drain(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for
+from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
 from fakes import BRIDGE_KEY, KEY, FakeLoader, TestServer, run_test_server
 from observed import samples, scrape
 from pictures import data_uri
@@ -63,8 +63,7 @@ async def watched(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[Watche
         bridge = await stack.enter_async_context(run_bridge(config))
         session = aiohttp.ClientSession(base_url=bridge.address, headers={"Authorization": f"Bearer {KEY}"})
         http = await stack.enter_async_context(session)
-        while (await http.get("/ready")).status != 200:
-            pass
+        await until_ready(http)
         yield Watched(server, bridge, http)
 
 

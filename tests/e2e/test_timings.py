@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for
+from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
 from fakes import BRIDGE_KEY, KEY, FakeLoader, chat, run_test_server
 from pictures import data_uri
 from spyglass.v1 import options_pb2
@@ -28,8 +28,7 @@ async def http(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[aiohttp.C
         bridge = await stack.enter_async_context(run_bridge(config_for(server.server.address, bridge_key=BRIDGE_KEY)))
         headers = {"Authorization": f"Bearer {KEY}"}
         session = await stack.enter_async_context(aiohttp.ClientSession(base_url=bridge.address, headers=headers))
-        while (await session.get("/ready")).status != 200:
-            pass
+        await until_ready(session)
         yield session
 
 

@@ -9,7 +9,7 @@ import aiohttp
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from PIL import Image
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for
+from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
 from fakes import BRIDGE_KEY, KEY, FakeLoader, chat, run_test_server
 from observed import Collector, attributes, run_collector
 from pictures import data_uri
@@ -33,8 +33,7 @@ async def collect(
                 run_bridge(config) as bridge,
                 aiohttp.ClientSession(base_url=bridge.address, headers=headers) as http,
             ):
-                while (await http.get("/ready")).status != 200:
-                    pass
+                await until_ready(http)
                 answers = []
                 for body in bodies:
                     async with http.post(CHAT, json=body) as response:

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bridge_setup import CHAT, MODEL, ask_about, config_for
+from bridge_setup import CHAT, MODEL, ask_about, config_for, until_ready
 from fakes import BRIDGE_KEY, KEY, FakeLoader, run_test_server
 from pictures import data_uri
 from protocol_filter import NewerProtocol, OlderProtocol, Version, run_filter
@@ -78,12 +78,6 @@ class Callers:
             except Exception as error:
                 self.faults.append(repr(error))
                 return
-
-
-async def until_ready(http: aiohttp.ClientSession, timeout_s: float) -> None:
-    async with asyncio.timeout(timeout_s):
-        while (await http.get("/ready")).status != 200:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
