@@ -62,7 +62,7 @@ async def measure(model: Path, times: int) -> Figures:
 
 
 async def start_server(model: Path) -> dict[str, float]:
-    """Starts the server alone, and returns the phases that it told as well."""
+    """Starts the server alone, and returns the phases that it logged, too."""
     [port] = free_ports(1)
     grpc, phases = f"127.0.0.1:{port}", dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +75,8 @@ async def start_server(model: Path) -> dict[str, float]:
         finally:
             process.terminate()
             _, log = await process.communicate()
-    for part, told in _LINE.findall(log.decode()):
-        phases |= {f"{part}: {name}": float(seconds) for name, seconds in _PHASE.findall(told)}
+    for part, listed in _LINE.findall(log.decode()):
+        phases |= {f"{part}: {name}": float(seconds) for name, seconds in _PHASE.findall(listed)}
     found = {"spyglass-server, until SERVING": taken, "processor time of its processes until then": worked}
     return found | dict(sorted(phases.items(), reverse=True))
 

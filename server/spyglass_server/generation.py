@@ -74,8 +74,8 @@ class Generation:
         self._followed: Answer | None = None
         """The answer that this one repeats, and its last event."""
         self._last_event: pb.Event | None = None
-        self._told: pb.Usage | None = None
-        """How much of that answer has been told here, once it has started."""
+        self._sent: pb.Usage | None = None
+        """How much of that answer has been sent here, once it has started."""
         self._sends_images = True
 
     def start(self) -> asyncio.Task[None]:
@@ -177,9 +177,9 @@ class Generation:
                         self._counts[count[0]] = count[1]
                     if own.HasField("started"):
                         started = own.started
-                        self._told = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
-                    elif own.HasField("delta") and self._told is not None:
-                        self._told.completion_tokens += len(own.delta.token_ids)
+                        self._sent = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+                    elif own.HasField("delta") and self._sent is not None:
+                        self._sent.completion_tokens += len(own.delta.token_ids)
                     self._emit(own)
         except asyncio.CancelledError:
             # Nobody else sends its images, or nobody waits for it.
@@ -339,10 +339,10 @@ class Generation:
             self._emit(self._last_event)
             return
         if self._followed is not None and error is not None:  # the answer has a record of its own
-            if (told := self._told) is not None:
-                cost = self._resources.prices.cost(told.prompt_tokens, told.cached_tokens, told.completion_tokens)
-                told.estimated_cost = cost
-            self._emit(pb.Event(id=self._id, finished=pb.Finished(usage=told, error=to_status(error))))
+            if (sent := self._sent) is not None:
+                cost = self._resources.prices.cost(sent.prompt_tokens, sent.cached_tokens, sent.completion_tokens)
+                sent.estimated_cost = cost
+            self._emit(pb.Event(id=self._id, finished=pb.Finished(usage=sent, error=to_status(error))))
             return
         if (count := self._books.count) is not None:
             self._counts.pop(count[0], None)

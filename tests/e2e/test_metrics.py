@@ -206,10 +206,10 @@ def test_metrics_that_others_can_read_are_warned_of(caplog: pytest.LogCaptureFix
 
 
 async def test_the_docs_have_every_metric(watched: Watched) -> None:
-    told = set(re.findall(r"`(spyglass_\w+)`", (DEPLOY.parent / "docs" / "observability.md").read_text()))
+    documented = set(re.findall(r"`(spyglass_\w+)`", (DEPLOY.parent / "docs" / "observability.md").read_text()))
     pages = watched.server_page() + watched.bridge_page()
     families = re.findall(r"^# TYPE (spyglass_\w+) \w+$", pages, re.MULTILINE)
-    assert told == set(families)
+    assert documented == set(families)
 
 
 def test_the_dashboard_is_the_same_wherever_it_is_imported() -> None:
