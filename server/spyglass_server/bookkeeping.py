@@ -1,6 +1,5 @@
 """The bookkeeping of one generation: who pays for it, its usage record, and when what happened to it."""
 
-import asyncio
 import time
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from spyglass_server.codec import events
 from spyglass_server.codec.start import Spec
 from spyglass_server.engine.messages import EngineRequest, FinishReason
 from spyglass_server.engine_run import EngineRun
-from spyglass_server.errors import Cancelled, SpyglassError, to_status
+from spyglass_server.errors import SpyglassError, as_known, to_status
 from spyglass_server.ledger import Record
 from spyglass_server.metrics import AnswerMetrics
 from spyglass_server.quotas import Hold
@@ -136,7 +135,8 @@ class Bookkeeping:
 
     def close(self, problem: BaseException | None) -> pb.Finished:
         """Closes the record, settles the limits and lets all know who watch. Returns what the caller gets."""
-        error, usage, timeline = _as_known(problem), self.usage(), self.timeline
+        error = None if problem is None else as_known(problem)
+        usage, timeline = self.usage(), self.timeline
         timeline.ended_s = time.monotonic()
         if self._metered is not None and usage is not None:
             first_s = timeline.first_token_s
@@ -171,12 +171,3 @@ class Bookkeeping:
             num_images=spec.num_images if spec else 0,
             num_choices=spec.n if spec else 1,
         )
-
-
-def _as_known(problem: BaseException | None) -> SpyglassError | None:
-    """An error as callers and records know it: of one that nobody expected they learn nothing."""
-    if problem is None or isinstance(problem, SpyglassError):
-        return problem
-    return (
-        Cancelled("the call ended") if isinstance(problem, asyncio.CancelledError) else SpyglassError("internal error")
-    )

@@ -3,6 +3,7 @@
 An unexpected error says nothing to the caller; whoever catches it logs it in full.
 """
 
+import asyncio
 import math
 from typing import ClassVar
 
@@ -157,10 +158,18 @@ def going_down() -> Unavailable:
     return Unavailable("the server is going down", retry_after_s=1.0)
 
 
-def to_status(error: BaseException) -> status_pb2.Status:
-    """The status that a caller sees. Of an unknown error it says nothing."""
-    if not isinstance(error, SpyglassError):
-        error = SpyglassError("internal error")
+def as_known(problem: BaseException) -> SpyglassError:
+    """An error as callers and records know it: of one that nobody expected they learn nothing."""
+    if isinstance(problem, SpyglassError):
+        return problem
+    if isinstance(problem, asyncio.CancelledError):
+        return Cancelled("the call ended")
+    return SpyglassError("internal error")
+
+
+def to_status(problem: BaseException) -> status_pb2.Status:
+    """The status that a caller sees of what went wrong."""
+    error = as_known(problem)
     retry_after_s = None if error.retry_after_s is None else math.ceil(error.retry_after_s)
     return make_status(
         error.code.value[0],
