@@ -14,6 +14,7 @@ from grpc import aio
 
 from spyglass_common.status import STATUS_METADATA_KEY
 from spyglass_server.auth import ApiKey, KeyStore, Scope, identify
+from spyglass_server.codec.checks import nothing_unknown
 from spyglass_server.errors import Forbidden, InvalidRequest, SpyglassError, to_status
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ class Boundary(aio.ServerInterceptor):
 
 
 def _parser(handler: Any) -> Callable[[Any], Any]:
-    """Parses a call's request, or each message of its stream; bytes that do not parse are the caller's fault."""
+    """Parses a call's request, or each message of its stream; bytes that do not parse are the caller's fault.
+
+    A request with a field of a later version is refused. On a stream the generation sees to that, so that others go on.
+    """
 
     def parse(data: bytes) -> Any:
         try:
@@ -83,11 +87,16 @@ def _parser(handler: Any) -> Callable[[Any], Any]:
         except DecodeError as error:
             raise InvalidRequest("a message is not what the protocol says") from error
 
+    def parse_request(data: bytes) -> Any:
+        request = parse(data)
+        nothing_unknown(request)
+        return request
+
     async def parse_stream(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for message in messages:
             yield parse(message)
 
-    return parse_stream if handler.request_streaming else parse
+    return parse_stream if handler.request_streaming else parse_request
 
 
 def _shape(handler: Any) -> "tuple[Callable[..., Any], Behaviour]":

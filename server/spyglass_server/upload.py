@@ -6,6 +6,7 @@ from collections.abc import Callable
 from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 from spyglass_server.codec.chat import ImageLimits, ImageSize
+from spyglass_server.codec.checks import nothing_unknown
 from spyglass_server.codec.start import Spec
 from spyglass_server.errors import DeadlineExceeded, InvalidImage, InvalidRequest
 from spyglass_server.prompt.prompt_maker import ChatInput
@@ -46,9 +47,10 @@ class Upload:
         """Takes the next piece of an image.
 
         Raises:
-            InvalidRequest: no such image is awaited, or a limit is passed.
+            InvalidRequest: no such image is awaited, a limit is passed, or the piece has a field of a later version.
             TooManyRequests: there is no room for it.
         """
+        nothing_unknown(chunk, _FIELD)
         pieces = self._pieces.get(chunk.image_index)
         if pieces is None:
             raise InvalidRequest(f"no image {chunk.image_index} is awaited", field=f"{_FIELD}.image_index")

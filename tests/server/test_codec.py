@@ -1,10 +1,12 @@
 """Validation of a Start: wrong fields are named, and nothing is accepted and ignored."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,11 +114,27 @@ def test_wrong_fields_are_named(field: str) -> None:
     assert refusal.value.field == field.strip()
 
 
-@pytest.mark.parametrize("part", ["", "format", "sampling", "stopping", "output"])
+PARTS: dict[str, Callable[[inference_pb2.Start], Message]] = {
+    "": lambda start: start,
+    "format": lambda start: start.format,
+    "format.json_schema": lambda start: start.format.json_schema,
+    "sampling": lambda start: start.sampling,
+    "stopping": lambda start: start.stopping,
+    "output": lambda start: start.output,
+    "caller": lambda start: start.caller,
+    "timeout": lambda start: start.timeout,
+    "chat": lambda start: start.chat,
+    "chat.tools[0]": lambda start: start.chat.tools.add(),
+    "chat.messages[0]": lambda start: start.chat.messages[0],
+    "chat.messages[0].parts[0]": lambda start: start.chat.messages[0].parts[0],
+    "chat.messages[0].parts[1].image": lambda start: start.chat.messages[0].parts.add().image,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_what_only_a_later_version_knows_is_refused(part: str) -> None:
     start = chat("hi")
-    message = getattr(start, part) if part else start
-    message.MergeFromString(b"\xc0\x3e\x01")  # field 1000
+    PARTS[part](start).MergeFromString(b"\xc0\x3e\x01")  # field 1000
     with pytest.raises(InvalidRequest, match=r"field 1000 of \w+ is of a later version") as refused:
         decode(start)
     assert refused.value.field == part

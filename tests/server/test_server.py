@@ -463,6 +463,27 @@ async def test_usage_is_summed_up(start: Start) -> None:
     assert {record.outcome for record in usage.records} == {"OK"}
 
 
+async def test_what_only_a_later_version_asks_for_is_refused(start: Start) -> None:
+    server = await start()
+    later = b"\xc0\x3e\x01"  # field 1000
+    asked = inference_pb2.GetUsageRequest()
+    asked.filter.MergeFromString(later)
+    with pytest.raises(aio.AioRpcError, match="field 1000 of UsageFilter is of a later version") as refused:
+        await server.stub.GetUsage(asked, metadata=auth())
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    stream = server.open_stream()
+    await stream.start(1, image_chat("what", [None]))
+    await stream.start(2, tokens(3))
+    await stream.until(1, "accepted")
+    chunk = inference_pb2.ImageChunk(data=b"x")
+    chunk.MergeFromString(later)
+    await stream.call.write(inference_pb2.GenerateRequest(id=1, image_chunk=chunk))
+    await stream.finish()
+    assert error_code(stream.finished(1)) == "INVALID_ARGUMENT"
+    assert "field 1000 of ImageChunk" in stream.finished(1).error.message
+    assert error_code(stream.finished(2)) == "OK"
+
+
 async def test_an_unknown_error_says_nothing_outside(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await start()
 

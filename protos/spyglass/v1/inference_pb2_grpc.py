@@ -29,6 +29,9 @@ class InferenceServiceStub:
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     def __init__(self, channel):
@@ -83,6 +86,9 @@ class InferenceServiceServicer:
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     def Generate(self, request_iterator, context):
@@ -202,6 +208,9 @@ class InferenceService:
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     @staticmethod

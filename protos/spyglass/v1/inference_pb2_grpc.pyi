@@ -30,6 +30,9 @@ class InferenceServiceStub:
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     @_typing.overload
@@ -65,6 +68,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -96,6 +102,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
+
+    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
+    upgraded before those who call them.
     """
 
     @_abc_1.abstractmethod

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from spyglass_server.errors import InvalidRequest
 
@@ -33,3 +35,29 @@ def in_calendar(field: str, moment: Timestamp) -> float:
         return min(moment.ToNanoseconds() / 1e9, _LAST_S)
     except ValueError:
         raise InvalidRequest(f"{field} must be a time between the years 1 and 9999", field=field) from None
+
+
+def nothing_unknown(message: Message, field: str = "") -> None:
+    """Refuses a message that holds, at any depth, a field of a later version: what is asked for is never passed over.
+
+    Args:
+        message: what a caller sent.
+        field: its path in the request; empty for the request itself.
+
+    Raises:
+        InvalidRequest: it holds one; the error has the path of the message that does, as `chat.messages[0]`.
+    """
+    if len(unknown := UnknownFieldSet(message)):
+        raise InvalidRequest(
+            f"field {unknown[0].field_number} of {message.DESCRIPTOR.name} is of a later version than this server",
+            field=field,
+        )
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None or descriptor.message_type.GetOptions().map_entry:
+            continue  # maps hold plain values
+        path = f"{field}.{descriptor.name}" if field else descriptor.name
+        if descriptor.is_repeated:
+            for i, each in enumerate(value):
+                nothing_unknown(each, f"{path}[{i}]")
+        else:
+            nothing_unknown(value, path)

@@ -5,14 +5,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from google.protobuf.unknown_fields import UnknownFieldSet
-
 from spyglass.v1 import inference_pb2 as pb
 from spyglass.v1 import options_pb2
 from spyglass_common import limits
 from spyglass_common.trace_context import TRACEPARENT
 from spyglass_server.codec.chat import GivenImage, ImageLimits, ToolUse, decode_chat, decode_tools
-from spyglass_server.codec.checks import at_most, in_range
+from spyglass_server.codec.checks import at_most, in_range, nothing_unknown
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint
 from spyglass_server.engine.messages import SamplingParams
 from spyglass_server.errors import InvalidRequest, Unsupported
@@ -24,8 +22,6 @@ _NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempoten
 """Fields that may differ between two tries of one request."""
 
 _NOT_HONOURED = ("cache_salt",)
-_PARTS = ("", "format", "sampling", "stopping", "output")
-"""Messages of a Start whose fields say how to answer: none of them may be passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +134,7 @@ def _refuse_unsupported(start: pb.Start) -> None:
     for name in _NOT_HONOURED:
         if name in fields:
             raise Unsupported(name)
-    for part in _PARTS:
-        message = getattr(start, part) if part else start
-        unknown = UnknownFieldSet(message)
-        if len(unknown):
-            raise InvalidRequest(
-                f"field {unknown[0].field_number} of {message.DESCRIPTOR.name} is of a later version than this server",
-                field=part,
-            )
+    nothing_unknown(start)
 
 
 def _decode_input(
