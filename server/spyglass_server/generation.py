@@ -166,26 +166,29 @@ class Generation:
         sends_images = any(part.image.HasField("announced") for turn in start.chat.messages for part in turn.parts)
         self._start = None
         try:
-            async for event in answer.follow():
-                own = pb.Event()
-                own.CopyFrom(event)
-                own.id = self._id
-                if own.HasField("finished"):
-                    self._last_event = own
-                else:
-                    if (count := answer.count) is not None:
-                        self._counts[count[0]] = count[1]
-                    if own.HasField("started"):
-                        started = own.started
-                        self._sent = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
-                    elif own.HasField("delta") and self._sent is not None:
-                        self._sent.completion_tokens += len(own.delta.token_ids)
-                    self._emit(own)
+            await answer.follow(lambda event: self._repeat(event, answer))
         except asyncio.CancelledError:
             # Nobody else sends its images, or nobody waits for it.
-            if is_new and not answer.has_started and (sends_images or not answer.num_followers):
+            if not answer.has_started and ((is_new and sends_images) or not answer.num_followers):
                 answer.end(self._ending or Cancelled("the caller is gone"))
             raise
+
+    def _repeat(self, event: pb.Event, answer: Answer) -> None:
+        """Emits an event of the answer that this one repeats. The last waits until this one ends."""
+        own = pb.Event()
+        own.CopyFrom(event)
+        own.id = self._id
+        if own.HasField("finished"):
+            self._last_event = own
+            return
+        if (count := answer.count) is not None:
+            self._counts[count[0]] = count[1]
+        if own.HasField("started"):
+            started = own.started
+            self._sent = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+        elif own.HasField("delta") and self._sent is not None:
+            self._sent.completion_tokens += len(own.delta.token_ids)
+        self._emit(own)
 
     async def _prepare(self, spec: Spec, payer: ApiKey, place: Place) -> tuple[Spec, Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer; the spec is without images then."""

@@ -6,7 +6,7 @@ try finds it, running or complete. One that fails is forgotten, and may be tried
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from spyglass.v1 import inference_pb2 as pb
@@ -86,21 +86,21 @@ class Answer:
         if self._work is not None:
             self._work.end(error)
 
-    async def follow(self) -> AsyncIterator[pb.Event]:
-        """All events from the first to the last, as they come."""
+    async def follow(self, take: Emit) -> None:
+        """Hands over all events from the first to the last, as they come; to who is cancelled, those that have come."""
         taken = 0
         self.num_followers += 1
         try:
-            while True:
-                while taken < len(self._events):
-                    yield self._events[taken]
-                    taken += 1
-                if self.ended_s is not None:
-                    return
+            while self.ended_s is None:
                 self._more.clear()
+                for event in self._events[taken:]:
+                    take(event)
+                taken = len(self._events)
                 await self._more.wait()
         finally:
             self.num_followers -= 1
+            for event in self._events[taken:]:
+                take(event)
 
 
 class Replays:

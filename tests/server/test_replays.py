@@ -117,6 +117,34 @@ async def test_who_waits_for_it_gets_it_though_the_first_leaves_before_it_begins
         assert await generations(server) == 2
 
 
+async def test_it_is_not_begun_when_all_have_left(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    loader = FakeLoader(step_s=0.01, limits=Limits(max_batch=1, max_step_tokens=64))
+    async with run_test_server(tiny_checkpoint, tmp_path, loader) as server:
+        before, first, second = server.open_stream(), server.open_stream(), server.open_stream()
+        await before.start(1, story(key=None, count=400))
+        await before.until(1, "started")
+        for stream in (first, second):
+            await stream.start(1, story())
+            await stream.until(1, "accepted")
+        for stream in (first, second):
+            await stream.cancel(1)
+            assert not (await stream.until(1, "finished")).finished.HasField("usage")
+        await before.cancel(1)
+        await before.finish()
+        assert await generations(server) == 1
+
+
+async def test_who_cancels_gets_what_has_come_by_then() -> None:
+    answer, events = replays.Answer(b""), list[pb.Event]()
+    following = asyncio.create_task(answer.follow(events.append))
+    await asyncio.sleep(0)
+    answer.emit(pb.Event(started=pb.Started(prompt_tokens=3)))
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    assert [event.WhichOneof("kind") for event in events] == ["started"]  # it is billed, and the caller knows
+
+
 async def test_who_comes_while_it_is_given_up_begins_it_anew() -> None:
     kept = replays.Replays()
     answer, _ = kept.find("tenant", "key", b"")
