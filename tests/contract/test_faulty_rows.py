@@ -10,14 +10,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bridge_setup import config_for
+from both import run_both
 from checkpoints import byte_tokenizer
 from contract.doors import CHAT, about_images, assert_clean, chat_body
 from contract.faulty_engine import FaultyLoader, When
-from fakes import BRIDGE_KEY, KEY, TestServer, auth, run_test_server
+from fakes import KEY, TestServer, auth
 from pictures import data_uri, noise
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_bridge.server import run_bridge
 from spyglass_server.config import EngineConfig
 from spyglass_server.runtime.launch import CheckpointLoader
 from spyglass_server.settings import SETTINGS
@@ -34,13 +33,8 @@ async def running(folder: Path, data_dir: Path, when: When, out_of_memory: bool)
     [mark] = byte_tokenizer().encode(MARK, add_special_tokens=False).ids
     inner = CheckpointLoader(folder=folder, settings=settings)
     loader = FaultyLoader(inner=inner, mark=mark, when=when, out_of_memory=out_of_memory)
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with (
-        run_test_server(folder, data_dir, loader, served_model_name=("tiny",)) as server,
-        run_bridge(config_for(server.server.address, bridge_key=BRIDGE_KEY)) as bridge,
-        aiohttp.ClientSession(base_url=bridge.address, headers=headers) as http,
-    ):
-        yield Asker(server, http)
+    async with run_both(folder, data_dir, loader, server={"served_model_name": ("tiny",)}) as both:
+        yield Asker(both.server, both.http)
 
 
 class Asker:

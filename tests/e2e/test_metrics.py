@@ -6,20 +6,17 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
-from fakes import BRIDGE_KEY, KEY, FakeLoader, TestServer, run_test_server
+from both import Both, run_both
+from bridge_setup import CHAT, MODEL, ask, ask_about
+from fakes import KEY, FakeLoader
 from observed import samples, scrape
 from pictures import data_uri
-from spyglass_bridge.server import RunningBridge, run_bridge
 from spyglass_common.metrics_page import serve_metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -32,21 +29,6 @@ NEEDS_PROMTOOL = pytest.mark.skipif(
 )
 
 
-@dataclass
-class Watched:
-    """A server and a bridge that have metrics, and a session of a caller."""
-
-    server: TestServer
-    bridge: RunningBridge
-    http: aiohttp.ClientSession
-
-    def server_page(self) -> str:
-        return scrape(self.server.server.metrics_address)
-
-    def bridge_page(self) -> str:
-        return scrape(self.bridge.metrics_address)
-
-
 def promtool(*arguments: str, given: str = "") -> str:
     """All that promtool has to say, when it finds no fault."""
     checked = subprocess.run(["promtool", *arguments], input=given, capture_output=True, text=True)
@@ -55,19 +37,15 @@ def promtool(*arguments: str, given: str = "") -> str:
 
 
 @pytest.fixture
-async def watched(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[Watched]:
-    settings = {"server_metrics": "127.0.0.1:0", "metrics_alias": "vllm", "served_model_name": (MODEL,)}
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(run_test_server(tiny_checkpoint, tmp_path, FakeLoader(), **settings))
-        config = config_for(server.server.address, bridge_key=BRIDGE_KEY, metrics="127.0.0.1:0")
-        bridge = await stack.enter_async_context(run_bridge(config))
-        session = aiohttp.ClientSession(base_url=bridge.address, headers={"Authorization": f"Bearer {KEY}"})
-        http = await stack.enter_async_context(session)
-        await until_ready(http)
-        yield Watched(server, bridge, http)
+async def watched(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[Both]:
+    settings = {"server_metrics": "127.0.0.1:0", "metrics_alias": "vllm"}
+    async with run_both(
+        tiny_checkpoint, tmp_path, FakeLoader(), server=settings, bridge={"metrics": "127.0.0.1:0"}
+    ) as both:
+        yield both
 
 
-async def test_what_is_counted_is_what_is_billed(watched: Watched) -> None:
+async def test_what_is_counted_is_what_is_billed(watched: Both) -> None:
     picture = ask_about(data_uri(Image.new("RGB", (30, 20), "red")))
     bodies = [
         ask(max_tokens=5),
@@ -110,7 +88,7 @@ async def test_what_is_counted_is_what_is_billed(watched: Watched) -> None:
     assert ours["spyglass_bridge_requests_running"] == ours["spyglass_bridge_held_bytes"] == 0
 
 
-async def test_an_engine_that_dies_is_counted(watched: Watched) -> None:
+async def test_an_engine_that_dies_is_counted(watched: Both) -> None:
     engine = watched.server.server.engine
     async with watched.http.post(CHAT, json=ask(max_tokens=500, stream=True)) as response:
         await response.content.readline()
@@ -130,7 +108,7 @@ async def test_an_engine_that_dies_is_counted(watched: Watched) -> None:
     ]
 
 
-async def test_labels_are_bounded_and_hold_nothing_of_a_caller(watched: Watched) -> None:
+async def test_labels_are_bounded_and_hold_nothing_of_a_caller(watched: Both) -> None:
     for path in ("/v1/models/secret-name", "/secret-path", "/v1/chat/completions"):
         async with watched.http.get(path, headers={"x-request-id": "secret-id"}) as response:
             await response.read()
@@ -143,7 +121,7 @@ async def test_labels_are_bounded_and_hold_nothing_of_a_caller(watched: Watched)
         assert set(re.findall(r'[{,](\w+)="', ours)) <= LABELS
 
 
-async def test_aliases_have_the_values_of_what_they_are_called_for(watched: Watched) -> None:
+async def test_aliases_have_the_values_of_what_they_are_called_for(watched: Both) -> None:
     async with watched.http.post(CHAT, json=ask(max_tokens=5)) as response:
         assert response.status == 200
     found = samples(watched.server_page())
@@ -166,7 +144,7 @@ async def test_aliases_have_the_values_of_what_they_are_called_for(watched: Watc
 
 
 @NEEDS_PROMTOOL
-async def test_the_metrics_are_as_prometheus_wants_them(watched: Watched) -> None:
+async def test_the_metrics_are_as_prometheus_wants_them(watched: Both) -> None:
     async with watched.http.post(CHAT, json=ask(max_tokens=5)) as response:
         assert response.status == 200
     for page in (watched.server_page(), watched.bridge_page()):
@@ -181,7 +159,7 @@ def test_the_alert_rules_are_as_prometheus_wants_them() -> None:
     assert "SUCCESS" in promtool("check", "config", "--syntax-only", str(ALERTS.with_name("prometheus.yaml")))
 
 
-async def test_dashboard_and_alerts_ask_for_metrics_that_there_are(watched: Watched) -> None:
+async def test_dashboard_and_alerts_ask_for_metrics_that_there_are(watched: Both) -> None:
     async with watched.http.post(CHAT, json=ask(max_tokens=5)) as response:
         assert response.status == 200
     there = {
@@ -205,7 +183,7 @@ def test_metrics_that_others_can_read_are_warned_of(caplog: pytest.LogCaptureFix
         assert address is None
 
 
-async def test_the_docs_have_every_metric(watched: Watched) -> None:
+async def test_the_docs_have_every_metric(watched: Both) -> None:
     documented = set(re.findall(r"`(spyglass_\w+)`", (DEPLOY.parent / "docs" / "observability.md").read_text()))
     pages = watched.server_page() + watched.bridge_page()
     families = re.findall(r"^# TYPE (spyglass_\w+) \w+$", pages, re.MULTILINE)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,19 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
-from fakes import BRIDGE_KEY, KEY, FakeLoader, chat, run_test_server
+from both import run_both
+from bridge_setup import CHAT, ask, ask_about
+from fakes import FakeLoader, chat, run_test_server
 from pictures import data_uri
 from spyglass.v1 import options_pb2
-from spyglass_bridge.server import run_bridge
 
 PHASES = ("admission_ms", "upload_ms", "prepare_ms", "queue_ms", "encode_ms", "prefill_ms", "decode_ms")
 
 
 @pytest.fixture
 async def http(tiny_checkpoint: Path, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    loader = FakeLoader(step_s=0.01)
-    async with AsyncExitStack() as stack:
-        running = run_test_server(tiny_checkpoint, tmp_path, loader, served_model_name=(MODEL,))
-        server = await stack.enter_async_context(running)
-        bridge = await stack.enter_async_context(run_bridge(config_for(server.server.address, bridge_key=BRIDGE_KEY)))
-        headers = {"Authorization": f"Bearer {KEY}"}
-        session = await stack.enter_async_context(aiohttp.ClientSession(base_url=bridge.address, headers=headers))
-        await until_ready(session)
-        yield session
+    async with run_both(tiny_checkpoint, tmp_path, FakeLoader(step_s=0.01)) as both:
+        yield both.http
 
 
 async def timings_of(http: aiohttp.ClientSession, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:

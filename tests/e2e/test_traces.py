@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from PIL import Image
 
-from bridge_setup import CHAT, MODEL, ask, ask_about, config_for, until_ready
-from fakes import BRIDGE_KEY, KEY, FakeLoader, chat, run_test_server
+from both import run_both
+from bridge_setup import CHAT, MODEL, ask, ask_about
+from fakes import FakeLoader, chat, run_test_server
 from observed import Collector, attributes, run_collector
 from pictures import data_uri
-from spyglass_bridge.server import run_bridge
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PHASES = ["admission", "upload", "prepare", "queue", "encode", "prefill", "decode"]
@@ -24,20 +23,14 @@ async def collect(
 ) -> tuple[Collector, list[Any]]:
     """Asks a bridge with a server behind it; what both have sent when they have ended, and the answers."""
     with run_collector() as collector:
-        async with run_test_server(
-            checkpoint, data_dir, FakeLoader(step_s=0.002), served_model_name=(MODEL,), otlp_endpoint=collector.endpoint
-        ) as server:
-            config = config_for(server.server.address, bridge_key=BRIDGE_KEY, otlp_endpoint=collector.endpoint)
-            headers = {"Authorization": f"Bearer {KEY}", "traceparent": traceparent}
-            async with (
-                run_bridge(config) as bridge,
-                aiohttp.ClientSession(base_url=bridge.address, headers=headers) as http,
-            ):
-                await until_ready(http)
-                answers = []
-                for body in bodies:
-                    async with http.post(CHAT, json=body) as response:
-                        answers.append(await response.json(content_type=None) if response.status == 200 else None)
+        settings = {"otlp_endpoint": collector.endpoint}
+        headers = {"traceparent": traceparent}
+        loader = FakeLoader(step_s=0.002)
+        async with run_both(checkpoint, data_dir, loader, server=settings, bridge=settings, headers=headers) as both:
+            answers = []
+            for body in bodies:
+                async with both.http.post(CHAT, json=body) as response:
+                    answers.append(await response.json(content_type=None) if response.status == 200 else None)
         return collector, answers
 
 
