@@ -7,13 +7,21 @@ MAX_JSON_DEPTH = 64
 
 
 def read_json_object(text: str) -> dict[str, Any] | None:
-    """Reads an object that can be written again: no NaN, no infinity, no lone surrogate, not too deep."""
+    """Reads an object, if it is one that can be written again."""
     try:
         found = json.loads(text)
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and not _is_deeper(found, MAX_JSON_DEPTH) else None
+    return found if isinstance(found, dict) and can_be_written(found) else None
+
+
+def can_be_written(value: Any) -> bool:
+    """Whether a value that was read is JSON: no NaN, no infinity, no lone surrogate, and not too deep."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return not _is_deeper(value, MAX_JSON_DEPTH)
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -7,6 +7,7 @@ ends with 1.
 """
 
 import argparse
+import io
 import sys
 import time
 import traceback
@@ -80,6 +81,8 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0, help="where to begin; another run has tried those before")
     parser.add_argument("--first", action="store_true", help="show the first example that fails, not the least")
     options = parser.parse_args()
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")  # examples hold anything
     chosen = TARGETS.values() if options.target == "all" else [TARGETS[options.target]]
     num_batches = None if options.seed is None else 1
     first = options.first_seed if options.seed is None else options.seed

@@ -18,6 +18,7 @@ from random_schemas import DEFINITIONS, SCHEMAS
 from spyglass_server.constraints.grammar import ConstraintKind, OutputConstraint, calls_grammar, to_grammar
 from spyglass_server.errors import InvalidRequest
 from spyglass_server.json_object import read_json_object
+from spyglass_server.panics import LibraryPanicked
 from spyglass_server.prompt.conversation import Tool
 
 _MAX_CPU_S = 2.0
@@ -144,6 +145,7 @@ _regexes = st.lists(st.sampled_from(_REGEX), max_size=12).map("".join) | st.text
 _larks = st.one_of(
     st.lists(st.sampled_from(_LARK), max_size=14).map("".join),
     st.lists(st.sampled_from(_LARK), max_size=14).map(lambda words: "start: " + "".join(words)),
+    _schemas.map(lambda schema: "start: %json " + _dumped(schema)),
     st.text(max_size=20),
 )
 _shapes = st.one_of(
@@ -166,11 +168,18 @@ def _judge(shape: _Shape) -> tuple[str, float]:
         assert refusal.field
         assert "\n" not in refusal.message
         refusal.message.encode()
+        assert not _is_panic(refusal), "the library panics, and writes what it was given to the log"
         outcome = "refused"
     else:
         outcome = "taken"
         random_answer(grammar, Random(source), _ANSWER_BYTES)
     return f"{kind} {outcome}", time.process_time() - began
+
+
+def _is_panic(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, LibraryPanicked):
+        error = error.__cause__
+    return error is not None
 
 
 def _tools(source: str) -> str:

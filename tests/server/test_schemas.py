@@ -1,6 +1,7 @@
 """JSON schemas: what constrains is enforced or refused, annotations change nothing, refusals say where and quote."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -191,11 +192,17 @@ def test_conditions_are_refused_where_there_are_any() -> None:
         ({"patternProperties": {"^[^a]": {}, "^[b]": False}}, "patternProperty regexes /^[^a]/ and /^[b]/"),
         ({"propertyNames": {"pattern": "[^a](?<=b)"}, "type": "object"}, 'pattern "[^a](?<=b)": look-around'),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf is enforced only where its parts visibly"),
-        ({"type": "strin"}, "Invalid type: strin"),
+        ({"type": "strin"}, 'type "strin" is no type'),
+        ({"type": ["string", 5]}, 'type ["string", 5] is no type'),
+        ({"required": ["a", 5]}, 'required ["a", 5] is no list of names'),
+        ({"minLength": -1}, "minLength -1 is no whole number from 0 on"),
+        ({"maxItems": 1.5}, "maxItems 1.5 is no whole number from 0 on"),
+        ({"maximum": True}, "maximum true is no number"),
+        ({"multipleOf": 0}, "multipleOf 0 is not above 0"),
         ({"format": 7}, "format 7 is no string"),
         ({"const": 2**60}, f"{2**60} is beyond 2^53"),
         ({"$ref": "https://example.com/a"}, '$ref "https://example.com/a" is not in this schema'),
-        ({"enum": 5}, "enum must be an array"),
+        ({"enum": 5}, "enum 5 is no list"),
     ],
 )
 def test_a_refusal_names_the_place_and_quotes_the_callers_own_text(
@@ -307,16 +314,44 @@ def test_numbers_that_the_library_cannot_read_are_refused_where_none_belong() ->
     )
 
 
-PANIC = {"type": "string", "maxLength": ["x" * 97 + "é" * 50]}
-"""What is wrong with it the library would quote up to the middle of a character, and panics."""
+NO_STRING = (
+    *(
+        "minimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "maxLength",
+        "minItems",
+        "maxProperties",
+        "type",
+        "required",
+        "enum",
+    ),
+    *("items", "allOf", "prefixItems", "properties", "patternProperties"),
+)
+NO_LIST = tuple({*NO_STRING, "pattern", "format", "$ref"} - {"enum", "items", "allOf", "prefixItems"})
 
 
-def test_a_schema_at_which_the_library_panics_is_refused() -> None:
-    assert "it cannot be read" in refusal(PANIC)
-    schema = {"type": "object", "properties": {"a": PANIC}}
-    with pytest.raises(InvalidRequest, match="it cannot be read") as refused:
-        calls_grammar([Tool("f", "", schema, is_strict=True)], must_call=True, several=True)
-    assert refused.value.field == "chat.tools[0].parameters_json"
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [(keyword, wrong) for keyword in NO_STRING for wrong in ("é" * 80, "x" + "é" * 80)]
+    + [(keyword, wrong) for keyword in sorted(NO_LIST) for wrong in ([{"a": "é" * 80}], [{"a": "x" + "é" * 80}])],
+)
+def test_what_is_wrong_never_makes_the_library_panic(
+    keyword: str, value: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would quote what is wrong up to the middle of a character, and write all of it to the log."""
+    schema = {keyword: value}
+    for place in (schema, {"$ref": "#/default", "default": schema}, {"properties": {"a": schema}}):
+        said = refusal(place)
+        assert said.startswith("#")
+        with pytest.raises(InvalidRequest, match=re.escape(said[:40])):
+            to_grammar(OutputConstraint(ConstraintKind.LARK, f"start: %json {json.dumps(place)}"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_count_may_be_written_as_a_number_with_a_point() -> None:
+    schema = {"type": "string", "minLength": 2.0, "maxLength": 3.0}
+    assert [takes(schema, "a" * count) for count in range(1, 5)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("kind", ["pure", "properties", "items", "allOf"])

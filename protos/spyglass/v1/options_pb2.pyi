@@ -300,7 +300,9 @@ class OutputFormat(_message.Message):
     regex: _builtins.str
     """Text that matches a regular expression as a whole; without look-around and back references."""
     grammar: _builtins.str
-    """Text that a grammar derives, in llguidance's dialect of Lark's notation."""
+    """Text that a grammar derives, in llguidance's dialect of Lark's notation.
+    Schemas in it (%json) follow the rules of json_schema.
+    """
     @_builtins.property
     def text(self) -> Global___TextFormat:
         """Any text."""

@@ -12,7 +12,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from spyglass_server.constraints.enforcement import enforced
-from spyglass_server.constraints.lark import check_nesting, without_forcing
+from spyglass_server.constraints.lark import check_nesting, check_schemas, without_forcing
 from spyglass_server.constraints.library import JSON_FORM, fault, one_line, schema_grammar, syntax_fault, without_text
 from spyglass_server.constraints.patterns import ascii_classes
 from spyglass_server.constraints.schemas import SchemaRefused, quoted
@@ -123,6 +123,7 @@ def _of_regex(source: str) -> str:
 
 def _of_lark(source: str) -> str:
     check_nesting(source)
+    check_schemas(source)
     if reason := syntax_fault(LLMatcher.grammar_from_lark(source)):
         raise ValueError(reason)
     grammar = LLMatcher.grammar_from_lark(without_forcing(source))

@@ -18,11 +18,9 @@ from spyglass_server.constraints.references import Place, References
 _MAX_EXACT = 2**53
 """The library computes with numbers of 53 bits."""
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
-_TAKEN = ("type", "required")
-_BOUNDS = (
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"),
-    *("minItems", "maxItems", "minProperties", "maxProperties"),
-)
+_TAKEN = ("type", "required", "enum", "const")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", *_COUNTS)
 _SCHEMA = ("items", "additionalProperties")
 _SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties")
@@ -150,12 +148,10 @@ class _Translator:
     def _add(self, result: dict[str, Any], keyword: str, value: Any, place: Place) -> None:
         """Translates a keyword. One that is not named here is an annotation."""
         if keyword in _TAKEN:
-            result[keyword] = value
-        elif keyword in ("const", "enum"):
-            _check_numbers(value, place)
+            _check_taken(keyword, value, place)
             result[keyword] = value
         elif keyword in _BOUNDS:
-            result[keyword] = _bound(keyword, value, place) if _is_number(value) else value
+            result[keyword] = _bound(keyword, value, place)
         elif keyword == "pattern":
             self._add_pattern(result, self._pattern(value, place))
         elif keyword == "format":
@@ -267,8 +263,33 @@ def _check_refused(keyword: str, value: Any, place: Place) -> None:
         raise SchemaRefused(place.pointer, f"{keyword} is not enforced")
 
 
-def _bound(keyword: str, value: float, place: Place) -> float:
+def _check_taken(keyword: str, value: Any, place: Place) -> None:
+    """What is wrong must not reach the library: it panics where it cuts a quotation within a character."""
+    types = value if keyword == "type" and isinstance(value, list) else [value]
+    if keyword == "type" and not all(isinstance(one, str) and one in (*_TYPES, "integer") for one in types):
+        raise SchemaRefused(place.pointer, f"type {quoted(value)} is no type, and no list of types")
+    if keyword == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise SchemaRefused(place.pointer, f"required {quoted(value)} is no list of names")
+    if keyword == "enum" and not isinstance(value, list):
+        raise SchemaRefused(place.pointer, f"enum {quoted(value)} is no list")
+    if keyword in ("enum", "const"):
+        _check_numbers(value, place)
+
+
+def _bound(keyword: str, value: Any, place: Place) -> float:
     """A number that is exact, or that narrows the range to such numbers."""
+    if keyword.startswith("exclusive") and isinstance(value, bool):  # as in draft 4
+        return value
+    if not _is_number(value):
+        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is no number")
+    if keyword in _COUNTS and (value < 0 or value != int(value)):
+        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is no whole number from 0 on")
+    if keyword == "multipleOf" and value <= 0:
+        raise SchemaRefused(place.pointer, f"multipleOf {quoted(value)} is not above 0")
+    return _exact(keyword, int(value) if keyword in _COUNTS else value, place)
+
+
+def _exact(keyword: str, value: float, place: Place) -> float:
     if keyword in ("maximum", "exclusiveMaximum") and value > _MAX_EXACT:
         return _MAX_EXACT
     if keyword in ("minimum", "exclusiveMinimum") and value < -_MAX_EXACT:
