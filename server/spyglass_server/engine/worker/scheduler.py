@@ -9,7 +9,6 @@ prompt; its next tokens are the same, up to rounding. A sequence that begins tak
 of earlier ones that began with the same tokens and images.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -29,15 +28,11 @@ from spyglass_server.engine.structured_output import GrammarFailed, Matcher
 from spyglass_server.engine.worker.batch import Row, RowOutput
 from spyglass_server.engine.worker.budget import Limits, StepBudget
 from spyglass_server.engine.worker.fair_queue import FairQueue
+from spyglass_server.engine.worker.guesses import StepGuesses
 from spyglass_server.engine.worker.image_cache import ImageCache
 from spyglass_server.engine.worker.kv_cache_manager import KVCacheManager, StepReservations
 from spyglass_server.engine.worker.page_pool import PagePool
 from spyglass_server.engine.worker.sequence import Sequence, SequenceStatus
-
-log = logging.getLogger(__name__)
-
-_SHORTEST_GUESS = 3
-"""Where fewer tokens of each answer may be guessed, the rows that they add to a step cost more than they bring."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +127,13 @@ class Scheduler:
         reservations = StepReservations(self._cache, self._running, self._preempt)
         self._is_images_turn = not self._is_images_turn and self._next_image() is not None
         budget = StepBudget(self._limits, self._is_images_turn)
-        longest = self._longest_guess()
+        guesses = StepGuesses(self._limits, self._cache, self._running)
         for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed) if sequence.can_be_computed else 0
             if not count or not self._is_seeing(sequence) or not sequence.is_running:  # one before it preempted it
                 continue
-            guess, matchers = self._guess(sequence, longest) if longest > 0 and sequence.can_guess else ((), ())
+            guess, matchers = guesses.of(sequence)
             if reservations.reserve(sequence, computed + count + len(guess)):
                 planned[sequence] = self._row(sequence, count, guess, matchers)
                 budget.spend(count + len(guess), remaining, computed)
@@ -247,64 +242,6 @@ class Scheduler:
             draft_matchers=matchers,
         )
 
-    # --- guesses --------------------------------------------------------------------------------
-
-    def _longest_guess(self) -> int:
-        """How many tokens may be guessed of each answer that goes on: the fewer, the more there are."""
-        answers = sum(sequence.remaining == 1 for sequence in self._running)
-        rows = min(self._limits.max_draft_rows, self._limits.max_step_tokens)
-        longest = rows // answers - 1 if answers else 0
-        return longest if longest >= _SHORTEST_GUESS else 0
-
-    def _guess(self, sequence: Sequence, limit: int) -> tuple[tuple[int, ...], tuple[Matcher, ...]]:
-        """Tokens that may come next, where there is room for them, and where the grammar stands behind each."""
-        limit = min(limit, sequence.request.max_tokens - sequence.num_answered - 1)
-        forced = _forced(sequence.matcher)[:limit]
-        guess, sequence.is_forced = forced or sequence.guess(limit), bool(forced)
-        end = sequence.num_computed + 1 + len(guess)
-        if not guess or not self._cache.has_spare_room(sequence, end, len(self._running)):
-            return (), ()
-        if sequence.matcher is None:
-            return guess, ()
-        matchers = _matchers_behind(sequence.matcher, guess)
-        return guess[: len(matchers)], matchers
-
-    def _take_guesses(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
-        """Takes a row's tokens up to the first that was guessed otherwise; keys and values behind it are void."""
-        guesses = (*row.tokens[-row.num_drafts :], None)
-        request, [choice] = sequence.request, row.choices
-        events: list[Event] = []
-        num_right, sequence.num_guessed = 0, 0
-        sequence.forget_undrawn()
-        for one, guess in zip((output, *output.drafted), guesses, strict=True):
-            if one.error is not None:
-                self._cache.evict(sequence)
-                self.cancel(request.id)
-                return [*events, RequestFailed(request.id, one.error, one.by_grammar)]
-            token = one.tokens[0]
-            sequence.tokens.append(token)
-            finish = sequence.finish_reason(len(sequence.tokens))
-            if sequence.matcher is not None and finish is None:
-                try:
-                    sequence.matcher.advance(token)
-                except GrammarFailed as error:
-                    self.cancel(request.id)
-                    return [*events, RequestFailed(request.id, str(error), by_grammar=True)]
-            logprobs = one.logprobs[0] if one.logprobs else None
-            events.append(TokenOutput(request.id, choice, token, finish=finish, logprobs=logprobs))
-            if finish is not None or token != guess:
-                break
-            num_right += 1
-        sequence.num_computed = row.start + 1 + num_right
-        self._cache.register(sequence, row.start, sequence.num_computed)
-        self._waiting.charge(sequence.tenant, 1 + num_right)
-        if sequence.drafter is not None and not sequence.is_forced:
-            sequence.drafter.learn(row.num_drafts, num_right)
-        events.insert(0, Drafted(request.id, row.num_drafts, num_right))
-        if finish is not None:
-            self._end(sequence)
-        return events
-
     # --- admission and preemption -------------------------------------------------------------
 
     def _start_waiting(self) -> list[RequestScheduled]:
@@ -385,31 +322,69 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
         """Adds one token to each choice; forks when the choices have been one sequence until now."""
-        logprobs = output.logprobs or [None] * len(row.choices)
-        chosen = zip(row.choices, output.tokens, logprobs, strict=True)
-        alive = [one for one in chosen if one[0] in sequence.choices]
+        alive = [(i, choice) for i, choice in enumerate(row.choices) if choice in sequence.choices]
         if len(row.choices) > 1:
             sequence.tokens.append(-1)
         branches = [sequence] + [self._fork(sequence) for _ in alive[1:]]
         events: list[Event] = []
-        for branch, (choice, token, its_logprobs) in zip(branches, alive, strict=True):
+        for branch, (i, choice) in zip(branches, alive, strict=True):
             branch.choices = (choice,)
-            branch.tokens[row.end] = token
-            finish = branch.finish_reason(row.end + 1)
-            if branch.matcher is not None and finish is None:
-                try:
-                    branch.matcher.advance(token)
-                except GrammarFailed as error:
-                    self.cancel(branch.request.id)
-                    return [*events, RequestFailed(branch.request.id, str(error), by_grammar=True)]
-            events.append(
-                TokenOutput(
-                    branch.request.id, choice, token, finish=finish, logprobs=its_logprobs, attention=output.attention
-                )
-            )
-            if finish is not None:
+            branch.tokens[row.end] = output.tokens[i]
+            events.append(taken := self._take_token(branch, row.end + 1, output, i))
+            if isinstance(taken, RequestFailed):
+                return events
+            if taken.finish is not None:
                 self._end(branch)
         return events
+
+    def _take_guesses(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
+        """Takes a row's tokens up to the first that was guessed otherwise; keys and values behind it are void."""
+        guesses = (*row.tokens[-row.num_drafts :], None)
+        request = sequence.request
+        events: list[Event] = []
+        num_right, sequence.num_guessed = 0, 0
+        sequence.forget_undrawn()
+        for one, guess in zip((output, *output.drafted), guesses, strict=True):
+            if one.error is not None:
+                self._cache.evict(sequence)
+                self.cancel(request.id)
+                return [*events, RequestFailed(request.id, one.error, one.by_grammar)]
+            sequence.tokens.append(one.tokens[0])
+            events.append(taken := self._take_token(sequence, len(sequence.tokens), one, 0))
+            if isinstance(taken, RequestFailed):
+                return events
+            finish = taken.finish
+            if finish is not None or taken.token != guess:
+                break
+            num_right += 1
+        sequence.num_computed = row.start + 1 + num_right
+        self._cache.register(sequence, row.start, sequence.num_computed)
+        self._waiting.charge(sequence.tenant, 1 + num_right)
+        if sequence.drafter is not None and not sequence.is_forced:
+            sequence.drafter.learn(row.num_drafts, num_right)
+        events.insert(0, Drafted(request.id, row.num_drafts, num_right))
+        if finish is not None:
+            self._end(sequence)
+        return events
+
+    def _take_token(
+        self, sequence: Sequence, length: int, output: RowOutput, number: int
+    ) -> TokenOutput | RequestFailed:
+        """Has the grammar follow the last of a sequence's first `length` tokens, which is the output's of that number.
+
+        Where it cannot, the request has ended.
+        """
+        [choice] = sequence.choices
+        request_id, token = sequence.request.id, sequence.tokens[length - 1]
+        finish = sequence.finish_reason(length)
+        if sequence.matcher is not None and finish is None:
+            try:
+                sequence.matcher.advance(token)
+            except GrammarFailed as error:
+                self.cancel(request_id)
+                return RequestFailed(request_id, str(error), by_grammar=True)
+        logprobs = output.logprobs[number] if output.logprobs else None
+        return TokenOutput(request_id, choice, token, finish=finish, logprobs=logprobs, attention=output.attention)
 
     def _fork(self, sequence: Sequence) -> Sequence:
         twin = sequence.fork()
@@ -433,27 +408,3 @@ def _known_tokens(sequence: Sequence, row: Row) -> tuple[int, ...]:
     """A row's tokens, with those that have been drawn by now."""
     known = sequence.tokens[row.start : row.end - row.num_drafts]
     return (*known, *row.tokens[len(known) :])
-
-
-def _forced(matcher: Matcher | None) -> tuple[int, ...]:
-    """What a grammar forces. One that cannot be followed forces nothing here: the row itself will say what is wrong."""
-    if matcher is None:
-        return ()
-    try:
-        return matcher.forced()
-    except Exception:  # of the grammar's library, too
-        log.debug("a grammar forces nothing", exc_info=True)
-        return ()
-
-
-def _matchers_behind(matcher: Matcher, guess: Seq[int]) -> tuple[Matcher, ...]:
-    """Where the grammar stands behind each token of a guess, up to the first that it does not allow."""
-    matchers: list[Matcher] = []
-    for token in guess:
-        try:
-            matcher = matcher.fork()
-            matcher.advance(token)
-        except Exception:  # of the grammar's library, too
-            break
-        matchers.append(matcher)
-    return tuple(matchers)
