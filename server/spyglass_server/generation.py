@@ -30,12 +30,11 @@ from spyglass_server.errors import (
     SpyglassError,
     TooManyRequests,
     Unavailable,
-    to_status,
 )
 from spyglass_server.prompt import Prompt
 from spyglass_server.prompt.detokenizer import Detokenizer
 from spyglass_server.prompt_echo import PromptEcho
-from spyglass_server.replays import Answer
+from spyglass_server.replays import Follower
 from spyglass_server.resources import Resources
 from spyglass_server.upload import Upload
 
@@ -71,12 +70,8 @@ class Generation:
         self._ending: SpyglassError | None = None
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
-        self._followed: Answer | None = None
-        """The answer that this one repeats, and its last event."""
-        self._last_event: pb.Event | None = None
-        self._sent: pb.Usage | None = None
-        """How much of that answer has been sent here, once it has started."""
-        self._sends_images = True
+        self._follower: Follower | None = None
+        """Where this one repeats another's answer."""
 
     def start(self) -> asyncio.Task[None]:
         """Begins `run` as a task."""
@@ -85,8 +80,8 @@ class Generation:
 
     def end(self, error: SpyglassError | None = None) -> None:
         """Ends the generation early, with an error that says why; a cancel by default."""
-        if self._followed is not None and isinstance(error, Unavailable):
-            self._followed.end(error)
+        if self._follower is not None and isinstance(error, Unavailable):
+            self._follower.answer.end(error)
         if self._ending is None:
             self._ending = error or Cancelled("the caller cancelled the generation")
             if self._task is not None and self._may_be_ended:
@@ -94,9 +89,8 @@ class Generation:
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
         """Takes a piece of an announced image; a wrong one ends the generation."""
-        if self._followed is not None:
-            if self._sends_images:
-                self._followed.add_chunk(chunk)
+        if self._follower is not None:
+            self._follower.add_chunk(chunk)
             return
         try:
             self._upload.add(chunk)
@@ -157,7 +151,7 @@ class Generation:
     async def _follow(self, start: pb.Start, payer: ApiKey, key: str) -> None:
         """Emits the events of the generation of an idempotency key, which it starts if there is none."""
         answer, is_new = self._resources.replays.find(payer.tenant, key, request_digest(start))
-        self._followed, self._sends_images = answer, is_new
+        self._follower = Follower(answer, self._id, self._emit, self._counts, is_first=is_new)
         if is_new:
             own_start = pb.Start()
             own_start.CopyFrom(start)
@@ -166,29 +160,12 @@ class Generation:
         sends_images = any(part.image.HasField("announced") for turn in start.chat.messages for part in turn.parts)
         self._start = None
         try:
-            await answer.follow(lambda event: self._repeat(event, answer))
+            await self._follower.run()
         except asyncio.CancelledError:
             # Nobody else sends its images, or nobody waits for it.
             if not answer.has_started and ((is_new and sends_images) or not answer.num_followers):
                 answer.end(self._ending or Cancelled("the caller is gone"))
             raise
-
-    def _repeat(self, event: pb.Event, answer: Answer) -> None:
-        """Emits an event of the answer that this one repeats. The last waits until this one ends."""
-        own = pb.Event()
-        own.CopyFrom(event)
-        own.id = self._id
-        if own.HasField("finished"):
-            self._last_event = own
-            return
-        if (count := answer.count) is not None:
-            self._counts[count[0]] = count[1]
-        if own.HasField("started"):
-            started = own.started
-            self._sent = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
-        elif own.HasField("delta") and self._sent is not None:
-            self._sent.completion_tokens += len(own.delta.token_ids)
-        self._emit(own)
 
     async def _prepare(self, spec: Spec, payer: ApiKey, place: Place) -> tuple[Spec, Prompt, str]:
         """The prompt, once all images are here, and the grammar of the answer; the spec is without images then."""
@@ -338,14 +315,8 @@ class Generation:
 
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
-        if self._last_event is not None:
-            self._emit(self._last_event)
-            return
-        if self._followed is not None and error is not None:  # the answer has a record of its own
-            if (sent := self._sent) is not None:
-                cost = self._resources.prices.cost(sent.prompt_tokens, sent.cached_tokens, sent.completion_tokens)
-                sent.estimated_cost = cost
-            self._emit(pb.Event(id=self._id, finished=pb.Finished(usage=sent, error=to_status(error))))
+        if self._follower is not None:  # the answer has a record of its own
+            self._emit(self._follower.last_event(error, self._resources.prices))
             return
         if (count := self._books.count) is not None:
             self._counts.pop(count[0], None)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from spyglass.v1 import inference_pb2 as pb
-from spyglass_server.errors import Conflict, SpyglassError, TooManyRequests
+from spyglass_server.config import Prices
+from spyglass_server.errors import Conflict, SpyglassError, TooManyRequests, to_status
 
 WINDOW_S = 600.0
 """So long after its end an answer is given again."""
@@ -101,6 +102,52 @@ class Answer:
             self.num_followers -= 1
             for event in self._events[taken:]:
                 take(event)
+
+
+class Follower:
+    """One generation's part in an answer: it repeats the events, under an id of its own."""
+
+    def __init__(self, answer: Answer, event_id: int, emit: Emit, counts: dict[int, int], *, is_first: bool) -> None:
+        """`counts` is as a generation's. Only the first one's pieces of images are taken."""
+        self.answer = answer
+        self._id, self._emit, self._counts, self._is_first = event_id, emit, counts, is_first
+        self._last_event: pb.Event | None = None
+        self._sent: pb.Usage | None = None
+        """How much has been sent, once the answer has started."""
+
+    def add_chunk(self, chunk: pb.ImageChunk) -> None:
+        """Takes a piece of an image."""
+        if self._is_first:
+            self.answer.add_chunk(chunk)
+
+    async def run(self) -> None:
+        """Repeats all events but the last, as they come."""
+        await self.answer.follow(self._repeat)
+
+    def last_event(self, error: BaseException | None, prices: Prices) -> pb.Event:
+        """The answer's own, or where this one ends before that, by an error, one that says so and how much was sent."""
+        if self._last_event is not None:
+            return self._last_event
+        assert error is not None, "an answer has a last event"
+        if (sent := self._sent) is not None:
+            sent.estimated_cost = prices.cost(sent.prompt_tokens, sent.cached_tokens, sent.completion_tokens)
+        return pb.Event(id=self._id, finished=pb.Finished(usage=sent, error=to_status(error)))
+
+    def _repeat(self, event: pb.Event) -> None:
+        own = pb.Event()
+        own.CopyFrom(event)
+        own.id = self._id
+        if own.HasField("finished"):
+            self._last_event = own
+            return
+        if (count := self.answer.count) is not None:
+            self._counts[count[0]] = count[1]
+        if own.HasField("started"):
+            started = own.started
+            self._sent = pb.Usage(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+        elif own.HasField("delta") and self._sent is not None:
+            self._sent.completion_tokens += len(own.delta.token_ids)
+        self._emit(own)
 
 
 class Replays:
