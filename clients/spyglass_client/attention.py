@@ -97,7 +97,7 @@ def draw_attention(data: bytes, grid: ImageGrid, tokens: Iterable[TokenAttention
         with Image.open(io.BytesIO(data)) as opened:
             shown = ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError("this is no picture that can be drawn on") from error
+        raise ValueError("this is not a picture that can be drawn on") from error
     heat = _heat(weights, grid, shown.size)
     light = heat.point(lambda value: int(255 * _DIM + value * (1 - _DIM)))
     lit = ImageChops.multiply(shown, Image.merge("RGB", (light, light, light)))

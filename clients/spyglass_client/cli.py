@@ -289,9 +289,9 @@ def json_schema(text: str) -> Any:
     try:
         schema = json.loads(written)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
     if not isinstance(schema, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return schema
 
 
@@ -300,7 +300,7 @@ def moment(text: str) -> datetime:
     try:
         return parse_time(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time, such as 2026-11-29 or 2026-11-29T12:00:00Z") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-11-29 or 2026-11-29T12:00:00Z") from None
 
 
 def whole_number(text: str) -> int:

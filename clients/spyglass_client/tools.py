@@ -23,7 +23,7 @@ class ToolCall:
         """The arguments as values. Raises ValueError when they are no JSON object."""
         found = json.loads(self.arguments or "{}")
         if not isinstance(found, dict):
-            raise ValueError(f"the arguments of {self.name} are no object")
+            raise ValueError(f"the arguments of {self.name} are not an object")
         return found
 
 

@@ -93,7 +93,7 @@ def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
         context.load_cert_chain(cert, key, password=b"")  # OpenSSL would ask the terminal for that of a locked key
     except ssl.SSLError as error:
         reason = (error.reason or "not in PEM format").replace("_", " ").lower()
-        raise CertificateError(f"{cert} and {key} are no certificate with its key: {reason}") from error
+        raise CertificateError(f"{cert} and {key} are not a certificate and its key: {reason}") from error
 
 
 def read_authorities(path: Path) -> bytes:

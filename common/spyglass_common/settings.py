@@ -75,7 +75,7 @@ def origin(text: str) -> str:
     """Checks SCHEME://HOST[:PORT] as browsers write it, or *, and returns it as browsers write it."""
     lowered = text.lower()
     if lowered != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", lowered):
-        raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://app.example.com, nor *")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an origin such as https://app.example.com nor *")
     for scheme, port in (("https://", ":443"), ("http://", ":80")):
         if lowered.startswith(scheme):
             lowered = lowered.removesuffix(port)
@@ -85,7 +85,7 @@ def origin(text: str) -> str:
 def file_mode(text: str) -> str:
     """Checks permissions in octal digits, as chmod takes them, and returns them as they are."""
     if not 3 <= len(text) <= 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is no permissions such as 600 or 0660")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a permission mode such as 600 or 0660")
     return text
 
 

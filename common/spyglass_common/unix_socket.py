@@ -67,7 +67,7 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise FileExistsError(f"{path} is no socket, and is left alone")
+        raise FileExistsError(f"{path} is not a socket, so it is left alone")
     with socket.socket(socket.AF_UNIX) as caller:
         caller.setblocking(False)  # a full queue is somebody who listens, too
         try:

@@ -85,7 +85,7 @@ def _parser(handler: Any) -> Callable[[Any], Any]:
         try:
             return handler.request_deserializer(data)
         except DecodeError as error:
-            raise InvalidRequest("a message is not what the protocol says") from error
+            raise InvalidRequest("a message does not follow the protocol") from error
 
     def parse_request(data: bytes) -> Any:
         request = parse(data)

@@ -161,9 +161,9 @@ async def test_pictures_and_files(chat: Chat, service: FakeService, short_path: 
         await enter(shown, f"/file {short_path}/notes.md")
         assert "notes.md  16 characters" in shown.text
         await enter(shown, f"/file {short_path}/blue.png")
-        assert "blue.png is no text in UTF-8" in shown.text
+        assert "blue.png is not UTF-8 text" in shown.text
         await enter(shown, f"/image {short_path}/notes.md")
-        assert "notes.md is no picture that can be read" in shown.text
+        assert "notes.md is not a readable picture" in shown.text
         await enter(shown, "/image none.png")
         assert "none.png: No such file or directory" in shown.text
         await enter(shown, "/image ~nobody-here/none.png")

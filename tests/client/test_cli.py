@@ -122,7 +122,7 @@ async def test_chat_options_from_the_environment(
 async def test_chat_reads_the_question_from_stdin(run: Run, words: tuple[str, ...]) -> None:
     assert await run(*words, stdin="from a pipe\n") == (0, "from a pipe \n", "")
     assert await run(*words, stdin=" \n") == (1, "", "spyglass: the question on stdin is empty\n")
-    assert await run(*words, stdin="\udcff") == (1, "", "spyglass: the question on stdin is no text in UTF-8\n")
+    assert await run(*words, stdin="\udcff") == (1, "", "spyglass: the question on stdin is not UTF-8 text\n")
 
 
 async def test_an_answer_that_is_cut_off_is_told_of(run: Run, service: FakeService) -> None:
@@ -167,9 +167,9 @@ async def test_an_error_is_one_line_and_status_1(run: Run, service: FakeService)
         (["chat", "--max-tokens", "0", "q"], "--max-tokens: '0' is not a whole number above 0"),
         (["chat", "--seed", "-1", "q"], "--seed: '-1' is not a whole number"),
         (["chat", "--json-schema", "none.json", "q"], "--json-schema: 'none.json' cannot be read: "),
-        (["chat", "--json-schema", "{]", "q"], "--json-schema: '{]' is no JSON: "),
-        (["chat", "--json-schema", '{"a":' * 100_000, "q"], "is no JSON: "),
-        (["chat", "--json-schema", os.devnull, "q"], f"--json-schema: '{os.devnull}' is no JSON: "),
+        (["chat", "--json-schema", "{]", "q"], "--json-schema: '{]' is not JSON: "),
+        (["chat", "--json-schema", '{"a":' * 100_000, "q"], "is not JSON: "),
+        (["chat", "--json-schema", os.devnull, "q"], f"--json-schema: '{os.devnull}' is not JSON: "),
         (["usage", "--records", "x"], "--records: 'x' is not a whole number"),
         (["models", "--grpc", "nowhere"], "--grpc: 'nowhere' is not HOST:PORT"),
         ([], "COMMAND"),

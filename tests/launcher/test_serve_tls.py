@@ -103,9 +103,9 @@ def test_the_name_in_a_certificate(tmp_path: Path) -> None:
             ["--grpc-tls-cert", "{cert}", "--grpc-tls-key", "{key}", "--grpc-tls-client-ca", "{cert}"],
             "the bridge needs a certificate too",
         ),
-        (["--grpc-tls-cert", "{cert}", "--grpc-tls-key", "{cert}"], "no certificate with its key"),
-        (["--socket-mode", "999"], "is no permissions"),
-        (["--cors-origin", "app.example.com"], "is no origin"),
+        (["--grpc-tls-cert", "{cert}", "--grpc-tls-key", "{cert}"], "not a certificate and its key"),
+        (["--socket-mode", "999"], "is not a permission mode"),
+        (["--cors-origin", "app.example.com"], "is neither an origin"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(

@@ -142,7 +142,7 @@ async def test_a_picture_at_an_address_is_named_and_not_loaded(entered: OpenPage
     address = entered.page.get_by_label("Address of a picture")
     await address.fill("javascript:alert(1)")
     await entered.button("Add").click()
-    await expect(entered.page.get_by_text("This is no http or https address.")).to_be_visible()
+    await expect(entered.page.get_by_text("This is not an http or https address.")).to_be_visible()
     await address.fill("https://pictures.example/cat.png")
     await entered.button("Add").click()
     await expect(entered.page.get_by_role("button", name="Remove pictures.example")).to_be_visible()
@@ -153,7 +153,7 @@ async def test_what_is_no_picture_is_refused_in_words(entered: OpenPage, tmp_pat
     file = tmp_path / "notes.png"
     file.write_text("no picture")
     await entered.add_file(file)
-    await expect(entered.page.get_by_text("notes.png is no picture that this browser can read.")).to_be_visible()
+    await expect(entered.page.get_by_text("notes.png is not a picture that this browser can read.")).to_be_visible()
 
 
 async def test_edit_and_retry_keep_both_branches(entered: OpenPage, server: FakeService) -> None:
@@ -271,7 +271,7 @@ async def test_calls_are_shown_and_their_results_sent(entered: OpenPage, server:
     server.script = call
     await entered.give_functions("nonsense")
     await expect(
-        entered.page.get_by_text("This is no JSON list of functions, each with a name", exact=True)
+        entered.page.get_by_text("This is not a JSON list of functions, each with a name", exact=True)
     ).to_be_visible()
     await entered.functions.fill(json.dumps([{"name": "get_weather", "parameters": {"type": "object"}}]))
     await entered.ask("How is the weather?")

@@ -31,7 +31,7 @@ from spyglass_server.errors import InvalidRequest
 def refusal(schema: Any) -> str:
     with pytest.raises(InvalidRequest) as caught:
         schema_grammar(schema)
-    return caught.value.message.removeprefix("answers cannot be held to this shape: ")
+    return caught.value.message.removeprefix("this format cannot be enforced: ")
 
 
 def takes(schema: Any, value: Any) -> bool:

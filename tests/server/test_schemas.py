@@ -38,7 +38,7 @@ def refusal(schema: Any) -> str:
     with pytest.raises(InvalidRequest) as caught:
         schema_grammar(schema)
     assert caught.value.field == "format.json_schema.schema_json"
-    return caught.value.message.removeprefix("answers cannot be held to this shape: ")
+    return caught.value.message.removeprefix("this format cannot be enforced: ")
 
 
 def takes(schema: Any, value: Any) -> bool:
@@ -192,17 +192,17 @@ def test_conditions_are_refused_where_there_are_any() -> None:
         ({"patternProperties": {"^[^a]": {}, "^[b]": False}}, "patternProperty regexes /^[^a]/ and /^[b]/"),
         ({"propertyNames": {"pattern": "[^a](?<=b)"}, "type": "object"}, 'pattern "[^a](?<=b)": look-around'),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf is enforced only where its parts visibly"),
-        ({"type": "strin"}, 'type "strin" is no type'),
-        ({"type": ["string", 5]}, 'type ["string", 5] is no type'),
-        ({"required": ["a", 5]}, 'required ["a", 5] is no list of names'),
-        ({"minLength": -1}, "minLength -1 is no whole number from 0 on"),
-        ({"maxItems": 1.5}, "maxItems 1.5 is no whole number from 0 on"),
-        ({"maximum": True}, "maximum true is no number"),
+        ({"type": "strin"}, 'type "strin" is not a type'),
+        ({"type": ["string", 5]}, 'type ["string", 5] is not a type'),
+        ({"required": ["a", 5]}, 'required ["a", 5] is not a list of names'),
+        ({"minLength": -1}, "minLength -1 is not a non-negative integer"),
+        ({"maxItems": 1.5}, "maxItems 1.5 is not a non-negative integer"),
+        ({"maximum": True}, "maximum true is not a number"),
         ({"multipleOf": 0}, "multipleOf 0 is not above 0"),
-        ({"format": 7}, "format 7 is no string"),
+        ({"format": 7}, "format 7 is not a string"),
         ({"const": 2**60}, f"{2**60} is beyond 2^53"),
         ({"$ref": "https://example.com/a"}, '$ref "https://example.com/a" is not in this schema'),
-        ({"enum": 5}, "enum 5 is no list"),
+        ({"enum": 5}, "enum 5 is not a list"),
     ],
 )
 def test_a_refusal_names_the_place_and_quotes_the_callers_own_text(
@@ -231,7 +231,7 @@ def test_where_there_is_no_answer_is_said(schema: dict[str, Any], said: str) -> 
     place = "#/properties/a/properties/b"
     inner = {"type": "object", "properties": {"b": schema}, "required": ["b"]}
     outer = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
-    assert refusal(outer) == f"{place}: there is no such answer: {said}"
+    assert refusal(outer) == f"{place}: no answer satisfies it: {said}"
 
 
 def test_a_strict_tool_is_refused_in_the_same_words() -> None:
@@ -253,7 +253,7 @@ def test_the_librarys_instructions_are_none_in_a_tools_schema() -> None:
 def test_a_regular_expression_is_quoted_as_it_is(regex: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         to_grammar(OutputConstraint(ConstraintKind.REGEX, regex))
-    assert f"this shape: {json.dumps(regex)}: " in caught.value.message
+    assert f"cannot be enforced: {json.dumps(regex)}: " in caught.value.message
     assert "0-9" not in caught.value.message
 
 
@@ -428,7 +428,7 @@ def test_names_of_properties_are_constrained(
     schema = {"type": "object", "propertyNames": names} | properties | more | definitions
     grammar = outcome(schema)
     if not grammar.startswith("{"):
-        assert "no such answer" in grammar or "beside properties" in grammar
+        assert "no answer satisfies it" in grammar or "beside properties" in grammar
         return
     valid = VALIDATOR(schema, format_checker=VALIDATOR.FORMAT_CHECKER).is_valid
     closed = "properties" in properties

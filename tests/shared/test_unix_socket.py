@@ -76,7 +76,7 @@ def test_a_living_one_that_is_too_busy_to_take_calls_is_not(tmp_path: Path) -> N
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match="is no socket"):
+    with pytest.raises(FileExistsError, match="is not a socket"):
         SocketFile(str(path), 0o600).bind(listen)
     assert path.read_text() == "precious"
 

@@ -127,7 +127,7 @@ def _checked(question: str, name: str) -> str:
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} is no text in UTF-8") from None
+        raise ValueError(f"{name} is not UTF-8 text") from None
     return question
 
 

@@ -35,7 +35,7 @@ class Conversation:
         try:
             text = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{path} is no text in UTF-8") from None
+            raise ValueError(f"{path} is not UTF-8 text") from None
         if not text.strip():
             raise ValueError(f"{path} is empty")
         longest = max(map(len, re.findall("`+", text)), default=0)

@@ -58,7 +58,7 @@ class Terminal:
                 warnings.simplefilter("error")
                 width, height, preview = _preview(data)
         except Exception:  # Pillow has no end of them
-            raise ValueError(f"{name} is no picture that can be read") from None
+            raise ValueError(f"{name} is not a readable picture") from None
         if self.console.color_system not in (None, "standard") and not self.console.no_color:
             self.console.print(Pixels.from_image(preview), end="")
         self.say(f"{name}  {width} × {height}, {len(data):,} bytes")

@@ -110,7 +110,7 @@ def _arguments(tool: Tool, number: int, narrow: bool) -> str:
 def _read_schema(source: str) -> dict[str, Any]:
     schema = read_json_object(source)
     if schema is None:
-        raise ValueError(f"it is no JSON object, at most {MAX_JSON_DEPTH} deep")
+        raise ValueError(f"it is not a JSON object, at most {MAX_JSON_DEPTH} deep")
     return schema
 
 
@@ -134,12 +134,12 @@ def _of_lark(source: str) -> str:
 
 def constraint_failed(field: str) -> InvalidRequest:
     """For an answer in progress that can no longer have its shape: it costs too much, or cannot go on."""
-    return _refuse("the answer cannot go on in it, or not at a bearable cost", field)
+    return _refuse("the answer cannot continue in it at an acceptable cost", field)
 
 
 def _refuse(reason: str, field: str) -> InvalidRequest:
     return InvalidRequest(
-        f"answers cannot be held to this shape: {one_line(reason)[:_MAX_REASON_CHARACTERS]}",
+        f"this format cannot be enforced: {one_line(reason)[:_MAX_REASON_CHARACTERS]}",
         field=field,
         reason="invalid_format",
     )

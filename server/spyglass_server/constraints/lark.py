@@ -55,7 +55,7 @@ def check_schemas(source: str) -> None:
     for token, value in _tokens(source):
         if token["value"] == "%json" and isinstance(value, dict):
             if not can_be_written(value):
-                raise ValueError(f"a schema in it is no JSON object, at most {MAX_JSON_DEPTH} deep")
+                raise ValueError(f"a schema in it is not a JSON object, at most {MAX_JSON_DEPTH} deep")
             translate(value)
 
 

@@ -23,7 +23,7 @@ JSON_FORM: "JsonCompileOptions" = {
 }
 """JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
 holds."""
-NO_ANSWER = "there is no such answer"
+NO_ANSWER = "no answer satisfies it"
 _NOTHING = "NoExtensionBias"
 """What the library says where no text holds to a grammar."""
 _REGEX_ERROR = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)

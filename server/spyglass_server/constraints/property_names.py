@@ -13,18 +13,17 @@ def restrict_names(schema: dict[str, Any], names: bool | dict[str, Any]) -> None
     """
     asked = dict(names) if isinstance(names, dict) else {}
     types = asked.pop("type", "string")
-    if not isinstance(types, str | list):
-        raise ValueError("with a type that is none is wrong")
     if names is False or "string" not in ([types] if isinstance(types, str) else types):
         _name(schema, [])
     elif asked.keys() == {"const"}:
         _name(schema, [asked["const"]])
-    elif asked.keys() == {"enum"} and isinstance(asked["enum"], list):
+    elif asked.keys() == {"enum"}:
         _name(schema, asked["enum"])
     elif asked.keys() == {"pattern"}:
         _match(schema, asked["pattern"])
     elif asked and asked.keys() <= {"minLength", "maxLength"}:
-        _match(schema, _length(asked.get("minLength", 0), asked.get("maxLength", "")))
+        least, most = asked.get("minLength", 0), asked.get("maxLength", "")
+        _match(schema, exact_pattern(rf"^[\s\S]{{{least},{most}}}$"))
     elif asked:
         raise ValueError(f"with {next(iter(asked)) if len(asked) == 1 else 'several constraints'} is not enforced")
 
@@ -47,9 +46,3 @@ def _match(schema: dict[str, Any], pattern: str) -> None:
         raise ValueError("beside properties is enforced for enum and const only")
     schema["patternProperties"] = {pattern: schema.get("additionalProperties", True)}
     schema["additionalProperties"] = False
-
-
-def _length(least: Any, most: Any) -> str:
-    if type(least) is not int or type(most) not in (int, str):
-        raise ValueError("with a length that is no whole number is wrong")
-    return exact_pattern(rf"^[\s\S]{{{least},{most}}}$")

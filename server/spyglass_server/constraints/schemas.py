@@ -118,7 +118,7 @@ class _Translator:
         schema = self._schema(root)
         definitions = {name: schema if place is root else self._schema(place) for name, place in self._waiting}
         if schema is False:
-            raise SchemaRefused("#", "there is no such answer")
+            raise SchemaRefused("#", "no answer satisfies it")
         if root.pointer in self._definitions:
             schema = {"$ref": _DEFINITION + self._definitions[root.pointer]}
         self._result.schema.update(schema | ({"$defs": definitions} if definitions else {}))
@@ -128,7 +128,7 @@ class _Translator:
         if isinstance(place.schema, bool):
             return place.schema
         if not isinstance(place.schema, dict):
-            raise SchemaRefused(place.pointer, f"{quoted(place.schema)} is no schema")
+            raise SchemaRefused(place.pointer, f"{quoted(place.schema)} is not a schema")
         result = self._keywords(place)
         if "propertyNames" in place.schema:
             self._restrict_names(result, place)
@@ -181,7 +181,7 @@ class _Translator:
 
     def _pattern(self, pattern: Any, place: Place) -> str:
         if not isinstance(pattern, str):
-            raise SchemaRefused(place.pointer, f"pattern {quoted(pattern)} is no string")
+            raise SchemaRefused(place.pointer, f"pattern {quoted(pattern)} is not a string")
         try:
             exact = exact_pattern(pattern)
         except ValueError as error:
@@ -191,7 +191,7 @@ class _Translator:
 
     def _add_format(self, result: dict[str, Any], value: Any, place: Place) -> None:
         if not isinstance(value, str):
-            raise SchemaRefused(place.pointer, f"format {quoted(value)} is no string")
+            raise SchemaRefused(place.pointer, f"format {quoted(value)} is not a string")
         if pattern := _FORMAT_PATTERNS.get(value):
             self._add_pattern(result, pattern)
         elif value in FORMATS:
@@ -226,7 +226,7 @@ class _Translator:
             seen.add(names.pointer)
             names = self._target(names)
         if not isinstance(names.schema, bool | dict):
-            raise SchemaRefused(names.pointer, f"{quoted(names.schema)} is no schema")
+            raise SchemaRefused(names.pointer, f"{quoted(names.schema)} is not a schema")
         if others := [] if isinstance(names.schema, bool) else sorted(_constraining(names.schema) - _OF_NAMES):
             raise SchemaRefused(place.pointer, f"propertyNames with {others[0]} is not enforced")
         asked = names.schema if isinstance(names.schema, bool) else self._keywords(names)
@@ -267,11 +267,11 @@ def _check_taken(keyword: str, value: Any, place: Place) -> None:
     """What is wrong must not reach the library: it panics where it cuts a quotation within a character."""
     types = value if keyword == "type" and isinstance(value, list) else [value]
     if keyword == "type" and not all(isinstance(one, str) and one in (*_TYPES, "integer") for one in types):
-        raise SchemaRefused(place.pointer, f"type {quoted(value)} is no type, and no list of types")
+        raise SchemaRefused(place.pointer, f"type {quoted(value)} is not a type or a list of types")
     if keyword == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-        raise SchemaRefused(place.pointer, f"required {quoted(value)} is no list of names")
+        raise SchemaRefused(place.pointer, f"required {quoted(value)} is not a list of names")
     if keyword == "enum" and not isinstance(value, list):
-        raise SchemaRefused(place.pointer, f"enum {quoted(value)} is no list")
+        raise SchemaRefused(place.pointer, f"enum {quoted(value)} is not a list")
     if keyword in ("enum", "const"):
         _check_numbers(value, place)
 
@@ -281,9 +281,9 @@ def _bound(keyword: str, value: Any, place: Place) -> float:
     if keyword.startswith("exclusive") and isinstance(value, bool):  # as in draft 4
         return value
     if not _is_number(value):
-        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is no number")
+        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is not a number")
     if keyword in _COUNTS and (value < 0 or value != int(value)):
-        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is no whole number from 0 on")
+        raise SchemaRefused(place.pointer, f"{keyword} {quoted(value)} is not a non-negative integer")
     if keyword == "multipleOf" and value <= 0:
         raise SchemaRefused(place.pointer, f"multipleOf {quoted(value)} is not above 0")
     return _exact(keyword, int(value) if keyword in _COUNTS else value, place)

@@ -20,7 +20,7 @@ export async function readPicture(file, mostBytes) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new PictureError(`${name} is no picture that this browser can read.`);
+    throw new PictureError(`${name} is not a picture that this browser can read.`);
   }
   const { width, height } = bitmap;
   const fits = SENT_TYPES.includes(file.type) && file.size <= mostBytes;
@@ -38,7 +38,7 @@ export async function readPicture(file, mostBytes) {
 export function pictureAt(text) {
   const written = text.trim();
   if (!URL.canParse(written) || !/^https?:$/.test(new URL(written).protocol)) {
-    throw new PictureError("This is no http or https address.");
+    throw new PictureError("This is not an http or https address.");
   }
   const url = new URL(written);
   return { id: newId(), name: url.host, url: url.href };

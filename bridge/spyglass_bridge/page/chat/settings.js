@@ -70,7 +70,7 @@ function readSchema(text, parameters, problems) {
   }
   const schema = parseJson(text);
   if (!isObject(schema)) {
-    problems.schema = "This is no JSON object";
+    problems.schema = "This is not a JSON object";
   } else if (isObject(schema.schema) && typeof schema.name === "string") {
     parameters.response_format = { type: "json_schema", json_schema: schema };
   } else {
@@ -85,7 +85,7 @@ function readTools(text, parameters, problems) {
   const given = parseJson(text);
   const tools = (Array.isArray(given) ? given : [given]).map((tool) => (isObject(tool) && "name" in tool ? { type: "function", function: tool } : tool));
   if (tools.length === 0 || !tools.every((tool) => isObject(tool) && isObject(tool.function) && typeof tool.function.name === "string")) {
-    problems.tools = "This is no JSON list of functions, each with a name";
+    problems.tools = "This is not a JSON list of functions, each with a name";
   } else {
     parameters.tools = tools;
   }
