@@ -24,7 +24,10 @@ def lets_through(grammar: str, text: str) -> bool:
 
 
 def random_answer(grammar: str, random: Random, max_bytes: int = 1000) -> str | None:
-    """An answer of a grammar, or None where it does not end. Bytes beyond ASCII come where nothing else is allowed."""
+    """An answer of a grammar, or None if it does not end or becomes too costly, which ends it with an error.
+
+    Bytes beyond ASCII are chosen only if no other is allowed.
+    """
     matcher = LLMatcher(BYTES, grammar)
     answer = bytearray()
     while len(answer) < max_bytes and not matcher.is_stopped():
@@ -32,6 +35,9 @@ def random_answer(grammar: str, random: Random, max_bytes: int = 1000) -> str | 
         allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
         if matcher.is_accepting() and (not allowed or random.random() < 0.5):
             return answer.decode()
+        if not allowed:
+            assert "TooComplex" in matcher.get_error(), f"{bytes(answer)!r} leads nowhere"
+            return None
         ending = [byte for byte in allowed if byte in _ENDING]
         ascii_bytes = [byte for byte in allowed if byte < 128]
         byte = random.choice(ending if ending and random.random() < 0.4 else ascii_bytes or allowed)

@@ -349,6 +349,42 @@ def test_what_is_wrong_never_makes_the_library_panic(
     assert capfd.readouterr().err == ""
 
 
+def numbers(*multiples: float) -> dict[str, Any]:
+    """An object of numbers, each a multiple of one of these."""
+    return {"type": "object", "properties": {f"p{i}": {"multipleOf": one} for i, one in enumerate(multiples)}}
+
+
+COSTLY = (
+    {"type": "integer", "multipleOf": 2**31},
+    {"type": "number", "minimum": -1.5, "exclusiveMaximum": 1e300, "multipleOf": 9_765_625},
+    {"multipleOf": 99983.7},
+    {"multipleOf": 1e-300},
+    {"type": "integer", "multipleOf": 5 * 10**8},
+    {"allOf": [{"multipleOf": 9973}, {"multipleOf": 101}]},
+    {"anyOf": [{"multipleOf": 997}, {"multipleOf": 991}]},
+    numbers(9973, 9967),
+)
+
+
+@pytest.mark.parametrize("schema", COSTLY)
+def test_multiples_that_would_take_all_memory_are_refused(schema: dict[str, Any]) -> None:
+    assert "multipleOf" in refusal(schema)
+    written = json.dumps(schema).replace("multipleOf", "multipl\\u0065Of")
+    for source in (f"start: %json {json.dumps(schema)}", f"start: %json {written}"):
+        with pytest.raises(InvalidRequest, match="multipleOf"):
+            to_grammar(OutputConstraint(ConstraintKind.LARK, source))
+    tools = [Tool(f"f{i}", "", numbers(9973 - i), is_strict=True) for i in range(3)]
+    with pytest.raises(InvalidRequest, match="multipleOf"):
+        calls_grammar(tools, must_call=True, several=True)
+
+
+def test_multiples_that_people_use_are_enforced() -> None:
+    for multiple, right, wrong in ((0.01, 12.34, 12.345), (0.5, 1.5, 1.4), (60, 360, 361), (10**8, 3 * 10**9, 10**7)):
+        schema = {"type": "number", "multipleOf": multiple}
+        assert (takes(schema, right), takes(schema, wrong)) == (True, False)
+    assert takes({"anyOf": [numbers(0.01, 60, 7, 25), {"type": "null"}]}, {"p0": 0.25, "p1": 120, "p2": 21, "p3": 75})
+
+
 def test_a_count_may_be_written_as_a_number_with_a_point() -> None:
     schema = {"type": "string", "minLength": 2.0, "maxLength": 3.0}
     assert [takes(schema, "a" * count) for count in range(1, 5)] == [False, True, True, False]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from spyglass_server.constraints.multiples import multiples_fault
 from spyglass_server.constraints.schemas import translate
 from spyglass_server.json_object import MAX_JSON_DEPTH, can_be_written
 
@@ -52,11 +53,14 @@ def check_schemas(source: str) -> None:
     Raises:
         ValueError: one is wrong, or asks for what is not enforced.
     """
+    translated = []
     for token, value in _tokens(source):
         if token["value"] == "%json" and isinstance(value, dict):
             if not can_be_written(value):
                 raise ValueError(f"a schema in it is not a JSON object, at most {MAX_JSON_DEPTH} deep")
-            translate(value)
+            translated.append(translate(value).schema)
+    if reason := multiples_fault(json.dumps(translated), can_meet=True):
+        raise ValueError(reason)
 
 
 def without_forcing(source: str) -> str:

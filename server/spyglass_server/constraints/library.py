@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from spyglass_server.constraints.multiples import multiples_fault
 from spyglass_server.engine.structured_output import GRAMMAR_LIMITS
 from spyglass_server.panics import panics_as_errors
 
@@ -45,7 +46,7 @@ def syntax_fault(grammar: str) -> str:
 @panics_as_errors()
 def fault(grammar: str) -> str:
     """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
-    if reason := syntax_fault(grammar):
+    if reason := syntax_fault(grammar) or multiples_fault(grammar):
         return reason
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
     matcher.compute_bitmask()
