@@ -76,7 +76,7 @@ class AdminServiceServicer:
     """
 
     def CreateKey(self, request, context):
-        """Makes a key, which is returned this once: the server keeps only a hash of it.
+        """Creates a key, which is returned only this once: the server keeps a hash of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,15 +97,15 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateKey(self, request, context):
-        """Changes what a key may do. It holds at once on this server, and within two seconds everywhere.
+        """Changes what a key may do, effective at once on this server and within two seconds everywhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Ends a key for good: it is refused at once by this server, and within two seconds everywhere. What
-        runs already goes on to its end.
+        """Revokes a key for good: it is refused at once by this server and within two seconds everywhere. Generations that
+        are already running continue to their end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -168,7 +168,7 @@ class Message(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Calls that the assistant made in this turn."""
+        """Tool calls that the assistant made in this turn."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class Image(_message.Message):
 
     @_builtins.property
     def size(self) -> Global___ImageSize:
-        """Nothing but its size: CountTokens needs no more, and everything else refuses it."""
+        """Only its size: enough for CountTokens; everything else refuses it."""
 
     def __init__(
         self,
@@ -377,8 +377,8 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The function."""
     arguments_json: _builtins.str
-    """Its arguments, as a JSON object. In a history, what the model wrote is taken as it is: empty means none, and
-    arguments that max_tokens cut off stand in the prompt as far as they came.
+    """Its arguments, as a JSON object. In a conversation's history they are taken as the model wrote them: empty means
+    none, and arguments that max_tokens cut off appear in the prompt as far as they got.
     """
     def __init__(
         self,

@@ -60,7 +60,7 @@ class _UsageGroup:
 class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USAGE_GROUP_UNSPECIFIED: _UsageGroup.ValueType  # 0
-    """By nothing; refused."""
+    """Refused."""
     USAGE_GROUP_TENANT: _UsageGroup.ValueType  # 1
     """By tenant."""
     USAGE_GROUP_KEY: _UsageGroup.ValueType  # 2
@@ -71,10 +71,10 @@ class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup
     """By the day on which a generation began, in UTC."""
 
 class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
-    """By what usage is summed up."""
+    """What usage is grouped by."""
 
 USAGE_GROUP_UNSPECIFIED: UsageGroup.ValueType  # 0
-"""By nothing; refused."""
+"""Refused."""
 USAGE_GROUP_TENANT: UsageGroup.ValueType  # 1
 """By tenant."""
 USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
@@ -92,38 +92,38 @@ class _ServerState:
 class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
-    """Not said."""
+    """Unknown."""
     SERVER_STATE_LOADING: _ServerState.ValueType  # 1
-    """The model is being loaded, at first or again. New generations are refused at first, and later wait."""
+    """The model is being loaded. New generations are refused during the first load, and wait during a reload."""
     SERVER_STATE_READY: _ServerState.ValueType  # 2
     """It takes generations."""
     SERVER_STATE_BUSY: _ServerState.ValueType  # 3
     """All places are taken: a new generation is refused unless its tenant has a place of its own."""
     SERVER_STATE_STALLED: _ServerState.ValueType  # 4
-    """The engine has not got on for too long; it is ended and started again if that lasts."""
+    """The engine has made no progress for too long; it is restarted if that lasts."""
     SERVER_STATE_DRAINING: _ServerState.ValueType  # 5
-    """The server is going down: what runs may end, nothing new is taken."""
+    """The server is shutting down: running generations may finish, new ones are refused."""
 
 class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
     """Whether a server can take generations."""
 
 SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
-"""Not said."""
+"""Unknown."""
 SERVER_STATE_LOADING: ServerState.ValueType  # 1
-"""The model is being loaded, at first or again. New generations are refused at first, and later wait."""
+"""The model is being loaded. New generations are refused during the first load, and wait during a reload."""
 SERVER_STATE_READY: ServerState.ValueType  # 2
 """It takes generations."""
 SERVER_STATE_BUSY: ServerState.ValueType  # 3
 """All places are taken: a new generation is refused unless its tenant has a place of its own."""
 SERVER_STATE_STALLED: ServerState.ValueType  # 4
-"""The engine has not got on for too long; it is ended and started again if that lasts."""
+"""The engine has made no progress for too long; it is restarted if that lasts."""
 SERVER_STATE_DRAINING: ServerState.ValueType  # 5
-"""The server is going down: what runs may end, nothing new is taken."""
+"""The server is shutting down: running generations may finish, new ones are refused."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """One message from the client about one generation."""
+    """A client's message about one generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -200,24 +200,25 @@ class Start(_message.Message):
     n: _builtins.int
     """How many answers to give to the one prompt; 1 to 4, 1 when absent."""
     priority: _builtins.int
-    """Orders the waiting generations of one key: greater ones begin sooner; 0 when absent. It has no effect between
-    keys, where the one that was served the fewest tokens is next.
+    """Orders the waiting generations of one key: higher priorities start sooner; 0 when absent. It has no effect between
+    keys: the key that has been served the fewest tokens is next.
     """
     idempotency_key: _builtins.str
-    """A name for the request itself: a Start with the key of an earlier one of the same caller gets that one's events, while
-    it runs and for ten minutes after its end, and is not billed. Another request with it is ALREADY_EXISTS. The
-    generation goes on when its caller is gone; one that failed may be tried anew. At most 255 printable characters.
+    """A name for the request itself: a Start that repeats the key of the same caller's earlier Start gets the events of
+    that generation, while it runs and for ten minutes after it ends, and is not billed. A different request with the
+    same key is refused with ALREADY_EXISTS. Once started, the generation continues even if its caller disconnects; a
+    failed one may be retried. At most 255 printable characters.
     """
     traceparent: _builtins.str
-    """W3C trace context: the span of the caller, whose child the server's is, and which the log names. One that is
-    malformed counts as absent, as that standard wants it.
+    """W3C trace context: the caller's span, which becomes the parent of the server's and is named in the log. A malformed
+    one counts as absent, as the standard requires.
     """
     cache_salt: _builtins.str
     """Separates caches of prompts within a tenant. Not honoured yet."""
     prediction: _builtins.str
-    """What the answer is expected to be, as for an edited text. It changes how fast the answer comes, and nothing else."""
+    """The expected answer, for example the text to be edited. It changes only how fast the answer comes."""
     idempotency_digest: _builtins.bytes
-    """With idempotency_key: a digest of what belongs to the request but is not in its Start, such as announced images."""
+    """With idempotency_key: a digest of the parts of the request that are not in its Start, such as announced images."""
     @_builtins.property
     def chat(self) -> _chat_pb2.Chat:
         """A conversation, which the model's chat template turns into a prompt. Text in it never becomes
@@ -242,12 +243,12 @@ class Start(_message.Message):
 
     @_builtins.property
     def output(self) -> _options_pb2.Output:
-        """What is returned beside the text."""
+        """What is returned besides the text."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long the generation may take from its Start; then it ends with DEADLINE_EXCEEDED. The
-        server's own limit when absent or greater than that.
+        server's own limit applies if this is absent or greater.
         """
 
     @_builtins.property
@@ -505,7 +506,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """The engine has scheduled it. A generation that gets here leaves exactly one usage record, others leave none."""
+    """The engine has scheduled it. A generation that gets this far leaves exactly one usage record; others leave none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -516,7 +517,7 @@ class Started(_message.Message):
     prompt_tokens: _builtins.int
     """Tokens of the prompt; an image counts as one."""
     cached_tokens: _builtins.int
-    """Those of them that were found in a cache."""
+    """How many of them were found in a cache."""
     @_builtins.property
     def rate_limits(self) -> Global___RateLimits:
         """What the caller's key has left of its limits; absent when it has none."""
@@ -543,8 +544,8 @@ Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
 class ImageGrid(_message.Message):
-    """The patches of an image, as the model sees it: the picture lies at the top left of a canvas of tiles, the rest of which
-    is padding.
+    """The patches of an image, as the model sees it: the picture is at the top left of a canvas of tiles; the rest of the
+    canvas is padding.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -558,9 +559,9 @@ class ImageGrid(_message.Message):
     columns: _builtins.int
     """Columns of patches on the canvas."""
     covered_rows: _builtins.float
-    """How many of the rows the picture takes."""
+    """How many of the rows the picture covers."""
     covered_columns: _builtins.float
-    """How many of the columns the picture takes."""
+    """How many of the columns the picture covers."""
     def __init__(
         self,
         *,
@@ -579,7 +580,7 @@ Global___ImageGrid: _TypeAlias = ImageGrid  # noqa: Y015
 
 @_typing.final
 class TokenAttention(_message.Message):
-    """What one token attends to."""
+    """The image patches that one token attends to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -614,8 +615,8 @@ class ImageMap(_message.Message):
     SCALE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     scale: _builtins.float
-    """The attention to a patch is its byte times this, over 255. All patches of all images that the token sees have less
-    than 1 in all: the rest is at the class token of each tile.
+    """The attention to a patch is its byte times this, over 255. The patches of all images that the token sees sum to
+    less than 1: the rest goes to the class token of each tile.
     """
     data: _builtins.bytes
     """A byte for each patch, row by row; empty for an image that the token does not see."""
@@ -635,8 +636,8 @@ Global___ImageMap: _TypeAlias = ImageMap  # noqa: Y015
 
 @_typing.final
 class RateLimits(_message.Message):
-    """What a key has left of its limits by the minute. A refusal by them carries this in the details of its status. Fields are
-    absent where there is no limit.
+    """What remains of a key's per-minute limits. A refusal because of them carries this in its status details. A field is
+    absent if there is no such limit.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -667,7 +668,7 @@ Global___RateLimits: _TypeAlias = RateLimits  # noqa: Y015
 
 @_typing.final
 class RateLimit(_message.Message):
-    """One limit. It fills up evenly."""
+    """One limit. It refills evenly."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -675,12 +676,12 @@ class RateLimit(_message.Message):
     REMAINING_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
-    """How many in a minute."""
+    """How many per minute."""
     remaining: _builtins.int
     """How many are left now."""
     @_builtins.property
     def reset(self) -> _duration_pb2.Duration:
-        """How long until all are there again, if nothing more is used."""
+        """How long until it is full again, if nothing more is used."""
 
     def __init__(
         self,
@@ -714,8 +715,8 @@ class PromptEcho(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """With output.prompt_logprobs: one for each of the next tokens that have none yet. The very first token has the
-        probability 1, since nothing comes before it.
+        """With output.prompt_logprobs: one for each of the next tokens that have none yet. The very first token has
+        probability 1, since nothing precedes it.
         """
 
     def __init__(
@@ -735,7 +736,7 @@ Global___PromptEcho: _TypeAlias = PromptEcho  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """More of one choice."""
+    """The next piece of one choice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -766,19 +767,15 @@ class Delta(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
-        """Tool calls, at most one entry for each call; what the model wrote for them is not in text. Only where the prompt has
-        tools.
-        """
+        """Tool calls, at most one entry per call; what the model wrote for them is not in text. Only if the prompt has tools."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """With output.running_usage: what the generation has used up to here, with all of its choices."""
+        """With output.running_usage: what the generation has used so far, over all of its choices."""
 
     @_builtins.property
     def attention(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAttention]:
-        """With output.image_attention: one for each of token_ids. It is that of the position whose logits the token was drawn
-        from.
-        """
+        """With output.image_attention: one for each of token_ids, from the position whose logits the token was sampled from."""
 
     def __init__(
         self,
@@ -805,7 +802,7 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class ToolCallDelta(_message.Message):
-    """More of one tool call."""
+    """The next piece of one tool call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -820,7 +817,7 @@ class ToolCallDelta(_message.Message):
     name: _builtins.str
     """The function, in the call's first delta only."""
     arguments_json: _builtins.str
-    """More of its arguments, which are a JSON object in the end, unless max_tokens cut it short."""
+    """The next piece of its arguments. Together they are a JSON object, unless max_tokens cut them off."""
     def __init__(
         self,
         *,
@@ -910,15 +907,15 @@ class Finished(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What it used. Absent when it was refused before Started."""
+        """What it used. Absent if it was refused before Started."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Set when it did not end well."""
+        """Set if it failed."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went, with Output.timings. Where the answer is that of an earlier Start, so are the timings."""
+        """Where the time went, with Output.timings. A replayed answer has the timings of the original."""
 
     def __init__(
         self,
@@ -937,7 +934,7 @@ Global___Finished: _TypeAlias = Finished  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """How long the phases of a generation took, in their order. Those that it did not reach, or did not need, are absent."""
+    """How long the phases of a generation took, in order. Phases that it did not reach or did not need are absent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -952,10 +949,10 @@ class Timings(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     tokens_per_second: _builtins.float
-    """Tokens of all choices after the first one, a second of decode."""
+    """Tokens after the first one, of all choices, per second of decode."""
     @_builtins.property
     def admission(self) -> _duration_pb2.Duration:
-        """Until it had its place in the server."""
+        """Until it had its place among the server's generations."""
 
     @_builtins.property
     def upload(self) -> _duration_pb2.Duration:
@@ -963,7 +960,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def prepare(self) -> _duration_pb2.Duration:
-        """Template, tokens and tiles of images."""
+        """The chat template, tokenization and image tiling."""
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
@@ -971,7 +968,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def encode(self) -> _duration_pb2.Duration:
-        """The vision encoder; absent where the states of all images were cached."""
+        """The vision encoder; absent if the states of all images were cached."""
 
     @_builtins.property
     def prefill(self) -> _duration_pb2.Duration:
@@ -1030,13 +1027,13 @@ class Usage(_message.Message):
     completion_tokens: _builtins.int
     """Tokens of all choices, each up to the one that completed its stop."""
     cached_tokens: _builtins.int
-    """Those of prompt_tokens that were found in a cache."""
+    """How many of prompt_tokens were found in a cache."""
     estimated_cost: _builtins.float
-    """In US dollars, by the model's prices."""
+    """In US dollars, at the model's prices."""
     accepted_prediction_tokens: _builtins.int
-    """Guesses of the server, or of the caller's prediction, that came true: tokens that took no step of their own."""
+    """Draft tokens, the server's or from the caller's prediction, that were accepted and took no step of their own."""
     rejected_prediction_tokens: _builtins.int
-    """Guesses that did not. They are not billed."""
+    """Draft tokens that were rejected. They are not billed."""
     def __init__(
         self,
         *,
@@ -1066,8 +1063,8 @@ class GoAway(_message.Message):
     reason: _builtins.str
     """Why, for people."""
     first_refused_id: _builtins.int
-    """Starts with this id or a greater one have not been begun and never will be: they may be started elsewhere. They also
-    get a Finished, with UNAVAILABLE.
+    """Starts with this id or a greater one have not been begun and never will be: they may be started elsewhere. They
+    also get a Finished, with UNAVAILABLE.
     """
     def __init__(
         self,
@@ -1094,7 +1091,9 @@ class ListModelsRequest(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """On whose behalf a gateway asks: those that this caller may use. Absent means the key of this call."""
+        """The end user on whose behalf a gateway asks: only models that this user may use are listed. Absent means the key of
+        this call.
+        """
 
     def __init__(
         self,
@@ -1219,7 +1218,7 @@ class Model(_message.Message):
     max_image_bytes: _builtins.int
     """Maximum size of an encoded image, in bytes."""
     quantization: _builtins.str
-    """How most of its weights are quantized: fp8 or int8, or empty when they are kept in dtype."""
+    """How most of its weights are quantized: fp8 or int8, or empty if they are kept in dtype."""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp:
         """When this server loaded it."""
@@ -1234,11 +1233,11 @@ class Model(_message.Message):
 
     @_builtins.property
     def memory(self) -> Global___ModelMemory:
-        """Where it runs, and how much memory it and its caches take there; where several devices share it, on the first one."""
+        """Where it runs, and how much memory it and its caches take; if several devices share it, on the first one."""
 
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMemory]:
-        """The same for each of several devices that share it, the first one included; empty where there is one."""
+        """The same for each of the devices that share it, including the first; empty if there is only one."""
 
     def __init__(
         self,
@@ -1267,7 +1266,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class ModelMemory(_message.Message):
-    """What a model takes of a device's memory, and what its caches hold."""
+    """How much of a device's memory a model takes, and the capacity of its caches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1282,17 +1281,17 @@ class ModelMemory(_message.Message):
     device_name: _builtins.str
     """The name of the device."""
     device_bytes: _builtins.int
-    """All memory of the device, or of the machine where that is a CPU, in bytes."""
+    """Total memory of the device, or of the machine for a CPU, in bytes."""
     weight_bytes: _builtins.int
-    """What the weights take."""
+    """Taken by the weights."""
     kv_cache_tokens: _builtins.int
-    """How many tokens of text the KV cache holds, of all generations together."""
+    """Capacity of the KV cache, in tokens of text, for all generations together."""
     kv_cache_bytes: _builtins.int
-    """What the KV cache takes."""
+    """Taken by the KV cache."""
     image_cache_tiles: _builtins.int
-    """How many tiles of images the cross-attention cache holds, of all generations together."""
+    """Capacity of the cross-attention cache, in image tiles, for all generations together."""
     image_cache_bytes: _builtins.int
-    """What the cross-attention cache takes."""
+    """Taken by the cross-attention cache."""
     host: _builtins.str
     """The name of the device's machine."""
     def __init__(
@@ -1317,7 +1316,7 @@ Global___ModelMemory: _TypeAlias = ModelMemory  # noqa: Y015
 
 @_typing.final
 class Pricing(_message.Message):
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1354,7 +1353,7 @@ class CountTokensRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     WITH_TOKENS_FIELD_NUMBER: _builtins.int
     with_tokens: _builtins.bool
-    """Whether to return the tokens beside their number."""
+    """Whether to return the tokens as well as their number."""
     @_builtins.property
     def start(self) -> Global___Start:
         """The generation that would be started. Its images must be inline, or say their sizes. All of it is validated."""
@@ -1386,10 +1385,10 @@ class CountTokensResponse(_message.Message):
     prompt_tokens: _builtins.int
     """Tokens of the prompt; an image counts as one."""
     estimated_cost: _builtins.float
-    """What the prompt costs, in US dollars, if nothing of it is in a cache."""
+    """What the prompt costs, in US dollars, if none of it is cached."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens themselves, where they are asked for."""
+        """The tokens themselves, if requested."""
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageLayout]:
@@ -1413,7 +1412,7 @@ Global___CountTokensResponse: _TypeAlias = CountTokensResponse  # noqa: Y015
 
 @_typing.final
 class ImageLayout(_message.Message):
-    """How the model sees an image: the picture is scaled and laid at the top left of a canvas of square tiles."""
+    """How the model sees an image: the picture is scaled and placed at the top left of a canvas of square tiles."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1485,7 +1484,7 @@ class DetokenizeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Control tokens are written out; bytes that are no whole characters become replacement characters."""
+    """Control tokens are written out; bytes that are not whole characters become replacement characters."""
     def __init__(
         self,
         *,
@@ -1567,7 +1566,7 @@ class GetUsageRequest(_message.Message):
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageGroup.ValueType]:
-        """A sum for each of these beside that of all; none when empty."""
+        """One sum per group, in addition to the total; none when empty."""
 
     @_builtins.property
     def caller(self) -> Global___Caller:
@@ -1616,7 +1615,7 @@ class GetUsageResponse(_message.Message):
     estimated_cost: _builtins.float
     """In US dollars so far."""
     cached_tokens: _builtins.int
-    """Those of prompt_tokens that were found in a cache."""
+    """How many of prompt_tokens were found in a cache."""
     images: _builtins.int
     """Images so far."""
     tenant: _builtins.str
@@ -1687,7 +1686,7 @@ Global___UsageFilter: _TypeAlias = UsageFilter  # noqa: Y015
 
 @_typing.final
 class UsageSum(_message.Message):
-    """What the generations of a group have used. Of the first four fields those are set that it is grouped by."""
+    """What the generations of a group have used. Of the first four fields, only those that it is grouped by are set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1702,7 +1701,7 @@ class UsageSum(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     ESTIMATED_COST_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Whose keys."""
+    """The tenant whose keys they were."""
     key_id: _builtins.str
     """A public name of the key."""
     model: _builtins.str
@@ -1805,7 +1804,7 @@ Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
-    """Asks how the server is."""
+    """Asks for the server's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1822,7 +1821,7 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetStatusResponse(_message.Message):
-    """How the server is."""
+    """The server's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1844,28 +1843,28 @@ class GetStatusResponse(_message.Message):
     state: Global___ServerState.ValueType
     """Whether it can take generations."""
     running: _builtins.int
-    """Generations that the engine computes."""
+    """Generations that the engine is computing."""
     waiting: _builtins.int
     """Generations that wait: for their images, their prompt, or their turn in the engine."""
     max_pending: _builtins.int
-    """How many generations may be in the server, running or waiting."""
+    """Maximum number of generations in the server, running or waiting."""
     output_tokens_per_second: _builtins.float
-    """Tokens of answers, on average over the last ten seconds."""
+    """Generated tokens per second, averaged over the last ten seconds."""
     device: _builtins.str
-    """What it is computed on, such as cpu or cuda:0."""
+    """The device, such as cpu or cuda:0."""
     dtype: _builtins.str
-    """What it is computed in, such as bfloat16."""
+    """The precision, such as bfloat16."""
     quantization: _builtins.str
-    """How weights are kept: none, fp8 or int8."""
+    """How weights are quantized: none, fp8 or int8."""
     engine_restarts: _builtins.int
-    """How often the engine process was started again."""
+    """How often the engine process was restarted."""
     @_builtins.property
     def last_step_age(self) -> _duration_pb2.Duration:
         """How long ago the engine's last step ended; absent while there is nothing to compute."""
 
     @_builtins.property
     def last_token_age(self) -> _duration_pb2.Duration:
-        """How long ago the last token of an answer came; absent while no answer is being written."""
+        """How long ago the last token was generated; absent while no answer is being generated."""
 
     @_builtins.property
     def started(self) -> _timestamp_pb2.Timestamp:
@@ -1877,11 +1876,11 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def cache(self) -> Global___CacheStatus:
-        """How the caches are doing."""
+        """How full the caches are, and their hit counts."""
 
     @_builtins.property
     def latest_failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]:
-        """The latest generations that the server could not serve, oldest first; at most 10, without anything of their content."""
+        """The latest generations that the server failed to serve, oldest first; at most 10, without any of their content."""
 
     def __init__(
         self,
@@ -1912,7 +1911,7 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class CacheStatus(_message.Message):
-    """How full the caches are, and how often something was found in them since the server started."""
+    """How full the caches are, and how often lookups have hit since the server started."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1924,19 +1923,19 @@ class CacheStatus(_message.Message):
     IMAGE_HITS_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     kv_cache_usage: _builtins.float
-    """The part of the KV cache that running generations hold, from 0 to 1."""
+    """Fraction of the KV cache that running generations hold, from 0 to 1."""
     image_cache_usage: _builtins.float
-    """The part of the image cache that they hold."""
+    """Fraction of the image cache that they hold."""
     prefix_queries: _builtins.int
-    """Tokens of prompts that were looked for in the KV cache."""
+    """Prompt tokens looked up in the KV cache."""
     prefix_hits: _builtins.int
-    """Tokens of prompts that were found there."""
+    """Prompt tokens found there."""
     image_queries: _builtins.int
-    """Images whose states were looked for."""
+    """Images whose states were looked up."""
     image_hits: _builtins.int
     """Images whose states were found."""
     preemptions: _builtins.int
-    """Sequences that gave back their pages, to be computed again."""
+    """Sequences that gave up their pages, to be recomputed later."""
     def __init__(
         self,
         *,
@@ -1958,7 +1957,7 @@ Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
-    """A generation that the server could not serve."""
+    """A generation that the server failed to serve."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1968,7 +1967,7 @@ class Failure(_message.Message):
     code: _code_pb2.Code.ValueType
     """The canonical status code."""
     reason: _builtins.str
-    """The reason, a word for programs."""
+    """The reason, as a machine-readable word."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""

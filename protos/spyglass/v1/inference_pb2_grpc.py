@@ -30,8 +30,8 @@ class InferenceServiceStub:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     def __init__(self, channel):
@@ -87,8 +87,8 @@ class InferenceServiceServicer:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     def Generate(self, request_iterator, context):
@@ -97,7 +97,7 @@ class InferenceServiceServicer:
         The client sends a Start for each generation and reads events, which carry the id of their
         generation. A response holds everything that one step of the engine produced for this stream.
         Every id ends in exactly one Finished, whatever happens to it; an error of one generation is
-        found there and the stream lives on. Half-close means: no more starts, finish the rest.
+        reported there and the stream lives on. Half-close means: no more starts, finish the rest.
         Cancelling the call cancels all of its generations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -147,7 +147,7 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them.
+        """Reports the server's status: whether it can take generations now, how many it has, and how they are progressing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,8 +209,8 @@ class InferenceService:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     @staticmethod

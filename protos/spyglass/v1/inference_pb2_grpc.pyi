@@ -31,8 +31,8 @@ class InferenceServiceStub:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     @_typing.overload
@@ -45,7 +45,7 @@ class InferenceServiceStub:
     The client sends a Start for each generation and reads events, which carry the id of their
     generation. A response holds everything that one step of the engine produced for this stream.
     Every id ends in exactly one Finished, whatever happens to it; an error of one generation is
-    found there and the stream lives on. Half-close means: no more starts, finish the rest.
+    reported there and the stream lives on. Half-close means: no more starts, finish the rest.
     Cancelling the call cancels all of its generations.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
@@ -61,7 +61,7 @@ class InferenceServiceStub:
     GetUsage: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]
     """Sums up what the caller's key has used."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]
-    """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
+    """Reports the server's status: whether it can take generations now, how many it has, and how they are progressing."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -69,8 +69,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,7 +80,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     The client sends a Start for each generation and reads events, which carry the id of their
     generation. A response holds everything that one step of the engine produced for this stream.
     Every id ends in exactly one Finished, whatever happens to it; an error of one generation is
-    found there and the stream lives on. Half-close means: no more starts, finish the rest.
+    reported there and the stream lives on. Half-close means: no more starts, finish the rest.
     Cancelling the call cancels all of its generations.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -96,15 +96,15 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     GetUsage: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetUsageRequest, _inference_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Sums up what the caller's key has used."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
+    """Reports the server's status: whether it can take generations now, how many it has, and how they are progressing."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs one model of the Llama 3.2 Vision architecture.
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused, not answered without it: servers are
-    upgraded before those who call them.
+    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before their callers.
     """
 
     @_abc_1.abstractmethod
@@ -118,7 +118,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         The client sends a Start for each generation and reads events, which carry the id of their
         generation. A response holds everything that one step of the engine produced for this stream.
         Every id ends in exactly one Finished, whatever happens to it; an error of one generation is
-        found there and the stream lives on. Half-close means: no more starts, finish the rest.
+        reported there and the stream lives on. Half-close means: no more starts, finish the rest.
         Cancelling the call cancels all of its generations.
         """
 
@@ -176,6 +176,6 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GetStatusResponse, _abc.Awaitable[_inference_pb2.GetStatusResponse]]:
-        """Says how the server is: whether it can take generations now, how many it has, and how it gets on with them."""
+        """Reports the server's status: whether it can take generations now, how many it has, and how they are progressing."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Sampling(_message.Message):
-    """How the next token is chosen. First come penalties, biases and the answer's format, then temperature, top_k, top_p and
-    min_p, in this order.
+    """How the next token is chosen. First come penalties, biases and the answer's format, then temperature, top_k, top_p
+    and min_p, in this order.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -145,7 +145,9 @@ class Stopping(_message.Message):
     also the default.
     """
     min_tokens: _builtins.int
-    """No stop token is chosen before a choice has this many tokens. Stop strings still end it. Not together with a format."""
+    """No stop token is chosen before a choice has this many tokens. Stop strings still end it. Not together with a
+    format.
+    """
     ignore_eos: _builtins.bool
     """Ignore the model's own stop tokens and continue to max_tokens."""
     @_builtins.property
@@ -186,7 +188,7 @@ Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):
-    """What is returned beside the text."""
+    """What is returned besides the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,7 +261,7 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class ImageAttention(_message.Message):
-    """Which attention to images is told."""
+    """Which attention to images is returned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -285,8 +287,8 @@ Global___ImageAttention: _TypeAlias = ImageAttention  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
-    """The format of the answer, enforced token by token: an answer that ends by itself has the format, and one that
-    max_tokens cuts off is a prefix of such an answer. A format that cannot be enforced exactly is refused. Not together
+    """The format of the answer, enforced token by token: a complete answer has the format, and one that max_tokens cuts off
+    is a prefix of such an answer. A format that cannot be enforced exactly is refused. Not together
     with ignore_eos or min_tokens.
     """
 
@@ -300,8 +302,8 @@ class OutputFormat(_message.Message):
     regex: _builtins.str
     """Text that matches a regular expression as a whole; without look-around and back references."""
     grammar: _builtins.str
-    """Text that a grammar derives, in llguidance's dialect of Lark's notation.
-    Schemas in it (%json) follow the rules of json_schema.
+    """Text that a grammar derives, in llguidance's dialect of Lark. Schemas in it (%json) follow the rules of
+    json_schema.
     """
     @_builtins.property
     def text(self) -> Global___TextFormat:
