@@ -1,4 +1,4 @@
-"""Checks callers' keys with the server, and caches the verdicts for a moment under hashes of the keys."""
+"""Checks callers' keys with the server and briefly caches the verdicts by key hash."""
 
 import asyncio
 import hashlib
@@ -11,12 +11,12 @@ from spyglass_bridge.errors import ApiError, invalid_api_key
 
 _BEARER = re.compile(r"(?i:bearer) ([\x21-\x7e]{1,512})")
 _KEEP_S = 1.0
-"""A server that shares its keys with others may be half a second behind; together that is less than two seconds."""
+"""A server that shares its keys with others may lag by half a second; in total that is less than two seconds."""
 _MAX_ANSWERS = 10_000
 
 
 def bearer_key(headers: list[str]) -> str:
-    """The key in the Authorization headers of a request. Raises the 401 unless there is exactly one."""
+    """Returns the key from a request's Authorization headers. Raises ApiError 401 unless there is exactly one."""
     match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
     if match is None:
         raise invalid_api_key()
@@ -30,14 +30,14 @@ class _Answer:
 
 
 class AccessChecker:
-    """Answers of `Backend.check_access`, good and bad, at most 1 s old and bounded in number."""
+    """Caches answers of `Backend.check_access`, good and bad, for at most 1 s and in bounded number."""
 
     def __init__(self, check_access: Callable[[str], Awaitable[str | ApiError]]) -> None:
         self._check_access = check_access
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
 
     async def check(self, key: str) -> str:
-        """The tenant whose the key is, if it may call. Raises ApiError: 401 or 403 if not, 503 if nobody can tell."""
+        """Returns the key's tenant. Raises ApiError: 401 or 403 if it may not call, 503 if the server cannot say."""
         digest = hashlib.sha256(key.encode()).digest()
         now = asyncio.get_running_loop().time()
         answer = self._answers.get(digest)

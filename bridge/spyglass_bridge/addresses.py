@@ -1,6 +1,6 @@
 """Which URLs and addresses an image may be fetched from: the guard against server-side request forgery.
 
-It checks the very string that the connection will be made to, and every address that a name resolves to.
+It checks the exact string used for the connection, and every address that a name resolves to.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ from yarl import URL
 from spyglass_bridge.config import Network
 
 _MAX_URL_LENGTH = 8192
-# Printable ASCII; a backslash is read as a slash by some parsers and not by others.
+# Printable ASCII without the backslash, which only some parsers read as a slash.
 _PLAIN_URL = re.compile(r"[\x21-\x5b\x5d-\x7e]+")
 _AUTHORITY = re.compile(r"//|[/?#]")
 """Splits a URL so that its authority comes second."""
@@ -28,13 +28,13 @@ class AddressRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AddressGuard:
-    """Public addresses, and the names and networks that the operator allows beside them."""
+    """Allows public addresses, and the names and networks that the operator adds."""
 
     allowed_names: frozenset[str] = frozenset()
     allowed_networks: tuple[Network, ...] = ()
 
     def check_url(self, text: str) -> URL:
-        """Parses a URL that may be fetched, as far as that can be decided without resolving its name.
+        """Parses a URL and checks whether it may be fetched, as far as possible without resolving its name.
 
         Raises AddressRefused.
         """
@@ -52,13 +52,13 @@ class AddressGuard:
             raise AddressRefused("the URL is neither http(s) nor data:image/…;base64,…")
         if not host or not port:
             raise AddressRefused("the URL has no host")
-        if "@" in _AUTHORITY.split(text, maxsplit=2)[1]:  # even if empty, when parsers leave it out
+        if "@" in _AUTHORITY.split(text, maxsplit=2)[1]:  # even if empty, which parsers drop
             raise AddressRefused("the URL holds user information")
         self._check_host(host)
         return url
 
     def check_addresses(self, host: str, addresses: list[str]) -> None:
-        """Checks every address that a name resolves to, so that none can be chosen later.
+        """Checks every address that a name resolves to, so that no unchecked one can be chosen later.
 
         Raises AddressRefused.
         """
@@ -75,7 +75,7 @@ class AddressGuard:
         except ValueError:
             last_label = _plain_name(host).rpartition(".")[2]
             if _NUMERIC_LABEL.fullmatch(last_label):
-                # 2130706433, 0x7f000001, 127.1: forms of an address that only some parsers know.
+                # 2130706433, 0x7f000001, 127.1: forms of an address that only some parsers accept.
                 raise AddressRefused("the host is an address in an unusual form") from None
             return
         self._check_address(address)

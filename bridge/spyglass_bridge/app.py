@@ -11,11 +11,11 @@ from spyglass_bridge.services import SERVICES, Services
 
 
 def make_app(services: Services) -> web.Application:
-    """Puts the routes together. The services must stay open as long as the application runs."""
+    """Builds the application from its routes. The services must stay open while it runs."""
     app = web.Application(middlewares=[name_request, answer_errors, answer_preflight, admit_caller])
     app[SERVICES] = services
     app.on_response_prepare.append(finish_headers)
-    page_files()  # read and packed now, and not when the first one is asked for
+    page_files()  # read and compress them now, not at the first request
     has_page = services.config.page != "off"
     for route in (*PAGE_ROUTES, *ROUTES) if has_page else ROUTES:
         add = app.router.add_get if route.method == "get" else app.router.add_post

@@ -35,7 +35,7 @@ Response = TypeVar("Response")
 
 
 class Backend:
-    """A server to which the bridge stays connected. Made by `Backend.connect`.
+    """A server that the bridge stays connected to. Created by `Backend.connect`.
 
     Calls raise ApiError when the server refuses them or does not answer.
     """
@@ -49,10 +49,10 @@ class Backend:
     @classmethod
     @asynccontextmanager
     async def connect(cls, target: str, bridge_key: str, tls: Tls | None = None) -> AsyncIterator[Self]:
-        """Stays connected while the context is open; the server need not be there yet.
+        """Stays connected while the context is open; the server need not be up yet.
 
         Raises:
-            OSError: files of the TLS cannot be used.
+            OSError: TLS files cannot be used.
         """
         backend = cls(target, bridge_key, tls)
         async with asyncio.TaskGroup() as group:
@@ -78,7 +78,7 @@ class Backend:
         return self._link.generate(start)
 
     def fail_all(self) -> None:
-        """Ends every generation with an explicit error: the time to drain is over."""
+        """Ends every generation with an explicit error: the drain timeout has expired."""
         self._connections.fail_all()
 
     async def check_access(self, key: str) -> str | ApiError:
@@ -90,19 +90,19 @@ class Backend:
         try:
             answer = await self._read(self._stub.CheckAccess, request, _ACCESS_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            # Without a stream the refusal may be of the bridge's own key, and no fault of the caller.
+            # Without a stream, the refused key may be the bridge's own rather than the caller's.
             if error.code() in _REFUSALS and self._link.is_up:
                 return from_rpc_error(error)
             _log.warning("a key could not be checked: %s: %s", error.code().name, error.details())
             raise server_unavailable() from error
-        return answer.tenant or answer.key_id  # a server of before has no tenants
+        return answer.tenant or answer.key_id  # older servers have no tenants
 
     async def get_status(self) -> pb.GetStatusResponse | None:
-        """How the server was a moment ago; None if it does not answer, and nothing in it if it is too old to say."""
+        """Returns the server's recent status; None if it does not answer, empty if it is too old to report one."""
         return await self._status.get()
 
     async def get_public_model(self) -> pb.Model | None:
-        """The first model, as everybody may know it; None while the server cannot say."""
+        """Returns the first model as it may be shown to the public; None while the server cannot say."""
         return await self._public_model.get()
 
     async def _ask_public_model(self) -> pb.Model | None:
@@ -119,12 +119,12 @@ class Backend:
             return pb.GetStatusResponse() if error.code() is grpc.StatusCode.UNIMPLEMENTED else None
 
     async def list_models(self, key: str) -> Sequence[pb.Model]:
-        """The models that an end user's key may use."""
+        """Returns the models that an end user's key may use."""
         request = pb.ListModelsRequest(caller=pb.Caller(bearer_key=key))
         return (await self._call(self._stub.ListModels, request)).models
 
     async def get_model(self, name: str, key: str) -> pb.Model:
-        """One of the models that an end user's key may use."""
+        """Returns one of the models that an end user's key may use."""
         request = pb.GetModelRequest(model=name, caller=pb.Caller(bearer_key=key))
         return (await self._call(self._stub.GetModel, request)).model
 
@@ -132,7 +132,7 @@ class Backend:
         return await self._call(self._stub.GetUsage, question)
 
     async def count_tokens(self, start: pb.Start) -> pb.CountTokensResponse:
-        """Tokenizes the prompt of a generation that is not started."""
+        """Tokenizes the prompt of a generation without starting it."""
         request = pb.CountTokensRequest(start=start, with_tokens=True)
         return await self._call(self._stub.CountTokens, request, _TOKENS_TIMEOUT_S)
 

@@ -1,4 +1,4 @@
-"""Reading the body of a request, within limits of size and time."""
+"""Reads request bodies within limits of size and time."""
 
 import asyncio
 import mmap
@@ -14,44 +14,44 @@ from spyglass_common.fair_room import FairRoom
 
 LARGE_BODY_BYTES = 64 << 10
 _PIECE_BYTES = 64 << 10
-"""As much of a compressed body is decompressed at once."""
+"""Maximum bytes decompressed from a compressed body at once."""
 _GZIP = 16 + zlib.MAX_WBITS
 _MAX_WAIT_S = 25.0
 
 
 @dataclass(slots=True)
 class LargeBody:
-    """A body in memory of its own, which never moves: to copy what has come whenever there is more takes too long."""
+    """A body in its own memory, which never moves: copying the data each time more arrives is too slow."""
 
     memory: mmap.mmap
     size: int = 0
 
     def add(self, chunk: bytes) -> None:
-        """Takes what comes next."""
+        """Appends the next chunk."""
         self.memory[self.size : self.size + len(chunk)] = chunk
         self.size += len(chunk)
 
     def view(self) -> memoryview:
-        """All that has come."""
+        """Returns everything received so far."""
         return memoryview(self.memory)[: self.size].toreadonly()
 
 
 class HeldBytes:
-    """What a request holds of the memory for bodies. `release` it in any case."""
+    """A request's share of the memory for bodies. Always `release` it."""
 
     def __init__(self, room: FairRoom, tenant: str) -> None:
         self._room, self._tenant = room, tenant
         self._size = 0
 
     def grow(self, num_bytes: int) -> None:
-        """Holds more. Raises ApiError 429 when there is not so much."""
+        """Takes more memory. Raises ApiError 429 if there is not enough."""
         if not self._room.take(self._tenant, num_bytes):
             message = "There is no room for the body now: the requests of others take it."
             raise ApiError(429, message, code="too_many_requests", retry_after_s=1)
         self._size += num_bytes
 
     def release(self) -> None:
-        """Gives all of it back."""
+        """Gives all memory back."""
         self._room.take(self._tenant, -self._size)
         self._size = 0
 
@@ -59,9 +59,9 @@ class HeldBytes:
 async def read_json_body(
     request: web.Request, max_bytes: int, held: HeldBytes, turn: Callable[[], AbstractAsyncContextManager[None]]
 ) -> bytes | LargeBody:
-    """Returns the body as it came, a LargeBody beyond LARGE_BODY_BYTES. Raises ApiError: 408, 413, 415 or 429.
+    """Returns the raw body, as a LargeBody beyond LARGE_BODY_BYTES. Raises ApiError: 400, 408, 413, 415 or 429.
 
-    Each piece of a large one is taken in a turn of its own.
+    Each piece of a large body is read in its own turn.
     """
     if request.content_type != "application/json":
         raise ApiError(415, "The body must be JSON with Content-Type: application/json.", code="unsupported_media_type")
@@ -84,9 +84,9 @@ async def read_json_body(
 
 
 async def hold_continue(request: web.Request) -> None:
-    """An expect handler that does nothing: 100 Continue is for `read_json_body` to send.
+    """An expect handler that does nothing: `read_json_body` sends the 100 Continue.
 
-    So a caller who waits for it sends no body before its key has been checked.
+    A caller that waits for it thus sends no body before its key has been checked.
     """
 
 
@@ -119,19 +119,19 @@ async def _read(
         else:
             async with turn():
                 large.add(chunk)
-                await asyncio.sleep(0)  # all others first: memory that is new takes a while to write to
+                await asyncio.sleep(0)  # let other tasks run: writing to fresh memory takes a while
     return large or bytes(body)
 
 
 async def _unpack(packed: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """The pieces of a gzip stream that comes in pieces: no more is decompressed than the reader takes.
+    """Decompresses a gzip stream piece by piece, only as far as the reader consumes it.
 
-    Raises ApiError: 400 for what is no gzip stream, cut short, or followed by more; 413 for one that is too large.
+    Raises ApiError: 400 if it is not gzip, is cut short or has trailing data; 413 if it is too large.
     """
     unpacker, num_packed = zlib.decompressobj(_GZIP), 0
     async for rest in packed:
         num_packed += len(rest)
-        if num_packed > max_bytes:  # empty blocks without an end are nothing when they are unpacked
+        if num_packed > max_bytes:  # endless empty blocks decompress to nothing
             raise _too_large(max_bytes)
         while rest:
             if unpacker.eof:
@@ -143,7 +143,7 @@ async def _unpack(packed: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator
             rest = unpacker.unconsumed_tail or unpacker.unused_data
             if piece:
                 yield piece
-                await asyncio.sleep(0)  # all others first
+                await asyncio.sleep(0)  # let other tasks run
     while not unpacker.eof:
         try:
             piece = unpacker.decompress(b"", _PIECE_BYTES)

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _run(config: BridgeConfig) -> str | None:
-    """Serves, and returns the complaint to end with, if there is one."""
+    """Serves; returns the error message to exit with, if any."""
     complaint = None
     try:
         uvloop.run(_serve(config))
@@ -41,13 +41,13 @@ def _run(config: BridgeConfig) -> str | None:
 
 
 async def _serve(config: BridgeConfig) -> None:
-    """Drains at the first signal and ends at once at the second."""
+    """Drains at the first signal and exits immediately at the second."""
     signals = asyncio.Queue[signal.Signals]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with run_bridge(config) as bridge:
-        sys.stdout.write(f"spyglass-bridge: listening on {bridge.address}\n")  # at once: the server may write too
+        sys.stdout.write(f"spyglass-bridge: listening on {bridge.address}\n")  # in one write: the server may write too
         sys.stdout.flush()
         await signals.get()
         draining = asyncio.create_task(bridge.drain())

@@ -13,7 +13,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """Where to listen; port 0 takes any free one."""
+    """Where to listen; port 0 selects any free one."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The bridge's own certificate with its chain, and its key."""
+    """The bridge's certificate with its chain, and its key."""
 
     cert_file: Path
     key_file: Path
@@ -64,7 +64,7 @@ class BridgeConfig:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "BridgeConfig":
-        """Takes the options of `spyglass-bridge`. Raises ValueError for one that cannot be used."""
+        """Reads the options of `spyglass-bridge`. Raises ValueError for an unusable one."""
         if not args.bridge_key:
             raise ValueError(
                 "--bridge-key is missing: give the key that the server knows for its bridge "

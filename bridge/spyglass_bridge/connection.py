@@ -1,7 +1,7 @@
-"""A connection to a model server, and another one in its place when the files of its TLS change.
+"""A connection to a model server, replaced when its TLS files change.
 
-A channel keeps the credentials that it was made with. So new ones mean a new channel: it takes over as soon as it is
-up, and what runs on the old one ends there.
+A channel keeps the credentials it was created with, so new credentials need a new channel. It takes over as soon as it
+is up, and running calls finish on the old one.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from spyglass_common.tls import Tls
 
 _LOOK_EVERY_S = 1.0
 _CALLS_END_WITHIN_S = 30.0
-"""Of calls other than generations, on a channel that has been replaced."""
+"""How long calls other than generations may still take on a replaced channel."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Connection:
         return self.health.serving and self.link.is_up
 
     async def run(self) -> None:
-        """Stays connected; returns when the connection has been retired and all that ran on it has ended."""
+        """Stays connected; returns once the connection has been retired and all its calls have ended."""
         watching = asyncio.create_task(self.health.run())
         try:
             await self.link.run()
@@ -55,10 +55,10 @@ class Connection:
 
 
 class Connections:
-    """The connection of the moment to a server. `run` must be running."""
+    """The current connection to a server. `run` must be running."""
 
     def __init__(self, target: str, tls: Tls | None, metadata: Metadata) -> None:
-        """Raises OSError for files of the TLS that cannot be used."""
+        """Raises OSError for unusable TLS files."""
         self._target, self._tls, self._metadata = target, tls, metadata
         self._credentials = None if tls is None else Rotated(tls.files, partial(_read, tls))
         self._retired: set[Connection] = set()
@@ -70,7 +70,7 @@ class Connections:
             connection.link.fail_all()
 
     async def run(self) -> None:
-        """Keeps a connection, and replaces it when the files have changed. Never returns."""
+        """Keeps a connection open and replaces it when the files change. Never returns."""
         async with asyncio.TaskGroup() as group:
             running = group.create_task(self.current.run())
             candidate: tuple[Connection, asyncio.Task[None]] | None = None
@@ -81,7 +81,7 @@ class Connections:
                         candidate[1].cancel()
                     connection = self._open()
                     candidate = connection, group.create_task(connection.run())
-                # One that is up, or one that does no worse: the old one may be shut out by its credentials.
+                # Switch to one that is up or does no worse: the old one's credentials may no longer be accepted.
                 if candidate is not None and (candidate[0].is_ready or not self.current.is_ready):
                     self._retire(running, candidate[0])
                     self.current, running = candidate
@@ -105,7 +105,7 @@ class Connections:
 
 
 def _read(tls: Tls) -> grpc.ChannelCredentials:
-    """Raises OSError for files that cannot be used."""
+    """Raises OSError for unusable files."""
     if tls.ca_file is not None:
         read_authorities(tls.ca_file)
     if tls.cert_file is not None and tls.key_file is not None:
@@ -116,22 +116,22 @@ def _read(tls: Tls) -> grpc.ChannelCredentials:
 def _open_channel(
     target: str, credentials: grpc.ChannelCredentials | None, more: Sequence[tuple[str, str]]
 ) -> grpc.aio.Channel:
-    """Makes a channel. A server that comes back is tried at least twice a second."""
+    """Opens a channel that tries a lost server at least twice a second."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # A link that says nothing is lost after 25 s.
+        # A silent link counts as lost after 25 s.
         ("grpc.keepalive_time_ms", 15_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),  # 60 s by itself, whatever the line above says
+        ("grpc.http2.ping_timeout_ms", 10_000),  # 60 s by default, whatever the line above says
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
-        # In spite of its name this is also the time that one attempt to connect may take.
+        # Despite its name, this also limits how long one connection attempt may take.
         ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a server that goes down may have a successor elsewhere
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a stopping server may have a successor elsewhere
         *more,
     ]
     if credentials is None:

@@ -1,7 +1,7 @@
-"""CORS: pages of which other origins may call the API in browsers. None, unless the operator names them.
+"""CORS: which other origins' pages may call the API from browsers. None, unless the operator names them.
 
-Callers are known by a key in a header, and never by a cookie; so an origin that is let in can do no more than any
-program that has a key.
+Callers authenticate with a key in a header, never with a cookie, so an allowed origin can do no more than any program
+that has a key.
 """
 
 import re
@@ -13,7 +13,7 @@ from spyglass_bridge.services import SERVICES
 
 _METHODS = "GET, POST"
 _MAX_AGE_S = 7200
-"""The longest that browsers remember an answer for."""
+"""The longest that browsers cache an answer."""
 _USUAL_HEADERS = "Authorization, Content-Type"
 _MAX_HEADERS_CHARACTERS = 2048
 _HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+( *, *[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
@@ -29,7 +29,7 @@ _EXPOSED = ", ".join(
 
 @web.middleware
 async def answer_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers a browser that asks on behalf of an allowed origin, before it sends a key. All else goes on its way."""
+    """Answers preflight requests from allowed origins, which carry no key yet. Passes everything else on."""
     asks = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
     if not asks or _allowed_origin(request) is None:
         return await handler(request)
@@ -44,7 +44,7 @@ async def answer_preflight(request: web.Request, handler: Handler) -> web.Stream
 
 
 def add_cors_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Lets an allowed origin's page read the answer."""
+    """Permits an allowed origin's page to read the answer."""
     if not request.app[SERVICES].config.cors_origins:
         return
     vary = response.headers.get(hdrs.VARY)
@@ -55,7 +55,7 @@ def add_cors_headers(request: web.Request, response: web.StreamResponse) -> None
 
 
 def _allowed_origin(request: web.Request) -> str | None:
-    """What to say of the origin that asks; None where it is not allowed, or no origin asks."""
+    """Returns the value of Access-Control-Allow-Origin; None if the origin is not allowed or absent."""
     allowed = request.app[SERVICES].config.cors_origins
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None:

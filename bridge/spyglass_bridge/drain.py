@@ -18,7 +18,7 @@ class Drain:
 
     @property
     def num_running(self) -> int:
-        """How many calls run."""
+        """The number of running calls."""
         return self._running
 
     @property
@@ -30,7 +30,7 @@ class Drain:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Holds the bridge open for a call. Raises ApiError 503 when it is ending."""
+        """Keeps the bridge open during a call. Raises ApiError 503 once it is draining."""
         if self._begun:
             raise ApiError(503, "The server is shutting down.", code="server_draining", retry_after_s=1)
         self._running += 1
@@ -43,7 +43,7 @@ class Drain:
                 self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until nothing runs; False when that took too long."""
+        """Waits until no call is running; returns False on timeout."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()

@@ -1,4 +1,4 @@
-"""The errors of the bridge, and the one place where a status of the server becomes an HTTP error."""
+"""The bridge's errors, and the only place where a server status becomes an HTTP error."""
 
 import math
 import re
@@ -15,10 +15,10 @@ from spyglass_common.status import read_details, status_of
 
 
 class ApiError(Exception):
-    """A refusal as a client of the HTTP API sees it.
+    """An error as a client of the HTTP API sees it.
 
-    `param` is the path of the field at fault, such as `messages[0].content`. `retry_after_s`
-    becomes a Retry-After header.
+    `param` is the path of the field at fault, such as `messages[0].content`. `retry_after_s` becomes a Retry-After
+    header.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_request
 
 
 def unsupported(param: str, what: str | None = None) -> ApiError:
-    """Something that OpenAI's API has and this server does not honour yet: 400."""
+    """A feature of OpenAI's API that this server does not support yet: 400."""
     message = f"{what or param} is not supported by this server yet."
     return ApiError(400, message, code="unsupported_parameter", param=param)
 
 
 def invalid_api_key() -> ApiError:
-    """One answer for a missing, malformed or wrong key, so that strangers learn nothing."""
+    """The same 401 for a missing, malformed or wrong key, so that strangers learn nothing."""
     return ApiError(401, "The API key is missing or wrong. Send it as: Authorization: Bearer KEY", code=_INVALID_KEY)
 
 
@@ -78,15 +78,15 @@ def server_unavailable() -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """Says nothing; what happened is in the log."""
+    """An opaque 500; the details are in the log."""
     return ApiError(500, _ANSWERS[code_pb2.INTERNAL].message, code="internal_error")
 
 
 def from_status(status: status_pb2.Status) -> ApiError:
-    """Translates a status of the server, field names in its message too.
+    """Translates a server status, including field names in its message.
 
-    The message is passed on only if an ErrorInfo of our domain marks it as meant for people; messages of gRPC itself
-    may hold addresses.
+    The message is passed on only if an ErrorInfo of our domain marks it as meant for people; gRPC's own messages may
+    contain addresses.
     """
     answer = _ANSWERS.get(status.code, _ANSWERS[code_pb2.INTERNAL])
     details = read_details(status)
@@ -113,7 +113,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ApiError:
 
 
 def http_name(field: str) -> str:
-    """The name over HTTP of a field of Start; one without such a name stays as it is."""
+    """Returns the HTTP name of a field of Start; a field without one keeps its name."""
     for pattern, name in _FIELD_NAMES:
         if pattern.fullmatch(field):
             return pattern.sub(name, field)
@@ -158,7 +158,7 @@ def _kind(http_status: int, code: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a canonical code becomes when the status says no more."""
+    """What a canonical code becomes when the status has no details."""
 
     http_status: int
     code: str

@@ -1,7 +1,7 @@
 """Downloads the images that a request names by URL.
 
-The HTTP client for strangers' URLs: bounded in time, size, number and redirects, without cookies, proxies or
-compression, and connected only to addresses that `AddressGuard` allows.
+The HTTP client for untrusted URLs is bounded in time, size, number and redirects, uses no cookies, proxies or
+compression, and connects only to addresses that `AddressGuard` allows.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "s
 
 
 class FetchFailed(Exception):
-    """The image could not be had; the text may be shown to the caller."""
+    """The image could not be fetched; the text may be shown to the caller."""
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
-    """Asks the system's resolver."""
+    """Resolves a host with the system's resolver."""
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(info[4][0]) for info in infos]
 
@@ -44,7 +44,7 @@ class ImageFetcher:
         self._max_bytes = max_bytes
         self._slots = FairSlots(_MAX_AT_ONCE, share=_MAX_AT_ONCE // 2)
         self._session = aiohttp.ClientSession(
-            # Each connection is made anew, so that each is checked.
+            # No connection is reused, so that each one is checked.
             connector=aiohttp.TCPConnector(
                 resolver=_GuardedResolver(guard, resolve), use_dns_cache=False, force_close=True, limit=0
             ),
@@ -105,7 +105,7 @@ class ImageFetcher:
 
 
 class _GuardedResolver(AbstractResolver):
-    """Gives the connector only addresses that the guard has checked."""
+    """Passes the connector only addresses that the guard has checked."""
 
     def __init__(self, guard: AddressGuard, resolve: Resolve) -> None:
         self._guard = guard
@@ -129,4 +129,4 @@ class _GuardedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Does nothing: there are no resources to close."""

@@ -1,7 +1,6 @@
-"""The images of a conversation: where each comes from, and sending those that follow their Start.
+"""The images of a conversation: parsing their sources, and sending the images that follow their Start.
 
-An image is never decoded here. Which images travel inside the Start is decided where it is made
-(`openai/translation.py`).
+Images are never decoded here. `openai/translation.py` decides which images travel inside the Start.
 """
 
 import asyncio
@@ -24,11 +23,11 @@ _DATA_URI = re.compile(r"""data:([^;,"]*)(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base
 _MAX_DATA_URI_PREFIX = 1024
 _PIECE_BYTES = 256 << 10
 _ESCAPE_BYTES = 6
-"""The longest escape of JSON that stands for something by itself."""
-# What an image is comes from its bytes; a type that claims something else is a mistake worth a refusal.
+"""Length of the longest self-contained JSON escape."""
+# The bytes determine an image's format; a type that claims something else is a mistake and is refused.
 _TYPES = frozenset(("", "application/octet-stream", "image/gif", "image/jpeg", "image/jpg", "image/png", "image/webp"))
 _BARE_BASE64 = {"/9j/": "jpeg", "iVBORw0KGg": "png", "UklGR": "webp", "R0lGOD": "gif"}
-"""How the base64 of an image begins."""
+"""How the base64 of each image format begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class ImageData:
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """An image that is to be fetched. `param` is its path in the request."""
+    """An image to be fetched. `param` is its path in the request."""
 
     url: str
     param: str
@@ -60,9 +59,9 @@ class AnnouncedImage:
 
 
 def parse_image(url: str, param: str, max_bytes: int, raw: memoryview | None = None) -> ImageSource:
-    """Reads the `url` of an image part: a data URI or something to fetch. Raises ApiError 400.
+    """Parses the `url` of an image part: a data URI or a URL to fetch. Raises ApiError 400.
 
-    `raw` is the whole URL where it is long, as JSON has it: it is read piece by piece, so that others get their turn.
+    `raw` is the whole URL, JSON-escaped, if it is long: it is read piece by piece, so that others get their turn.
     """
     pieces = _pieces(url) if raw is None else _raw_pieces(raw)
     beginning = next(pieces, "")
@@ -91,7 +90,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _raw_pieces(raw: memoryview) -> Iterator[str]:
-    """The pieces of a string of JSON that has no quotes around it. Raises ApiError 400."""
+    """Yields the decoded pieces of a JSON string without its quotes. Raises ApiError 400."""
     begin = 0
     while begin < len(raw):
         end = min(begin + _PIECE_BYTES, len(raw))
@@ -108,9 +107,9 @@ def _raw_pieces(raw: memoryview) -> Iterator[str]:
 
 
 def _decode(pieces: Iterable[str], param: str, max_bytes: int) -> bytes:
-    """Decodes base64 with its padding, and not where the result would be far too large.
+    """Decodes padded base64, and stops once the result is too large.
 
-    It may be percent-encoded, as in any URL, and broken into lines, as mail tools write it; other junk is refused.
+    The text may be percent-encoded, as in any URL, or broken into lines, as mail tools write it; other junk is refused.
     """
     rest, decoded, size = "", list[bytes](), 0
     try:
@@ -123,7 +122,7 @@ def _decode(pieces: Iterable[str], param: str, max_bytes: int) -> bytes:
             rest, size = rest[whole:], size + len(decoded[-1])
             if size > max_bytes:
                 raise _too_large(param, max_bytes)
-        # Strict mode still takes too much padding.
+        # Strict mode still accepts excess padding.
         if len(rest) % 4 or rest.endswith("==="):
             raise ValueError
         decoded.append(binascii.a2b_base64(rest, strict_mode=True))
@@ -135,7 +134,7 @@ def _decode(pieces: Iterable[str], param: str, max_bytes: int) -> bytes:
 
 
 def _plain(pieces: Iterable[str]) -> Iterator[str]:
-    """Without line breaks and percent-encoding."""
+    """Removes line breaks and percent-encoding."""
     cut = ""
     for piece in pieces:
         piece, cut = cut + piece, ""
@@ -158,7 +157,7 @@ def invalid_image(message: str, param: str) -> ApiError:
 async def send_images(
     generation: RemoteGeneration, images: Sequence[AnnouncedImage], fetcher: ImageFetcher, tenant: Hashable
 ) -> bool:
-    """Sends the images as soon as that is welcome. Returns whether the generation started; it ended if not.
+    """Sends the images once the generation is accepted. Returns whether it started; if not, it has ended.
 
     Raises ApiError when an image cannot be fetched.
     """

@@ -9,7 +9,7 @@ from spyglass_bridge.remote_generation import RemoteGeneration, Update
 
 
 class Joined:
-    """Generations of `n` choices each. The first that does not end well ends them all."""
+    """Generations of `n` choices each. The first that fails ends them all."""
 
     def __init__(self, generations: Sequence[RemoteGeneration], n: int) -> None:
         self._generations = generations
@@ -32,7 +32,7 @@ class Joined:
             await asyncio.gather(*joined._reading, return_exceptions=True)
 
     async def next(self) -> Update:
-        """Waits for something new of any; the last update has `finished`."""
+        """Waits for an update of any generation; the last update has `finished`."""
         result = Update()
         done, _ = await asyncio.wait(self._reading, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

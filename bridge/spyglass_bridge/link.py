@@ -1,8 +1,8 @@
-"""The bridge's Generate stream to a server, opened again whenever it is lost.
+"""The bridge's Generate stream to a server, reopened whenever it is lost.
 
-A generation belongs to the stream on which it was started. It fails when that is lost, and the caller may send the
-request again; a new generation waits a moment for a stream and then fails too. One that a server which goes down has
-not begun is started again on the next stream.
+A generation belongs to the stream on which it was started. It fails when that stream is lost, and the caller may retry
+the request; a new generation waits briefly for a stream and then fails too. A generation that a stopping server has
+not begun is restarted on the next stream.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Link:
     async def generate(self, start: pb.Start) -> AsyncIterator[RemoteGeneration]:
         """Starts a generation, and cancels it at the end of the context if it has not ended.
 
-        Without a connection the generation has failed with UNAVAILABLE.
+        Without a connection, the generation fails with UNAVAILABLE.
         """
         generation = RemoteGeneration(start, self._begin_later)
         await self._begin(generation)
@@ -65,19 +65,19 @@ class Link:
             generation.abandon()
 
     def fail_all(self) -> None:
-        """Ends every generation with an explicit error: the time to drain is over."""
+        """Ends every generation with an explicit error: the drain timeout has expired."""
         for stream in self._streams:
             stream.fail_all(_unavailable("The server is shutting down.", "server_draining"))
 
     def retire(self, successor: "Link") -> None:
-        """Begins nothing more: the successor does. `run` returns when what runs has ended."""
+        """Passes new generations to the successor. `run` returns once the running ones have ended."""
         self._successor = successor
         for stream in self._streams:
             stream.retire()
         self._opened.set()
 
     async def run(self) -> None:
-        """Opens a stream, and another one whenever that accepts no more starts. Returns only when it is retired."""
+        """Opens a stream, and a new one whenever it accepts no more starts. Returns only once retired."""
         pause_s = _MIN_PAUSE_S
         async with asyncio.TaskGroup() as group:
             while self._successor is None:

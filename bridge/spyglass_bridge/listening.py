@@ -16,7 +16,7 @@ from spyglass_common.exposure import exposure_warning, is_local
 from spyglass_common.unix_socket import SocketFile
 
 _BACKLOG = 128
-# Whoever connects and says too little is not waited for any longer.
+# How long to wait for clients that connect and then stall.
 _HANDSHAKE_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def listening(runner: web.AppRunner, config: BridgeConfig) -> AsyncIterator[str]:
-    """Has a runner listen while the context is open; yields http://HOST:PORT, https://HOST:PORT or unix:PATH.
+    """Makes a runner listen while the context is open; yields http://HOST:PORT, https://HOST:PORT or unix:PATH.
 
     Raises:
-        OSError: the address cannot be had, or the certificate cannot be used.
+        OSError: the address is unavailable, or the certificate cannot be used.
     """
     address = config.http
     if isinstance(address, UnixAddress):
@@ -48,21 +48,21 @@ async def listening(runner: web.AppRunner, config: BridgeConfig) -> AsyncIterato
 
 
 def rotated_context(certificate: Certificate) -> ssl.SSLContext:
-    """A context whose handshakes use what the files of a certificate hold at the time.
+    """Returns a context whose handshakes use the current contents of the certificate's files.
 
     Raises:
-        OSError: they cannot be used now.
+        OSError: the files cannot be used now.
     """
     paths = (certificate.cert_file, certificate.key_file)
     rotated = Rotated(paths, partial(_make_context, certificate))
     context = _make_context(certificate)
 
     def choose(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, initial: ssl.SSLContext) -> None:
-        # Each pair has a context of its own, so that none is ever seen half-changed.
+        # Each pair has its own context, so that no handshake sees a half-changed one.
         rotated.refresh()
         connection.context = rotated.current
 
-    context.sni_callback = choose  # asked at each handshake, also of clients that send no name
+    context.sni_callback = choose  # called at each handshake, even if the client sends no name
     return context
 
 
@@ -86,7 +86,7 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 class _Site(web.BaseSite):
-    """A site that bounds the time of TLS handshakes, which aiohttp's own do not."""
+    """A site that bounds the time of TLS handshakes, which aiohttp's own sites do not."""
 
     def __init__(
         self, runner: web.AppRunner, place: TcpAddress | socket.socket, context: ssl.SSLContext | None = None
@@ -99,7 +99,7 @@ class _Site(web.BaseSite):
         return str(self._place)
 
     async def start(self) -> None:
-        """Listens."""
+        """Starts listening."""
         await super().start()
         loop = asyncio.get_running_loop()
         server = self._runner.server

@@ -1,4 +1,4 @@
-"""What a bridge counts and measures, for Prometheus. Labels are bounded: the pattern of a route, and a status code."""
+"""A bridge's Prometheus metrics. Labels are bounded: a route's pattern and a status code."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeLoad:
-    """How a bridge is at the moment of a question."""
+    """A snapshot of a bridge's load."""
 
     running: int = 0
     held_bytes: int = 0
@@ -20,10 +20,10 @@ class BridgeLoad:
 
 
 class BridgeMetrics:
-    """The metrics of one bridge, in a registry of their own."""
+    """The metrics of one bridge, in their own registry."""
 
     def __init__(self, load: Callable[[], BridgeLoad]) -> None:
-        """Other threads call `load`."""
+        """`load` is called from other threads."""
         self.registry = CollectorRegistry()
         self.registry.register(_Live(load))
         self._requests = Counter(
@@ -41,13 +41,13 @@ class BridgeMetrics:
         )
 
     def ended(self, route: str, code: str, took_s: float) -> None:
-        """A request has ended."""
+        """Records a request that has ended."""
         self._requests.labels(route, code).inc()
         self._duration.labels(route).observe(took_s)
 
 
 class _Live(Collector):
-    """What is looked up whenever somebody reads the metrics."""
+    """Gauges that are computed whenever the metrics are read."""
 
     def __init__(self, load: Callable[[], BridgeLoad]) -> None:
         self._load = load

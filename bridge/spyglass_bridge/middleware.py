@@ -1,4 +1,4 @@
-"""What happens around every handler: names, keys, the end of the bridge, and errors."""
+"""Middleware around every handler: request ids, keys, draining and errors."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ from spyglass_bridge.tracing import end_span, request_span
 from spyglass_common.logs import fields
 
 _LEFT = "left"
-"""In place of a status, where the client went away before there was one."""
+"""Used instead of a status if the client disconnected before there was one."""
 _NO_ROUTE = "none"
 _MAX_HEADER_BYTES = 32 << 10
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @web.middleware
 async def name_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id, which the caller may choose, and counts, traces and logs how it ended."""
+    """Assigns the request its id, which the caller may choose, and counts, traces and logs its outcome."""
     given = request.headers.get("x-request-id", "")
     request_id = given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
     request[REQUEST_ID] = request_id
@@ -81,10 +81,10 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: puts the request's id on the answer, streaming or not, what browsers need, and no versions.
+    """A signal handler: adds the request's id and headers for browsers to any answer, and hides versions.
 
     An answer with neither a length nor chunks, such as a stream to an HTTP/1.0 client, ends with its connection even
-    if the client asked to keep it; aiohttp would leave it open.
+    if the client asked to keep it alive; aiohttp would leave it open.
     """
     if hdrs.CONTENT_LENGTH not in response.headers and hdrs.TRANSFER_ENCODING not in response.headers:
         response.force_close()
@@ -99,7 +99,7 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns exceptions into OpenAI's error bodies. An unexpected one is logged, and the caller learns nothing of it."""
+    """Turns exceptions into OpenAI's error bodies. Unexpected ones are logged and hidden from the caller."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -120,7 +120,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Lets only known keys in, before anything of the body is read, and nobody once the bridge is ending."""
+    """Admits only known keys, before reading any of the body, and no callers once the bridge is draining."""
     if sum(len(name) + len(value) for name, value in request.raw_headers) > _MAX_HEADER_BYTES:
         raise ApiError(431, f"The headers are larger than {_MAX_HEADER_BYTES} bytes.", code="headers_too_large")
     if _is_one_of(request, OPEN_PATHS):
@@ -138,13 +138,13 @@ async def admit_caller(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _is_one_of(request: web.Request, paths: frozenset[str]) -> bool:
-    """Whether the request's path, or the pattern of the route that it leads to, is among these."""
+    """Whether the request's path, or its route's pattern, is among these."""
     resource = request.match_info.route.resource
     return request.path in paths or (resource is not None and resource.canonical in paths)
 
 
 def error_response(request: web.BaseRequest, error: ApiError) -> web.Response:
-    """OpenAI's error body; closes the connection when the request's body was not read to its end."""
+    """Returns OpenAI's error body; closes the connection if the request's body was not read to its end."""
     response = web.Response(
         status=error.http_status, text=compact_json(error.body), content_type="application/json", headers=error.headers
     )

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the routes, made from the types that validate their requests."""
+"""The OpenAPI description of the routes, generated from the types that validate their requests."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,11 +41,10 @@ _REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503, 50
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route: how it is served and described.
+    """How a route is served and described.
 
-    `paths` are its names; a `{model}` in them may contain slashes. `query` has the schemas of its parameters in the
-    query. `answer` is the type of its answer, `event` that of an event where it can stream. The API's description
-    leaves out a route without `answer`.
+    `{model}` in `paths` may contain slashes. `query` maps query parameters to their schemas. `answer` is the type of
+    the answer, `event` that of an event if the route can stream. The API's description omits routes without `answer`.
     """
 
     method: Literal["get", "post"]
@@ -64,7 +63,7 @@ class Route:
 
 @cache
 def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+    """Returns the OpenAPI 3.1 document."""
     models = {model for route in routes for model in (route.answer, route.body, route.event) if model is not None} | {
         responses.ErrorAnswer
     }
@@ -94,7 +93,7 @@ def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
 
 @cache
 def schema_of(variant: str) -> dict[str, Any] | None:
-    """The JSON schema of chat completions: of their `input`, `output` or `streaming` form."""
+    """Returns the JSON schema of chat completions in their `input`, `output` or `streaming` form."""
     model = _CHAT_MODELS.get(variant)
     if model is None:
         return None
@@ -105,9 +104,9 @@ def schema_of(variant: str) -> dict[str, Any] | None:
 
 
 def _describe_neutral(schema: dict[str, Any], parts: dict[str, Any], model: type[BaseModel]) -> None:
-    """Adds what is accepted without an effect: labels, and parameters that may only have a neutral value.
+    """Adds fields that are accepted without effect: labels, and parameters that allow only neutral values.
 
-    `parts` are the schemas that the request's refers to.
+    `parts` are the schemas that the request's schema refers to.
     """
     neutral = {name: values for name, values in validation.NEUTRAL_VALUES.items() if name not in model.model_fields}
     _add_neutral(schema, validation.LABELS, neutral)
@@ -152,7 +151,7 @@ def _answer(route: Route) -> dict[str, Any]:
     content = _json(route.answer)
     if route.event is not None:
         reference = _REFERENCE.format(model=route.event.__name__)
-        # The data of an event is one such object, or an error in its place; at the end it is [DONE].
+        # An event's data is one such object or an error; the last event's is [DONE].
         either = {"anyOf": [{"$ref": reference}, {"$ref": _REFERENCE.format(model=responses.ErrorAnswer.__name__)}]}
         written = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
         data = {"anyOf": [{"const": "[DONE]"}, written]}

@@ -1,4 +1,4 @@
-"""The files of the model page, ready to be sent: read once, compressed once, each with a digest of what it holds."""
+"""The files of the model page, ready to send: read once, compressed once, each with a digest of its contents."""
 
 import gzip
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 INDEX = "index.html"
 REFERENCE_FILES = frozenset({"theme.css", "reference.css", "icon.svg"})
-"""What the reference at /docs needs, also where there is no model page."""
+"""The files that the reference at /docs needs, even without a model page."""
 _FOLDER = Path(__file__).resolve().parent / "page"
 _TYPES = {
     ".css": "text/css",
@@ -23,7 +23,7 @@ _IS_PACKED = {".png"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageFile:
-    """A file as it is sent. `packed` is its gzip form, None where that would be no smaller."""
+    """A file as it is sent. `packed` is its gzip form, None if that would be no smaller."""
 
     content_type: str
     body: bytes
@@ -33,7 +33,7 @@ class PageFile:
 
 @cache
 def page_files() -> Mapping[str, PageFile]:
-    """All files that may be asked for, by their names: no other name leads anywhere."""
+    """Returns all files that may be requested, by name; no other name is served."""
     paths = [path for path in sorted(_FOLDER.rglob("*")) if path.is_file() and path.suffix in _TYPES]
     return {path.relative_to(_FOLDER).as_posix(): _read(path) for path in paths}
 

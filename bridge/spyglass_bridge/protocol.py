@@ -1,7 +1,7 @@
-"""What happens to a connection that does not speak HTTP well enough to become a request.
+"""Handles connections whose HTTP is too malformed to become a request.
 
-aiohttp answers such a connection with plain text and logs a traceback. Here it gets OpenAI's error
-body, and the log a line. This is the one place that reaches under aiohttp's documented surface.
+aiohttp answers such a connection with plain text and logs a traceback. Here it gets OpenAI's error body, and the log
+gets one line. This is the only module that uses aiohttp's undocumented internals.
 """
 
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class BridgeRunner(web.AppRunner):
-    """An AppRunner whose every answer is JSON."""
+    """An AppRunner that answers even malformed HTTP with JSON."""
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
@@ -40,7 +40,7 @@ class _Protocol(RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """Answers what the parser refused, and closes the connection. Nothing was sent on it before."""
+        """Answers input that the parser refused and closes the connection, on which no answer has been started."""
         _log.info("bad HTTP from %s: %r", request.remote, exc)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has already started")

@@ -4,7 +4,7 @@ from spyglass_common.rate_limits import RateLimits
 
 
 def rate_limit_headers(limits: RateLimits | None) -> dict[str, str]:
-    """Headers for what a key has left of its limits by the minute; none where it has no limit."""
+    """Returns headers for what remains of a key's per-minute limits; none for an absent limit."""
     headers: dict[str, str] = {}
     found = {"requests": limits.requests, "tokens": limits.tokens} if limits else {}
     for name, limit in found.items():
@@ -16,7 +16,7 @@ def rate_limit_headers(limits: RateLimits | None) -> dict[str, str]:
 
 
 def _duration(seconds: float) -> str:
-    """A duration as OpenAI writes it: 120ms, 8.64s, 1m0s."""
+    """Formats a duration as OpenAI does: 120ms, 8.64s, 1m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     if seconds < 60:

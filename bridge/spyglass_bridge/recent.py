@@ -1,4 +1,4 @@
-"""An answer of the server that many may ask for at once, and that need not be new."""
+"""A server answer that many callers may request at once, and that need not be fresh."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """Asks at most once in `age_s`, whoever wants to know."""
+    """Asks at most once per `age_s`, however many callers want the answer."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]], age_s: float) -> None:
         self._ask, self._age_s = ask, age_s
@@ -16,7 +16,7 @@ class Recent(Generic[T]):
         self._asked_s = 0.0
 
     async def get(self) -> T:
-        """The answer as it was at most so long ago, or what the asking raised."""
+        """Returns an answer requested at most `age_s` ago, or raises what asking raised."""
         now = asyncio.get_running_loop().time()
         if self._asking is None or (self._asking.done() and now - self._asked_s > self._age_s):
             self._asking, self._asked_s = asyncio.ensure_future(self._ask()), now

@@ -1,4 +1,4 @@
-"""A generation on the server, as the HTTP request that started it sees it."""
+"""A generation on the server, as seen by the HTTP request that started it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from spyglass_common.rate_limits import RateLimits
 
 @dataclass(slots=True)
 class Update:
-    """Everything that happened since the last update: usually what one response of the server brought."""
+    """Everything that happened since the last update: usually the contents of one server response."""
 
     deltas: list[ChoiceDelta] = field(default_factory=list)
     finished: pb.Finished | None = None
@@ -30,7 +30,7 @@ class RemoteGeneration:
         """`begin_later` calls `begin` with another stream, or `on_lost`."""
         self._n = start.n or 1
         self._start: pb.Start | None = start
-        """What to start, until the server has accepted it: it may be large."""
+        """Kept only until the server accepts it, since it may be large."""
         self._begin_later = begin_later
         self._stream: GenerateStream[status_pb2.Status] | None = None
         self._id = 0
@@ -38,16 +38,16 @@ class RemoteGeneration:
         self._is_accepted = False
         self._has_started = False
         self.rate_limits: RateLimits | None = None
-        """What the caller's key has left of its limits, once it has started; None without limits."""
+        """What remains of the caller's limits, once the generation has started; None without limits."""
         self._image_grids: Sequence[pb.ImageGrid] = ()
         self._pending = PendingDeltas(is_plain=is_plain(start))
         self._finished: pb.Finished | None = None
         self._changed = asyncio.Event()
         self._reader: asyncio.Future[None] | None = None
-        """What `next` waits for: there is one reader, and an Event would take twice the time for every token."""
+        """What `next` waits for: there is only one reader, and an Event would take twice as long per token."""
 
     def begin(self, stream: GenerateStream[status_pb2.Status]) -> None:
-        """Starts it on a stream that is accepting."""
+        """Starts the generation on an accepting stream."""
         if self._start is not None and not self._is_abandoned:
             self._stream, self._id = stream, stream.start(self._start, self)
 
@@ -57,7 +57,7 @@ class RemoteGeneration:
             self._stream.send_image(self._id, image_index, data)
 
     def abandon(self) -> None:
-        """Cancels the generation: nobody reads on. Does nothing if it has ended."""
+        """Cancels the generation, which no longer has a reader. Does nothing if it has ended."""
         self._is_abandoned = True
         if self._stream is not None:
             self._stream.abandon(self._id)
@@ -75,7 +75,7 @@ class RemoteGeneration:
         return self._has_started
 
     async def next(self) -> Update:
-        """Waits for deltas or the end, and returns all there is; the last update has `finished`."""
+        """Waits for deltas or the end, and returns everything available; the last update has `finished`."""
         while not self._pending and self._finished is None:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
@@ -104,12 +104,12 @@ class RemoteGeneration:
         self._notify()
 
     def on_lost(self, failure: status_pb2.Status) -> None:
-        """Ends the generation with a status from this side."""
+        """Ends the generation with a status made by the bridge."""
         self._finished = pb.Finished(error=failure)
         self._notify()
 
     def on_returned(self) -> None:
-        """Has it started on another stream."""
+        """Arranges for a start on another stream."""
         self._stream = None
         self._begin_later(self)
 

@@ -1,4 +1,4 @@
-"""Headers with which every answer tells browsers what they must not do with it."""
+"""Headers on every answer that restrict what browsers may do with it."""
 
 from aiohttp import web
 
@@ -8,12 +8,12 @@ _DEFAULTS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""For what is no page: nothing in it is loaded or run, and it is kept nowhere, since it may be a caller's own."""
+"""For answers other than pages: browsers load and run nothing in them, and do not store them: they may be private."""
 _TLS_ONLY = "max-age=31536000"
 
 
 def add_security_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Adds those that the answer does not have by itself."""
+    """Adds the headers that the answer does not already have."""
     for name, value in _DEFAULTS.items():
         response.headers.setdefault(name, value)
     if request.secure:

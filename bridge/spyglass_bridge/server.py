@@ -1,4 +1,4 @@
-"""Running a bridge: the listening socket, and the way it ends."""
+"""Runs a bridge: its listening socket and its shutdown."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -13,11 +13,11 @@ from spyglass_bridge.protocol import BridgeRunner
 from spyglass_bridge.services import Services, open_services
 from spyglass_common.metrics_page import serve_metrics
 
-# A connection that waits for its next request, or dribbles its headers, is closed after this.
+# How long a connection may wait for its next request, or take to send its headers, before it is closed.
 _KEEP_ALIVE_S = 25.0
-# How long the rest of a refused body is read and thrown away, so that the refusal is seen.
+# How long the rest of a refused body is read and discarded, so that the client sees the refusal.
 _LINGER_S = 2.0
-# How long a generation that is ended here has to tell its client.
+# How long a generation that is aborted here has to notify its client.
 _LAST_WORDS_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ class RunningBridge:
     address: str
     _services: Services
     metrics_address: str | None
-    """Where Prometheus is answered."""
+    """Where the Prometheus metrics are served."""
 
     async def drain(self) -> None:
-        """Refuses new calls from now on, and returns when the running ones have ended.
+        """Refuses new calls from now on, and returns once the running ones have ended.
 
-        Those that outlast the drain timeout end with an explicit error.
+        Generations that outlast the drain timeout end with an explicit error.
         """
         self._services.drain.begin()
         if not await self._services.drain.wait_idle(self._services.config.drain_timeout_s):
@@ -46,9 +46,9 @@ class RunningBridge:
 
 @asynccontextmanager
 async def run_bridge(config: BridgeConfig, resolve: Resolve = resolve_by_system) -> AsyncIterator[RunningBridge]:
-    """Listens while the context is open; generations that run at its end get an explicit error.
+    """Listens while the context is open; generations still running at its end get an explicit error.
 
-    Raises an OSError, maybe in an ExceptionGroup, when the address cannot be had or a certificate cannot be used.
+    Raises an OSError, possibly in an ExceptionGroup, if the address is unavailable or a certificate cannot be used.
     """
     async with open_services(config, resolve) as services:
         runner = BridgeRunner(

@@ -1,4 +1,4 @@
-"""What the routes of a bridge share."""
+"""The services and request values that a bridge's routes share."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The parts that handlers use."""
+    """The services that handlers use."""
 
     config: BridgeConfig
     backend: Backend
@@ -37,11 +37,11 @@ class Services:
     drain: Drain
     metrics: BridgeMetrics
     tracer: "Tracer | None"
-    """Makes the spans of requests; None without traces."""
+    """Creates the spans of requests; None without tracing."""
     pending: FairRoom
-    """Memory for bodies and their pictures, until the server has them."""
+    """Memory for bodies and their images, until the server has them."""
     large_bodies: FairSlots
-    """Turns to take in a piece of a large body, or to parse one: one at a time, since all streams wait for it."""
+    """Turns to read a piece of a large body or to parse one: one at a time, since all streams wait meanwhile."""
 
 
 SERVICES = web.AppKey("services", Services)
@@ -49,18 +49,18 @@ REQUEST_ID = web.RequestKey("request_id", str)
 CALLER_KEY = web.RequestKey("caller_key", str)
 TENANT = web.RequestKey("tenant", str)
 HELD_BYTES = web.RequestKey("held_bytes", HeldBytes)
-"""What the request holds of `Services.pending`."""
+"""The request's share of `Services.pending`."""
 RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)
-"""What the caller's key has left, if it has limits, once the generation has started."""
+"""What remains of the caller's limits, if any, once the generation has started."""
 TRACEPARENT = web.RequestKey("traceparent", str)
-"""The span of the request, for the server; only where there are traces."""
+"""The request's span, passed to the server; set only with tracing."""
 STREAM_ERROR = web.RequestKey("stream_error", int)
-"""The status of the error with which a stream ended that had begun with 200."""
+"""The status of the error that ended a stream which had begun with 200."""
 
 
 @asynccontextmanager
 async def open_services(config: BridgeConfig, resolve: Resolve = resolve_by_system) -> AsyncIterator[Services]:
-    """Connects to the server and stays connected; it need not be there yet."""
+    """Connects to the server and stays connected; it need not be up yet."""
     guard = AddressGuard(config.allowed_image_names, config.allowed_image_networks)
     drain, pending = Drain(), FairRoom(config.max_pending_bytes)
     async with (
@@ -94,4 +94,4 @@ async def _open_tracer(endpoint: str | None) -> AsyncIterator["Tracer | None"]:
         try:
             yield tracer
         finally:
-            await asyncio.to_thread(stack.close)  # what is left is sent now
+            await asyncio.to_thread(stack.close)  # sends the remaining spans

@@ -1,4 +1,4 @@
-"""The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy, since the launcher reads it too."""
+"""The settings of the bridge: options of `spyglass-bridge`. Imports nothing heavy: the launcher imports it too."""
 
 from spyglass_common import shared_settings as shared
 from spyglass_common.settings import Setting, address, choice, count, origin, tcp_address

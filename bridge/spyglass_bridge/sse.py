@@ -4,5 +4,5 @@ DONE = b"data: [DONE]\n\n"
 
 
 def frame(*payloads: str) -> bytes:
-    """One `data:` event for each payload, which must be JSON on a single line."""
+    """Returns one `data:` event per payload, which must be JSON on a single line."""
     return "".join([f"data: {payload}\n\n" for payload in payloads]).encode()

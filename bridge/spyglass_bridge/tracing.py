@@ -1,4 +1,4 @@
-"""A span for each HTTP request, under the one that the caller names in its `traceparent` header."""
+"""A span for each HTTP request, under the parent that the caller names in its `traceparent` header."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _HEADER = "traceparent"
 
 @contextmanager
 def request_span(tracer: "Tracer", request: web.Request, route: str) -> Iterator["Span"]:
-    """A span as long as the context is open; the request's TRACEPARENT names it to the server."""
+    """Opens a span for the duration of the context; the request's TRACEPARENT identifies it to the server."""
     from opentelemetry import trace
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -36,7 +36,7 @@ def request_span(tracer: "Tracer", request: web.Request, route: str) -> Iterator
 
 
 def end_span(span: "Span", status: int | None, failure: int | None) -> None:
-    """Notes the status of an answer, None where the client went away first, and that of an error in its stream."""
+    """Records an answer's status, None if the client disconnected first, and that of an error in its stream."""
     from opentelemetry.trace import StatusCode
 
     if status is not None:

@@ -1,1 +1,1 @@
-"""What the server, the bridge and the client share beside the protocol; it imports none of them."""
+"""Code that the server, the bridge and the client share besides the protocol; it imports none of them."""

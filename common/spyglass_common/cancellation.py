@@ -1,4 +1,4 @@
-"""Work that a cancel must not cut in two."""
+"""Work that cancellation must not interrupt."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work` to its end; a cancel that comes meanwhile is raised after it."""
+    """Awaits `work` to its end; a cancellation that arrives meanwhile is raised afterwards."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     try:
@@ -25,5 +25,5 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
             raise cancelled from task.exception()
         return task.result()
     finally:
-        # The traceback of what is raised has this frame: with these in it, it would keep itself and all its frames.
+        # The raised exception's traceback holds this frame, which would keep the exception and all its frames alive.
         del task, cancelled

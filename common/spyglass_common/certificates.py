@@ -1,4 +1,4 @@
-"""Certificates in files that may be replaced at any time: read whole, checked, and read again when they change."""
+"""Certificates in files that may be replaced at any time: read whole, checked, and reloaded when they change."""
 
 import logging
 import ssl
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 _PAUSE_S = 1.0
-"""Files are looked at no more often, however many connections come."""
+"""Minimum time between checks of the files, however many connections arrive."""
 
 _log = logging.getLogger(__name__)
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class CertificateError(OSError):
-    """Files do not hold what they should."""
+    """Files do not contain what they should."""
 
 
 class Rotated(Generic[T]):
-    """What is made of some files, and made again when one of them has changed.
+    """A value made from files, and remade when one of them changes.
 
-    While what they hold cannot be used, such as a certificate whose key is not there yet, the last one that could be
-    stays. Safe to use from several threads.
+    While the files cannot be used, such as a certificate whose key is not there yet, the last usable value stays. Safe
+    to use from several threads.
     """
 
     def __init__(self, paths: Sequence[Path], make: Callable[[], T]) -> None:
-        """`make` raises OSError for files that cannot be used: here, and later only in the log."""
+        """`make` raises OSError for unusable files; it is raised here, and later only logged."""
         self._paths, self._make = tuple(paths), make
         self._lock = threading.Lock()
         self._seen = self._look()
@@ -37,13 +37,13 @@ class Rotated(Generic[T]):
         self.current = make()
 
     def refresh(self) -> bool:
-        """Looks at the files, and tells whether `current` is new. Costs next to nothing while they are the same."""
+        """Checks the files and returns whether `current` is new. Costs next to nothing while they are unchanged."""
         with self._lock:
             now = time.monotonic()
             if now - self._looked_s < _PAUSE_S:
                 return False
             self._looked_s = now
-            seen = self._look()  # before they are read: what changes meanwhile is seen next time
+            seen = self._look()  # before reading them: changes made meanwhile are seen next time
             if seen == self._seen and not self._is_broken:
                 return False
             return self._make_again(seen)
@@ -66,7 +66,7 @@ class Rotated(Generic[T]):
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Differs when a file is written to or replaced, also by another end of a link; None where there is none."""
+    """Changes when a file is written to or replaced, or its link is redirected; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -75,10 +75,10 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 
 def read_pair(cert: Path, key: Path) -> tuple[bytes, bytes]:
-    """A certificate with its chain, and its key, as they are in the files.
+    """Returns the contents of the files of a certificate with its chain, and of its key.
 
     Raises:
-        OSError: a file cannot be read, the two are no pair, or they are being written.
+        OSError: a file cannot be read, the two do not match, or they are being written.
     """
     pair = cert.read_bytes(), key.read_bytes()
     load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert, key)
@@ -88,16 +88,16 @@ def read_pair(cert: Path, key: Path) -> tuple[bytes, bytes]:
 
 
 def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
-    """Has a context use a certificate with its chain and key. Raises as `read_pair` does."""
+    """Loads a certificate with its chain and key into a context. Raises as `read_pair` does."""
     try:
-        context.load_cert_chain(cert, key, password=b"")  # OpenSSL would ask the terminal for that of a locked key
+        context.load_cert_chain(cert, key, password=b"")  # for a locked key OpenSSL would ask the terminal
     except ssl.SSLError as error:
         reason = (error.reason or "not in PEM format").replace("_", " ").lower()
         raise CertificateError(f"{cert} and {key} are not a certificate and its key: {reason}") from error
 
 
 def read_authorities(path: Path) -> bytes:
-    """Certificates of authorities. Raises OSError for a file that has none."""
+    """Returns the certificates of authorities. Raises OSError for a file that has none."""
     data = path.read_bytes()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=data.decode("ascii"))

@@ -1,14 +1,14 @@
-"""Where a server keeps what it knows, and the operator's key in it."""
+"""The folder where a server keeps its data, including the operator's key."""
 
 import os
 from pathlib import Path
 
 ADMIN_KEY_FILE = "admin-key"
-"""Holds a key with the scope admin, with which commands beside the server manage it."""
+"""Contains a key with the scope admin, with which commands on the server's machine manage it."""
 
 
 def data_dir_of(setting: str | None) -> Path:
-    """The data folder that `--data-dir` says, or that there is by default."""
+    """Returns the data folder given by `--data-dir`, or the default one."""
     if setting:
         return Path(setting).expanduser()
     base = os.environ.get("XDG_DATA_HOME")

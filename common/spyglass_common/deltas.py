@@ -1,4 +1,4 @@
-"""Merging deltas of one choice while they wait to be read: in the server, in the bridge and in the client."""
+"""Merges deltas of one choice while they wait to be read: in the server, in the bridge and in the client."""
 
 from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from spyglass.v1 import inference_pb2 as pb
 
 
 def is_plain(start: pb.Start) -> bool:
-    """Whether the deltas of a generation have text and tokens, and nothing else before the last."""
+    """Whether all deltas of a generation but the last have only text and tokens."""
     output = start.output
     more = output.logprobs or output.prompt_logprobs or output.running_usage or output.HasField("image_attention")
     return not more and not start.chat.tools
@@ -16,13 +16,13 @@ def is_plain(start: pb.Start) -> bool:
 def append_tool_calls(calls: MutableSequence[pb.ToolCallDelta], later: Iterable[pb.ToolCallDelta]) -> None:
     """Appends pieces of tool calls so that each call keeps one entry, as a Delta promises.
 
-    The pieces of a call follow each other, so only the last entry can be continued.
+    The pieces of a call are consecutive, so only the last entry can be continued.
     """
     for piece in later:
         if calls and calls[-1].index == piece.index:
             calls[-1].arguments_json += piece.arguments_json
         else:
-            own = pb.ToolCallDelta()  # which later pieces change
+            own = pb.ToolCallDelta()  # a copy, since later pieces change it
             own.CopyFrom(piece)
             calls.append(own)
 
@@ -33,7 +33,7 @@ class ChoiceDelta:
 
     `finish_reason` is FINISH_REASON_UNSPECIFIED until the choice has ended. `logprobs` has one entry for each of
     `token_ids` if the request asked for them, and so has `attention`, whose grids are `image_grids`. `usage` is that of
-    all choices so far, where the request asked for it.
+    all choices so far, if the request asked for it.
     """
 
     index: int
@@ -47,7 +47,7 @@ class ChoiceDelta:
     image_grids: Sequence[pb.ImageGrid] = ()
 
     def merge(self, later: pb.Delta) -> None:
-        """Takes in all but the text, which `PendingDeltas` joins at the end: to append piece by piece is quadratic."""
+        """Merges all but the text, which `PendingDeltas` joins at the end: appending piece by piece is quadratic."""
         self.merge_plain(later)
         if later.logprobs:
             self.logprobs += later.logprobs[:]
@@ -57,19 +57,19 @@ class ChoiceDelta:
             append_tool_calls(self.tool_calls, later.tool_calls)
 
     def merge_plain(self, later: pb.Delta) -> None:
-        """The same for a delta that has text and tokens alone."""
+        """Does the same for a delta that has only text and tokens."""
         self.finish_reason = later.finish_reason
-        self.token_ids += later.token_ids[:]  # a slice is made in C, in a tenth of the time of an iteration
+        self.token_ids += later.token_ids[:]  # slicing runs in C, in a tenth of the time of iterating
 
 
 class PendingDeltas:
-    """What a reader has not read yet of one generation.
+    """The unread deltas of one generation.
 
-    However slow the reader, there is at most one delta for each choice: later ones are merged into it.
+    However slow the reader, there is at most one delta per choice: later ones are merged into it.
     """
 
     def __init__(self, *, is_plain: bool = False) -> None:
-        """`is_plain` as that of the generation's Start: to look for what is not there takes half of the time."""
+        """`is_plain` as for the generation's Start: looking for absent fields takes half of the time."""
         self._is_plain = is_plain
         self._by_choice: dict[int, ChoiceDelta] = {}
         self._later_texts: dict[int, list[str]] = {}

@@ -1,10 +1,10 @@
-"""Whether an address can be reached from other machines, and what to say where nothing is encrypted on it."""
+"""Whether an address can be reached from other machines, and the warning if it is not encrypted."""
 
 import ipaddress
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine reaches HOST:PORT or unix:PATH. A name other than localhost may be any machine's."""
+    """Whether only this machine can reach HOST:PORT or unix:PATH. Names other than localhost may be any machine's."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].lower().removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
@@ -17,7 +17,7 @@ def is_local(address: str) -> bool:
 
 
 def exposure_warning(setting: str, address: str) -> str:
-    """For the operator of an address that is not local and has no TLS."""
+    """Returns the warning to the operator of a non-local address without TLS."""
     return (
         f"--{setting} {address} can be reached from other machines without TLS: keys, prompts and answers can be read "
         f"on the way. Give --{setting}-tls-cert and --{setting}-tls-key, unless the network is private or a proxy "

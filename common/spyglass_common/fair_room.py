@@ -1,13 +1,13 @@
-"""Room for a number of bytes, tokens or places, with a share of its own for each tenant."""
+"""Room for a number of bytes, tokens or places, with a share reserved for each tenant."""
 
 from collections import Counter
 
 _OWN_SHARE = 1 / 16
-"""Of all there is, for a tenant; what tenants have of their own comes on top, up to as much again as there is."""
+"""Each tenant's own fraction of the size; own shares come on top of the size, up to as much again."""
 
 
 class FairRoom:
-    """So much of something that tenants hold parts of."""
+    """An amount of something that tenants hold parts of."""
 
     def __init__(self, size: int) -> None:
         self.size, self._own = size, max(1, int(size * _OWN_SHARE))
@@ -16,11 +16,11 @@ class FairRoom:
 
     @property
     def taken(self) -> int:
-        """How much all of them hold."""
+        """How much all tenants hold together."""
         return self._taken
 
     def take(self, tenant: str, amount: int) -> bool:
-        """Takes so much, if there is so much; what is negative is given back. One alone may take any amount."""
+        """Takes `amount` if available, or any amount if nothing is taken yet; negative amounts are given back."""
         total = self._taken + amount
         has_own = self._held[tenant] + amount <= self._own and total <= 2 * self.size
         if amount > 0 and self._taken and total > self.size and not has_own:
@@ -32,5 +32,5 @@ class FairRoom:
         return True
 
     def missing(self, amount: int) -> int:
-        """How much must be given back before there is so much for everybody."""
+        """How much must be given back before `amount` is available to every tenant."""
         return self._taken + amount - self.size

@@ -1,4 +1,4 @@
-"""Places for work that tenants take by turns, so that none keeps another from its work."""
+"""Slots for work that tenants take in turns, so that none blocks another."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 
 class FairSlots:
-    """A number of places. A tenant holds at most a share of them, so that there is always room for others.
+    """A number of slots. A tenant holds at most a share of them, so that there is always room for others.
 
-    Of those that wait, the tenant that holds fewest is next; among equals the one that has waited longest.
+    Among waiting tenants, the one with the fewest slots is next; ties go to the one that has waited longest.
     """
 
     def __init__(self, num_slots: int, share: int) -> None:
@@ -19,7 +19,7 @@ class FairSlots:
 
     @asynccontextmanager
     async def hold(self, tenant: Hashable) -> AsyncIterator[None]:
-        """Waits for a place and holds it."""
+        """Waits for a slot and holds it."""
         await self._take(tenant)
         try:
             yield
@@ -33,7 +33,7 @@ class FairSlots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was this one's turn already
+            if turn.done() and not turn.cancelled():  # the slot was already granted
                 self._give(tenant)
             raise
 
@@ -49,13 +49,13 @@ class FairSlots:
             turns = self._waiting.pop(tenant)
             turn = turns.popleft()
             if turns:
-                self._waiting[tenant] = turns  # behind all others that wait
+                self._waiting[tenant] = turns  # behind all other waiting tenants
             if not turn.done():
                 self._free -= 1
                 self._held[tenant] += 1
                 turn.set_result(None)
 
     def _next(self) -> Hashable | None:
-        """The tenant whose turn it is."""
+        """Returns the tenant whose turn it is."""
         with_room = [tenant for tenant in self._waiting if self._held[tenant] < self._share]
         return min(with_room, key=self._held.__getitem__, default=None)

@@ -1,10 +1,10 @@
-"""The client's side of a Generate call: many generations, multiplexed by their ids.
+"""The client side of a Generate call: many generations, multiplexed by id.
 
     stream = GenerateStream(stub.Generate(metadata=metadata))
     running = asyncio.create_task(stream.run())
     generation_id = stream.start(pb.Start(text="Once"), receiver)
 
-The bridge and the Python client are built on it. Each opens new streams in its own way.
+The bridge and the Python client build on it. Each opens new streams in its own way.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ class Receiver(Protocol[Failure_contra]):
         """The generation ended without Finished."""
 
     def on_returned(self) -> None:
-        """The server goes down and will not begin the generation: it may be started on another stream."""
+        """The server is stopping and will not begin the generation, which may be started on another stream."""
 
 
 class GenerateStream(Generic[Failure]):
     """A Generate call. Nothing is read or written before `run`.
 
-    Every receiver gets exactly one end: Finished, `on_lost` with the failure that `fail_all` or `close` was given, or
+    Every receiver gets exactly one end: Finished, `on_lost` with the failure passed to `fail_all` or `close`, or
     `on_returned`.
     """
 
@@ -51,7 +51,7 @@ class GenerateStream(Generic[Failure]):
         self._requests = SendQueue()
         self._draining = asyncio.Event()
         self.has_served = False
-        """Whether any event has come."""
+        """Whether any event has arrived."""
 
     @property
     def is_accepting(self) -> bool:
@@ -82,18 +82,18 @@ class GenerateStream(Generic[Failure]):
             self._requests.put(pb.GenerateRequest(id=generation_id, cancel=pb.Cancel()))
 
     def abandon(self, generation_id: int) -> None:
-        """Like `cancel`, but the receiver gets nothing any more."""
+        """Like `cancel`, but the receiver gets no more events."""
         self.cancel(generation_id)
         self._receivers.pop(generation_id, None)
         self._finish_if_drained()
 
     def retire(self) -> None:
-        """Takes no more starts, and ends the call when what runs has ended."""
+        """Accepts no more starts, and ends the call once the running generations have ended."""
         self._draining.set()
         self._finish_if_drained()
 
     def fail_all(self, failure: Failure) -> None:
-        """Ends all generations on this side."""
+        """Ends all generations locally."""
         receivers = list(self._receivers.items())
         self._receivers.clear()
         for generation_id, receiver in receivers:
@@ -107,7 +107,7 @@ class GenerateStream(Generic[Failure]):
         self.fail_all(failure)
 
     async def run(self) -> grpc.aio.AioRpcError | None:
-        """Reads and writes until the call ends, and returns its error, or None when the server ended it well."""
+        """Reads and writes until the call ends. Returns its error, or None if the server ended it normally."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(self._write_all())
@@ -144,19 +144,19 @@ class GenerateStream(Generic[Failure]):
         self.has_served = True
         receiver = self._receivers.get(event.id)
         if receiver is None:
-            return  # it was abandoned or returned, and its last events were on their way
+            return  # abandoned or returned while its last events were in flight
         if event.HasField("finished"):
             del self._receivers[event.id]
             self._requests.drop_images(event.id)
         receiver.on_event(event)
 
     def _finish_if_drained(self) -> None:
-        """Half-closes the call when nothing more will be written: the server then ends it."""
+        """Half-closes the call once nothing more will be written: the server then ends it."""
         if not (self.is_accepting or self._receivers):
             self._requests.close()
 
     async def _write_all(self) -> None:
-        """The call's only writer. When a write fails the call has ended, and the reader learns why."""
+        """The call's only writer. If a write fails, the call has ended and the reader gets the reason."""
         try:
             while (request := await self._requests.get()) is not None:
                 await self._call.write(request)

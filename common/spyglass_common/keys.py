@@ -1,4 +1,4 @@
-"""What keys may do and use, as messages of the protocol carry it."""
+"""The scopes and limits of keys, as carried in protocol messages."""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -10,9 +10,9 @@ SCOPES = {"generate": pb.SCOPE_GENERATE, "admin": pb.SCOPE_ADMIN, "gateway": pb.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyLimits:
-    """What a key may use: by the minute, at a time, and in US dollars by the day and the month, in UTC.
+    """What a key may use: per minute, at a time, and in US dollars per day and per month, in UTC.
 
-    None is without limit.
+    None means no limit.
     """
 
     requests_per_minute: int | None = None
@@ -26,7 +26,7 @@ class KeyLimits:
         return cls(**{field.name: value for field, value in limits.ListFields()})
 
     def to_proto(self) -> pb.KeyLimits:
-        """The message for it."""
+        """Converts the limits to a message."""
         return pb.KeyLimits(**asdict(self))
 
 

@@ -1,10 +1,9 @@
-"""The log of every process: one line for each thing that happened, in text or JSON.
+"""The log of every process: one line per event, in text or JSON.
 
     set_up_logging("server", LogStyle(level="INFO", form="json"))
     log.info("generation ended", extra=fields(request_id=name, tokens=12))
 
-Whatever stands in a message or a field, it can neither begin a line of its own nor send control characters to a
-terminal.
+Whatever a message or a field contains, it can neither start a new line nor send control characters to a terminal.
 """
 
 import json
@@ -19,26 +18,26 @@ _PLAIN = re.compile(r"[\w.:/@+%$-]+", re.ASCII)
 
 
 class LogStyle(NamedTuple):
-    """How to log: from which level on, and "text" or "json"."""
+    """How to log: the minimum level, and "text" or "json"."""
 
     level: str
     form: str
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """What a line says beside its message, for `extra`; those that are None are left out."""
+    """Returns the fields that a line shows besides its message, for `extra`; None values are omitted."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
 def set_up_logging(process: str, style: LogStyle) -> None:
-    """Has this process log to its standard error under a name."""
+    """Makes this process log to standard error under a name."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if style.form == "json" else TextFormatter(process))
     logging.basicConfig(level=style.level, handlers=[handler])
 
 
 def current_style() -> LogStyle:
-    """How this process logs, for one that it starts."""
+    """Returns how this process logs, for a process that it starts."""
     root = logging.getLogger()
     is_json = any(isinstance(handler.formatter, JsonFormatter) for handler in root.handlers)
     return LogStyle(logging.getLevelName(root.getEffectiveLevel()), "json" if is_json else "text")
@@ -61,7 +60,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """An object in each line: time (UTC), level, process, logger, message, the fields, and a traceback as one text."""
+    """One object per line: time (UTC), level, process, logger, message, the fields, and any traceback as one string."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -82,7 +81,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """The text with escapes in place of what would end a line, or control a terminal or the direction of writing."""
+    """Escapes characters that would end a line, control a terminal or change the direction of writing."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

@@ -1,4 +1,4 @@
-"""Serving metrics to Prometheus, on a port of their own."""
+"""Serves metrics to Prometheus on a separate port."""
 
 import logging
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def serve_metrics(address: str | None, registry: CollectorRegistry) -> Iterator[str | None]:
-    """Answers at HOST:PORT, in a thread, while the context is open; yields the address with the port for 0.
+    """Serves at HOST:PORT, in a thread, while the context is open; yields the address with the actual port for 0.
 
-    Does nothing without an address. Raises OSError when it cannot be had.
+    Does nothing without an address. Raises OSError if the address is unavailable.
     """
     if address is None:
         yield None

@@ -1,4 +1,4 @@
-"""What a key has left of its limits by the minute, as messages of the protocol carry it."""
+"""What remains of a key's per-minute limits, as carried in protocol messages."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from spyglass.v1 import inference_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """How many in a minute, how many are left, and after how many seconds all are there again."""
+    """How many per minute, how many remain, and the seconds until all are available again."""
 
     limit: int
     remaining: int
@@ -16,14 +16,14 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Those of requests and of tokens; None where there is no limit."""
+    """The limits of requests and of tokens; None means no limit."""
 
     requests: RateLimit | None = None
     tokens: RateLimit | None = None
 
     @classmethod
     def from_proto(cls, limits: pb.RateLimits) -> "RateLimits | None":
-        """None where there is no limit at all."""
+        """Returns None if there is no limit at all."""
         read = cls(
             _read(limits.requests) if limits.HasField("requests") else None,
             _read(limits.tokens) if limits.HasField("tokens") else None,
@@ -31,7 +31,7 @@ class RateLimits:
         return read if read.requests or read.tokens else None
 
     def to_proto(self) -> pb.RateLimits:
-        """The message for it."""
+        """Converts the limits to a message."""
         return pb.RateLimits(
             requests=None if self.requests is None else _message(self.requests),
             tokens=None if self.tokens is None else _message(self.tokens),

@@ -1,4 +1,4 @@
-"""Calls that only read, made so that a server may be replaced meanwhile."""
+"""Read-only calls, made so that the server may be replaced meanwhile."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 Response = TypeVar("Response")
 
 _CUT = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
-"""How a call ends whose server goes down, or whose connection breaks."""
+"""How a call ends when its server stops or its connection breaks."""
 
 
 async def read(
@@ -20,9 +20,9 @@ async def read(
     metadata: tuple[tuple[str, str], ...],
     timeout_s: float,
 ) -> Response:
-    """Calls a unary method that changes nothing, and once more if the call is cut: the server may have a successor.
+    """Calls a unary method that changes nothing, and again if the call is cut: the server may have a successor.
 
-    Both together take at most `timeout_s`. Raises AioRpcError as the last call did.
+    Both calls together take at most `timeout_s`. Raises the last call's AioRpcError.
     """
     end_s = time.monotonic() + timeout_s
     try:

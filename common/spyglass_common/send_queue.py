@@ -1,4 +1,4 @@
-"""The order in which a client writes to a Generate stream: starts and cancels first, then chunks of images."""
+"""The order in which a client writes to a Generate stream: starts and cancels first, then image chunks."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -9,7 +9,7 @@ from spyglass_common.limits import MAX_IMAGE_CHUNK_BYTES
 
 
 class SendQueue:
-    """Requests that wait to be written. One task takes them; adding never blocks.
+    """Requests waiting to be written. One task takes them; adding never blocks.
 
     Generations that send images take turns, one chunk each, so that an upload delays neither a start nor another
     upload by more than one chunk. The images of one generation are sent one after the other.
@@ -32,11 +32,11 @@ class SendQueue:
         self._changed.set()
 
     def drop_images(self, generation_id: int) -> None:
-        """Forgets what has not been written of a generation's images."""
+        """Discards the unwritten part of a generation's images."""
         self._uploads.pop(generation_id, None)
 
     def close(self) -> None:
-        """Lets `get` return None once the queue is empty."""
+        """Makes `get` return None once the queue is empty."""
         self._closed = True
         self._changed.set()
 

@@ -18,8 +18,8 @@ class Setting:
     """One option. `name` is the flag without its dashes; the name of the variable is derived from it.
 
     A `multiple` setting is a tuple: its option takes several values and may be repeated, and its variable separates
-    them by commas. The default of a `secret` one is not shown. One with a `negation` has a second flag, --no-NAME, that
-    sets this value.
+    them by commas. The default of a `secret` setting is not shown. A setting with a `negation` has a second flag,
+    --no-NAME, that sets this value.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Setting:
 
 
 def address(text: str) -> str:
-    """Checks HOST:PORT ([HOST]:PORT for IPv6) or unix:PATH and returns it as it is."""
+    """Checks HOST:PORT ([HOST]:PORT for IPv6) or unix:PATH and returns it unchanged."""
     if text.startswith("unix:") and len(text) > 5:
         return text
     host, _, port = text.rpartition(":")
@@ -58,14 +58,14 @@ def address(text: str) -> str:
 
 
 def tcp_address(text: str) -> str:
-    """Checks HOST:PORT ([HOST]:PORT for IPv6) and returns it as it is."""
+    """Checks HOST:PORT ([HOST]:PORT for IPv6) and returns it unchanged."""
     if text.startswith("unix:"):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return address(text)
 
 
 def http_url(text: str) -> str:
-    """Checks http://HOST… or https://HOST… and returns it as it is."""
+    """Checks http://HOST… or https://HOST… and returns it unchanged."""
     if not re.fullmatch(r"https?://[^\s/]+\S*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not http://HOST:PORT")
     return text
@@ -83,7 +83,7 @@ def origin(text: str) -> str:
 
 
 def file_mode(text: str) -> str:
-    """Checks permissions in octal digits, as chmod takes them, and returns them as they are."""
+    """Checks permissions in octal digits, as chmod takes them, and returns them unchanged."""
     if not 3 <= len(text) <= 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
         raise argparse.ArgumentTypeError(f"{text!r} is not a permission mode such as 600 or 0660")
     return text
@@ -124,7 +124,7 @@ def fraction(text: str) -> float:
 
 
 def choice(name: str, description: str, default: str, metavar: str, *, negation: str | None = None) -> Setting:
-    """A setting that takes one of the words in `metavar`, which are separated by |."""
+    """Returns a setting that takes one of the words in `metavar`, which are separated by |."""
     words = metavar.split("|")
 
     def parse(text: str) -> str:
@@ -136,7 +136,7 @@ def choice(name: str, description: str, default: str, metavar: str, *, negation:
 
 
 def count(name: str, description: str, default: int | None, metavar: str = "N") -> Setting:
-    """A setting that takes a whole number above 0."""
+    """Returns a setting that takes a whole number above 0."""
     return Setting(name, description, default, parse=positive_int, metavar=metavar)
 
 

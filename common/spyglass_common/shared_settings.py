@@ -1,4 +1,4 @@
-"""Settings that the server and the bridge both have, and that must agree where one launcher starts the two."""
+"""Settings that the server and the bridge share, and that must agree if one launcher starts both."""
 
 from spyglass_common.settings import (
     Setting,
@@ -72,4 +72,4 @@ GRPC_CLIENT_TLS = (
         metavar="NAME",
     ),
 )
-"""How clients of the server, the bridge among them, speak to it over TLS: what `Tls.from_settings` takes."""
+"""How the server's clients, including the bridge, reach it over TLS: the values that `Tls.from_settings` takes."""

@@ -10,14 +10,14 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.rate_limits import RateLimits
 
 ERROR_DOMAIN = "spyglass"
-"""ErrorInfo.domain of every error that a server or bridge of ours makes."""
+"""ErrorInfo.domain of every error that our servers and bridges produce."""
 STATUS_METADATA_KEY = "grpc-status-details-bin"
-"""The trailing metadata in which a failed call carries its Status."""
+"""Key of the trailing metadata in which a failed call carries its Status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusDetails:
-    """What the details of a Status say; None where they say nothing.
+    """The details of a Status; None where absent.
 
     `reason` is a word for programs; only errors of our own domain have one, and their message is meant for people.
     `field` is the path of the first field at fault.
@@ -38,7 +38,7 @@ def make_status(
     *,
     rate_limits: RateLimits | None = None,
 ) -> status_pb2.Status:
-    """Makes a Status of a canonical code, with a detail for each argument that is not None."""
+    """Makes a Status with a canonical code and a detail for each argument that is not None."""
     status = status_pb2.Status(code=code, message=message)
     if reason is not None:
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
@@ -75,7 +75,7 @@ def read_details(status: status_pb2.Status) -> StatusDetails:
 
 
 def status_of(error: grpc.aio.AioRpcError | grpc.Call) -> status_pb2.Status | None:
-    """The Status that the server attached to a failed call; None where gRPC itself reports the failure."""
+    """Returns the Status that the server attached to a failed call; None if gRPC itself reports the failure."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):
             return status_pb2.Status.FromString(value)

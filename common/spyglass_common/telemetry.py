@@ -1,6 +1,6 @@
-"""Traces and measurements by OpenTelemetry, sent as OTLP over HTTP. It needs the extra `otel`.
+"""Traces and measurements by OpenTelemetry, sent as OTLP over HTTP. Needs the extra `otel`.
 
-Sampling, headers, attributes of the process and the rest are OpenTelemetry's own OTEL_… variables.
+Sampling, headers, process attributes and the rest are set by OpenTelemetry's own OTEL_… variables.
 """
 
 import importlib.util
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _EXPORT_TIMEOUT_S = 5
 _LAST_WORDS_S = 0.25
-"""How long each of the two may take at the end to send what is left: nobody waits for a collector that is gone."""
+"""How long each of the two may take at the end to flush: shutdown does not wait for a collector that is gone."""
 _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 def check_telemetry() -> None:
-    """Raises ValueError where the extra is not installed."""
+    """Raises ValueError if the extra is not installed."""
     try:
         found = all(importlib.util.find_spec(package) for package in _PACKAGES)
     except ModuleNotFoundError:
@@ -31,9 +31,9 @@ def check_telemetry() -> None:
 
 @contextmanager
 def open_telemetry(service: str, endpoint: str) -> Iterator[tuple["Tracer", "Meter"]]:
-    """What makes spans and measurements of a service, sent to a collector at `endpoint` by threads of their own.
+    """Yields a service's tracer and meter, which send to a collector at `endpoint` from separate threads.
 
-    What is left is sent at the end; a collector that does not answer costs lines in the log, and the spans.
+    Both flush at the end; a collector that does not answer costs log lines, and the spans.
     """
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -1,4 +1,4 @@
-"""TLS on the client's side of gRPC: whom to trust, and how to be trusted."""
+"""TLS on the client side of gRPC: whom to trust, and how to authenticate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import grpc
 
 SYSTEM_CA = "system"
-"""In place of a file: the authorities that gRPC trusts by itself."""
+"""Used instead of a file: the authorities that gRPC trusts by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How to trust the server, and be trusted: files in PEM format.
+    """How to trust the server and authenticate to it: files in PEM format.
 
-    Without `ca_file` the usual authorities are trusted. `cert_file` and `key_file` together are the
-    client's own certificate, for servers that ask for one. `server_name` is the name that the server's
-    certificate must have, where that is not the host of the address.
+    Without `ca_file`, the usual authorities are trusted. `cert_file` and `key_file` together are the client's own
+    certificate, for servers that ask for one. `server_name` is the name that the server's certificate must have, if
+    that is not the host of the address.
     """
 
     ca_file: Path | None = None
@@ -25,10 +25,10 @@ class Tls:
 
     @classmethod
     def from_settings(cls, ca: str | None, cert: str | None, key: str | None, server_name: str | None) -> "Tls | None":
-        """From the values of `shared_settings.GRPC_CLIENT_TLS`; None is a connection without TLS.
+        """Reads the values of `shared_settings.GRPC_CLIENT_TLS`; returns None for a connection without TLS.
 
         Raises:
-            ValueError: they do not fit together.
+            ValueError: the values do not fit together.
         """
         if bool(cert) != bool(key):
             raise ValueError("--grpc-client-cert and --grpc-client-key belong together")
@@ -46,16 +46,16 @@ class Tls:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those that there are."""
+        """The files that are set."""
         return tuple(path for path in (self.ca_file, self.cert_file, self.key_file) if path is not None)
 
     @property
     def channel_options(self) -> tuple[tuple[str, str], ...]:
-        """Options of a channel that belong to the credentials."""
+        """The channel options that belong to the credentials."""
         return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises OSError for one that cannot be read."""
+        """Reads the files. Raises OSError for an unreadable one."""
         ca, key, cert = (
             None if path is None else path.read_bytes() for path in (self.ca_file, self.key_file, self.cert_file)
         )

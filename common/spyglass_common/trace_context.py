@@ -1,6 +1,6 @@
-"""The form of W3C's trace context, as far as one looks at it without tracing."""
+"""The format of W3C's trace context, as far as it is checked without tracing."""
 
 import re
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""A version, a trace's id, a span's id and flags."""
+"""A version, a trace id, a span id and flags."""

@@ -1,7 +1,7 @@
-"""The file of a Unix socket that a server listens on: who may connect, and what becomes of it.
+"""The file of a Unix socket that a server listens on: its permissions, creation and removal.
 
-A socket is made under a name of its own and then renamed, so that nobody finds it before its permissions are right,
-and a server that ends takes away its own file and never that of its successor.
+A socket is created under a temporary name and then renamed, so that no client finds it before its permissions are
+right, and a server that ends removes its own file and never its successor's.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ T = TypeVar("T")
 
 
 class SocketFile:
-    """A Unix socket at `path`, to which those may connect whom `mode` lets write."""
+    """A Unix socket at `path`; users with write permission in `mode` may connect."""
 
     def __init__(self, path: str, mode: int) -> None:
         self._path, self._mode = Path(path), mode
         self._made: os.stat_result | None = None
 
     def bind(self, listen: Callable[[str], T]) -> T:
-        """Calls `listen` with the path at which it is to listen, and returns what that returns.
+        """Calls `listen` with the path to listen at, and returns its result.
 
         Replaces the file of a process that has ended.
 
         Raises:
-            OSError: another program listens there, or something else is there, or what `listen` raises.
+            OSError: another program listens there, the path is not a socket, or `listen` raised it.
         """
         _check_free(self._path)
         hidden = self._path.with_name(f".{secrets.token_hex(3)}")
@@ -46,7 +46,7 @@ class SocketFile:
         return result
 
     def remove(self) -> None:
-        """Takes the file away, unless another one is there by now."""
+        """Removes the file, unless another one has replaced it."""
         if self._made is None:
             return
         with contextlib.suppress(OSError):
@@ -61,7 +61,7 @@ class SocketFile:
 
 
 def _check_free(path: Path) -> None:
-    """Raises OSError unless there is nothing, or the socket of a process that has ended."""
+    """Raises OSError unless the path is free or is the socket of a process that has ended."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def _check_free(path: Path) -> None:
     if not stat.S_ISSOCK(kind):
         raise FileExistsError(f"{path} is not a socket, so it is left alone")
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.setblocking(False)  # a full queue is somebody who listens, too
+        caller.setblocking(False)  # a full queue, too, means that a program listens
         try:
             caller.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
@@ -81,7 +81,7 @@ def _check_free(path: Path) -> None:
 
 @contextmanager
 def _only_for_owner() -> Iterator[None]:
-    """What is made meanwhile is for its owner only, who keeps all rights: other threads make files and folders, too."""
+    """Gives new files to their owner only, who keeps all rights: other threads create files and folders, too."""
     before = os.umask(0o077)
     try:
         yield

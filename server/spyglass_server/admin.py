@@ -1,4 +1,4 @@
-"""The RPCs of AdminService: keys, and what all of them have used."""
+"""The RPCs of AdminService: API keys, and the usage of all of them."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any

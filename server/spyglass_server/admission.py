@@ -1,8 +1,8 @@
-"""Admission control: how many generations may be in the server at once, and how much they may be.
+"""Admission control: how many generations may be in the server at once, and how much they may hold.
 
-A generation is refused before any image is fetched or prompt rendered, when the queue is full. Each tenant has a share
-of its own, which is there however much the others hold. A place that waits for its caller's images is worth less than
-one that computes: another tenant's generation gets it when there is no other.
+When the queue is full, a generation is refused before any image is fetched or prompt rendered. Each tenant has a
+reserved share, whatever the others hold. A place that waits for its caller's images counts for less than one that
+computes: if no other place is free, another tenant's generation gets it.
 """
 
 import asyncio
@@ -17,39 +17,39 @@ _RETRY_AFTER_S = 1.0
 
 
 class Place:
-    """A generation's place, and what it holds of the server."""
+    """A generation's place, and the resources that it holds."""
 
     def __init__(self, tenant: str, bytes_room: FairRoom, tokens_room: FairRoom) -> None:
         self.tenant = tenant
         self.give_up: Callable[[SpyglassError], None] | None = None
-        """Ends the generation, so that another tenant's gets the place; None unless it waits for its caller."""
+        """Ends the generation to free the place for another tenant; None unless it is waiting for its caller."""
         self.is_lost = False
         self._rooms = {"bytes": bytes_room, "tokens": tokens_room}
         self._held = Counter[str]()
 
     def hold_bytes(self, num_bytes: int) -> None:
-        """Holds so much memory from now on, for what the caller has sent or what was made of it.
+        """Sets the memory held for what the caller has sent or what was made of it.
 
         Raises:
-            TooManyRequests: there is not so much.
+            TooManyRequests: too little is left.
         """
         self._hold("bytes", num_bytes)
 
     def grow(self, num_bytes: int) -> None:
-        """Holds so much more memory; raises as `hold_bytes` does."""
+        """Holds `num_bytes` more memory; raises as `hold_bytes` does."""
         self._hold("bytes", self._held["bytes"] + num_bytes)
 
     def hold_tokens(self, num_tokens: int) -> None:
-        """Holds so many tokens of a prompt from now on.
+        """Sets the number of prompt tokens held.
 
         Raises:
-            TooManyRequests: the prompts in the server have too many.
+            TooManyRequests: the prompts in the server have too many tokens.
         """
         self._hold("tokens", num_tokens)
 
     @contextlib.contextmanager
     def waiting(self, give_up: Callable[[SpyglassError], None]) -> Iterator[None]:
-        """While the place waits for its caller: `give_up` ends the generation when another needs the place."""
+        """Marks the place as waiting for its caller: `give_up` ends the generation if another needs the place."""
         self.give_up = give_up
         try:
             yield
@@ -63,12 +63,12 @@ class Place:
 
 
 class Admission:
-    """A bounded number of places, of bytes that callers have sent, and of tokens of prompts."""
+    """Bounds the number of places, of bytes that callers have sent, and of prompt tokens."""
 
     def __init__(self, max_pending: int, max_bytes: int, max_tokens: int) -> None:
         self._room, self._bytes, self._tokens = FairRoom(max_pending), FairRoom(max_bytes), FairRoom(max_tokens)
         self._places: dict[Place, None] = {}
-        """Those that are taken, the oldest first."""
+        """Taken places, oldest first."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -79,7 +79,7 @@ class Admission:
 
     @property
     def num_places(self) -> int:
-        """How many places there are for everybody."""
+        """How many places all tenants share."""
         return self._room.size
 
     @contextlib.contextmanager
@@ -87,7 +87,7 @@ class Admission:
         """Holds a place.
 
         Raises:
-            TooManyRequests: all are taken, the tenant's own too.
+            TooManyRequests: all places are taken, including the tenant's reserved ones.
         """
         if not self._room.take(tenant, 1):
             self._take_from_others(tenant)
@@ -109,7 +109,7 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether only tenants with places of their own get one."""
+        """Whether only tenants with reserved places left get one."""
         return self._room.missing(1) > 0
 
     async def wait_idle(self) -> None:
@@ -117,7 +117,7 @@ class Admission:
         await self._idle.wait()
 
     def _take_from_others(self, tenant: str) -> None:
-        """Frees a place, if there are enough that wait for their callers: the oldest of the tenant that has most."""
+        """Frees a place if enough others wait for their callers: the oldest one of the tenant with the most."""
         waiting = [place for place in self._places if place.give_up and not place.is_lost and place.tenant != tenant]
         missing = self._room.missing(1)
         for _ in range(missing if missing <= len(waiting) else 0):

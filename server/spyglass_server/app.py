@@ -48,9 +48,9 @@ _ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _NUM_WORKERS = 4
 _ABANDON_TIMEOUT_S = 0.3
-"""How long what still runs at the end may take to say so."""
+"""How long generations that are ended at shutdown may take to report their end."""
 _LAST_WORDS_S = 5.0
-"""How much longer than the time to drain calls may take: `stop` ends them before."""
+"""Extra time for calls beyond the drain timeout; `stop` ends them earlier."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -63,7 +63,7 @@ class Server:
     """A Spyglass server for one checkpoint."""
 
     def __init__(self, config: ServerConfig, folder: Path, engine: AsyncEngine) -> None:
-        """Reads tokenizer, template and keys. The engine may be loading already; it is the server's from then on.
+        """Reads tokenizer, template and keys. The engine may be loading already; the server owns it from now on.
 
         Raises:
             ValueError, OSError: a file or a setting is wrong; the text is for the operator.
@@ -82,7 +82,7 @@ class Server:
         self._admission = Admission(config.max_pending, config.max_pending_bytes, config.max_pending_tokens)
         self._metrics = Metrics(config.served_names[0], self._load)
         self._watched = contextlib.ExitStack()
-        """What lets others watch the server."""
+        """The metrics endpoint and the telemetry exporters."""
         self.engine = engine
         engine.on_ready, engine.on_step = self._on_engine_ready, self._metrics.step
         self._servicer = InferenceServicer(self._resources())
@@ -92,9 +92,9 @@ class Server:
         self._closing: asyncio.Task[None] | None = None
         self._stopping = self._stopped = False
         self.metrics_address: str | None = None
-        """Where Prometheus is answered, after `start`."""
+        """The address of the Prometheus endpoint, after `start`."""
         self.address = config.address
-        """Where it listens; after `start` with the port that was chosen for port 0."""
+        """The listening address; after `start`, with the port that was chosen for port 0."""
 
     @property
     def num_admitted(self) -> int:
@@ -102,11 +102,11 @@ class Server:
         return self._admission.num_held
 
     async def start(self) -> None:
-        """Listens, and loads the model; until that is there, the server says that it is not ready.
+        """Listens and loads the model; until it is loaded, the server reports that it is not ready.
 
         Raises:
             EngineLoadError: the model cannot be loaded.
-            RuntimeError, OSError: the address cannot be listened on, or its certificate cannot be used.
+            RuntimeError, OSError: the address is unavailable, or the certificate cannot be used.
         """
         self._keys.start()
         self.metrics_address = self._watched.enter_context(serve_metrics(self._config.metrics, self._exposed()))
@@ -124,10 +124,10 @@ class Server:
         await self.engine.start()
 
     async def drain(self) -> None:
-        """Refuses what is new and waits, up to the drain timeout, for what runs.
+        """Refuses new generations and waits, up to the drain timeout, for running ones.
 
-        Nothing listens any more, and clients hear that this connection takes no more calls: they find the server that
-        has taken this one's place.
+        The server stops listening, and its connections notify their clients that they take no more calls, so that
+        these connect to the server that replaces this one.
         """
         self._stopping = True
         await self._report_health()
@@ -140,7 +140,7 @@ class Server:
             await asyncio.wait_for(self._servicer.wait_idle(), self._config.drain_timeout_s)
 
     async def stop(self) -> None:
-        """Ends what still runs with an error, and everything else; also after a `start` that failed, and again."""
+        """Ends running generations with an error and releases everything. Idempotent; works after a failed `start`."""
         if self._stopped:
             return
         self._stopped = True
@@ -207,7 +207,7 @@ class Server:
         return [Tracing(tracer, meter).ended]
 
     def _exposed(self) -> CollectorRegistry:
-        """The metrics as Prometheus gets them."""
+        """The metrics that Prometheus scrapes."""
         registry = self._metrics.registry
         return with_vllm_names(registry) if self._config.metrics_alias == "vllm" else registry
 
@@ -223,7 +223,7 @@ class Server:
 
 
 def _add_reflection(server: aio.Server) -> None:
-    """Registers reflection under both of its names: newer tools ask for v1 first, the package has v1alpha."""
+    """Registers reflection under both of its names: newer tools try v1 first, the package has v1alpha."""
     names = (
         SERVICE,
         _ADMIN_SERVICE,

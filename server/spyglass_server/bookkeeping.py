@@ -1,4 +1,4 @@
-"""The bookkeeping of one generation: who pays for it, its usage record, and when what happened to it."""
+"""The bookkeeping of one generation: its payer, its usage record and its timeline."""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from spyglass_server.timeline import Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Metered:
-    """What a usage record is of."""
+    """A usage record, and the parts of the generation that it accounts for."""
 
     record: Record
     choices: Choices
@@ -31,7 +31,7 @@ class _Metered:
 
 
 class Bookkeeping:
-    """What is known of a generation, from its Start to its end: `identify`, `hold`, `reserve`, `open`, `close`."""
+    """Accounts for a generation from its Start to its end: `identify`, `hold`, `reserve`, `open`, `close`."""
 
     def __init__(self, start: pb.Start, resources: Resources) -> None:
         self._resources = resources
@@ -41,26 +41,26 @@ class Bookkeeping:
         self._spec: Spec | None = None
         self.payer: ApiKey | None = None
         self.model = ""
-        """The served name that it is billed under."""
+        """The served name that the generation is billed under."""
         self._hold: Hold | None = None
         self._metered: _Metered | None = None
         self._finish: FinishReason | None = None
 
     def identify(self, spec: Spec) -> None:
-        """What it is to do."""
+        """Notes the decoded request, without its images."""
         self.request_id, self._spec = spec.request_id, replace(spec, images=())
 
     async def hold(self) -> None:
-        """Takes a part of the payer's limits.
+        """Takes the generation's share of the payer's limits.
 
         Raises:
-            RateLimited, BudgetSpent: there is none left.
+            RateLimited, BudgetSpent: a limit is reached.
         """
         assert self.payer is not None
         self._hold = await self._resources.quotas.hold(self.payer)
 
     def reserve(self, prompt_tokens: int, max_tokens: int) -> None:
-        """Reserves what a generation of these sizes may use of the limits; raises as `hold` does."""
+        """Reserves what a generation of these sizes may use; raises as `hold` does."""
         assert self._hold is not None
         assert self._spec is not None
         n = self._spec.n
@@ -72,7 +72,7 @@ class Bookkeeping:
         )
 
     def open(self, run: EngineRun, request: EngineRequest, cached_tokens: int, choices: Choices) -> Record:
-        """Opens the usage record; nothing of an answer is sent before that."""
+        """Opens the usage record; no part of an answer is sent before that."""
         payer, prices = self.payer, self._resources.prices
         assert payer is not None
         record = self._resources.ledger.open(
@@ -97,11 +97,11 @@ class Bookkeeping:
 
     @property
     def rate_limits(self) -> RateLimits | None:
-        """What the payer has left of its limits; None without limits."""
+        """What is left of the payer's limits; None without limits."""
         return self._hold.rate_limits if self._hold else None
 
     def note_token(self, finish: FinishReason | None) -> tuple[int, int]:
-        """A token has come, and perhaps the end of its choice. Returns the record's number, and how many there are."""
+        """Notes a token, and the end of its choice if `finish` is set. Returns the record's number and token count."""
         metered, timeline = self._metered, self.timeline
         assert metered is not None
         now_s = metered.run.heard_s
@@ -115,11 +115,11 @@ class Bookkeeping:
 
     @property
     def count(self) -> tuple[int, int] | None:
-        """The number of the usage record, and how many tokens there are; None before there is a record."""
+        """The usage record's number and token count; None before there is a record."""
         return None if self._metered is None else (self._metered.record.number, self._metered.choices.num_tokens)
 
     def usage(self) -> pb.Usage | None:
-        """What has been used so far; None before there is a record."""
+        """Usage so far; None before there is a record."""
         if self._metered is None:
             return None
         record, run = self._metered.record, self._metered.run
@@ -134,7 +134,7 @@ class Bookkeeping:
         )
 
     def close(self, problem: BaseException | None) -> pb.Finished:
-        """Closes the record, settles the limits and lets all know who watch. Returns what the caller gets."""
+        """Closes the record, settles the limits and notifies the observers. Returns the caller's last message."""
         error = None if problem is None else as_known(problem)
         usage, timeline = self.usage(), self.timeline
         timeline.ended_s = time.monotonic()

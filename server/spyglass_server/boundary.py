@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # generic only in the stubs
 
 
 def caller() -> ApiKey:
-    """The key with which the call was made that is being handled."""
+    """The API key of the call that is being handled."""
     return _caller.get()
 
 
@@ -64,7 +64,7 @@ class Boundary(aio.ServerInterceptor):
                 if needs_admin and Scope.ADMIN not in key.scopes:
                     raise Forbidden("this needs a key with the scope admin")
                 _caller.set(key)
-                return await behaviour(parse(request), context)  # nothing of a stranger's is parsed
+                return await behaviour(parse(request), context)  # only authenticated requests are parsed
             except (aio.AbortError, grpc.RpcError):
                 raise
             except Exception as error:
@@ -78,7 +78,7 @@ class Boundary(aio.ServerInterceptor):
 def _parser(handler: Any) -> Callable[[Any], Any]:
     """Parses a call's request, or each message of its stream; bytes that do not parse are the caller's fault.
 
-    A request with a field of a later version is refused. On a stream the generation sees to that, so that others go on.
+    A request with a field of a later version is refused. On a stream, the generation does that, so others continue.
     """
 
     def parse(data: bytes) -> Any:

@@ -1,7 +1,7 @@
 """The state of a generation's choices: their text, tool calls and token counts.
 
-A choice's tokens count up to the one that completed its stop. What the engine computed beyond that is neither sent nor
-billed.
+A choice's tokens count up to the one that completed its stop. Tokens that the engine computed beyond it are neither
+sent nor billed.
 """
 
 from collections.abc import Collection, Sequence
@@ -33,9 +33,9 @@ class Choices:
         tool_tag_id: int | None = None,
         calls_are_constrained: bool = False,
     ) -> None:
-        """`tool_tag_id` is the token after which tools are called, besides at the beginning.
+        """Tool calls are recognised at the beginning of an answer, and after the token `tool_tag_id`.
 
-        `calls_are_constrained`: a grammar holds calls to their form.
+        `calls_are_constrained`: a grammar constrains the format of calls.
         """
         self._detokenizers = detokenizers
         self._stops = [StopStrings(stop) for _ in detokenizers]
@@ -43,30 +43,30 @@ class Choices:
         self._tool_tag_id = tool_tag_id
         self._running = set(range(len(detokenizers)))
         self.num_tokens = 0
-        """Generated tokens of all choices that count."""
+        """Generated tokens that count, over all choices."""
 
     @property
     def is_done(self) -> bool:
         return not self._running
 
     def push(self, output: TokenOutput) -> DeltaParts | None:
-        """Takes a token; returns None when its choice has already ended.
+        """Takes a token; returns None if its choice has already ended.
 
-        Stop strings are looked for in what is text: calls of tools are none.
+        Stop strings are matched in text only, not in tool calls.
         """
         if output.choice not in self._running:
             return None
         detokenizer, stop = self._detokenizers[output.choice], self._stops[output.choice]
         self.num_tokens += 1
         finish = output.finish
-        text = "" if finish is FinishReason.STOP else detokenizer.push(output.token)  # a stop token is no text
+        text = "" if finish is FinishReason.STOP else detokenizer.push(output.token)  # a stop token has no text
         if finish is not None:
             text += detokenizer.flush()
         calls: Sequence[CallPiece] = ()
         parser = self._parsers[output.choice] if self._parsers else None
         if parser is not None:
             text, calls = self._parse(parser, output.token, text, is_over=finish is not None)
-        text = stop.push(text)  # of one push, calls come before text
+        text = stop.push(text)  # within one push, calls come before text
         if stop.met is not None:
             finish = FinishReason.STOP
         if finish is FinishReason.STOP and parser is not None and parser.has_called:
@@ -77,7 +77,7 @@ class Choices:
         return DeltaParts(text, (output.token,), finish, stop_string=stop.met, calls=calls)
 
     def _parse(self, parser: ToolParser, token: int, text: str, *, is_over: bool) -> tuple[str, Sequence[CallPiece]]:
-        """What is text and what calls tools."""
+        """Separates text from tool calls."""
         if token == self._tool_tag_id:
             parser.see_tag()
         text, calls = parser.push(text)

@@ -2,8 +2,8 @@
 
 The first stop signal drains the server; the second ends it at once.
 
-The process of the engine imports this module again, and it is started before the server's own parts are imported: both
-load at the same time. So nothing heavy is imported here.
+The engine process imports this module again, and starts before the server's own parts are imported, so that both load
+at the same time. So nothing heavy is imported here.
 """
 
 import argparse
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the server until a stop signal; exits with 1 when it cannot start."""
+    """Runs the server until a stop signal; exits with 1 if it cannot start."""
     parser = argparse.ArgumentParser(
         prog="spyglass-server", description="Serves a Llama 3.2 Vision model over gRPC. Each option has a variable."
     )
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _follow(config: ServerConfig, launch: Launch) -> int:
-    """Computes for a server that another process is; returns the exit status."""
+    """Computes for the server in another process; returns the exit status."""
     folder = _demo_checkpoint() if config.folder is None else config.folder
     return keep_following(CheckpointLoader(folder=folder, settings=config.engine), launch)
 
@@ -90,7 +90,7 @@ async def _serve(config: ServerConfig) -> None:
 
 
 def _demo_checkpoint() -> Path:
-    """The folder of the demo model's checkpoint, which the first start makes.
+    """Returns the folder of the demo model's checkpoint, which the first start makes.
 
     Raises:
         RuntimeError: the package spyglass-demo is not installed, or cannot make the checkpoint.
@@ -121,5 +121,5 @@ async def _before(limit: Awaitable[None], work: Awaitable[None]) -> bool:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"spyglass-server: {line}\n")  # at once: the bridge may write to the same terminal
+    sys.stdout.write(f"spyglass-server: {line}\n")  # in one write: the bridge may write to the same terminal
     sys.stdout.flush()

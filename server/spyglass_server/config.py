@@ -12,7 +12,7 @@ from spyglass_server.torchrun import Launch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     input: float
     output: float
@@ -22,16 +22,16 @@ class Prices:
         """What a generation costs, in US dollars."""
         full = (prompt_tokens - cached_tokens) * self.input
         total = full + cached_tokens * self.cached_input + completion_tokens * self.output
-        return round(total / 1e6, 12)  # equal sums look equal, however they came about
+        return round(total / 1e6, 12)  # equal sums look equal, however they were computed
 
     def most(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What a generation costs at most that has so many tokens, however many of them are cached."""
+        """The most that a generation of these sizes costs, however many of its prompt tokens are cached."""
         return max(self.cost(prompt_tokens, cached, completion_tokens) for cached in (0, prompt_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """The engine's settings, handed whole to the loader in the engine process.
+    """The engine's settings, passed as a whole to the loader in the engine process.
 
     Each field has a row of the same name in `settings.py`.
     """
@@ -68,7 +68,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls:
-    """The server's certificate and key. With `client_ca_file` callers need a certificate that it has signed."""
+    """The server's certificate and key. With `client_ca_file`, callers need a certificate signed by it."""
 
     cert_file: Path
     key_file: Path
@@ -83,7 +83,7 @@ class ServerTls:
 class ServerConfig:
     """The configuration of the server process. `folder` None means the demo model.
 
-    With `launch`, torchrun has started this process; only the first of them serves.
+    With `launch`, torchrun has started this process and others; only the first of them serves.
     """
 
     folder: Path | None

@@ -1,6 +1,6 @@
 """The server's database, SQLite or PostgreSQL: its tables, and how to connect to it.
 
-Servers may share a PostgreSQL database: each writes only its own usage records, and all have the same keys.
+Servers may share a PostgreSQL database: each writes only its own usage records, and all use the same keys.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 SCHEMA_VERSION = 2
 _SQLITE_FILE = "usage.sqlite3"
 _LOCKED_S = 1.0
-"""So long a write waits for another program that has locked the database, before it is tried again later."""
+"""How long a write waits for another program's lock on the database before it is retried later."""
 _KINDS = ("sqlite", "postgresql")
 _WRITES = "spyglass_writes"
 
@@ -63,19 +63,19 @@ API_KEYS = sa.Table(
 )
 """One row for each key; the digest is its SHA-256."""
 KEY_CHANGES = sa.Table("api_key_changes", METADATA, sa.Column("number", sa.BigInteger, nullable=False))
-"""One row with the number of changes to the keys, by which other servers notice them."""
+"""One row with the number of changes to the keys, from which other servers notice them."""
 
 
 def sqlite_url(folder: Path) -> str:
-    """The database in a data folder."""
+    """The URL of the database in a data folder."""
     return f"sqlite:///{folder / _SQLITE_FILE}"
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine with one connection, for a single thread at a time.
+    """Returns an engine with one connection, for a single thread at a time.
 
     Raises:
-        ValueError: the URL is none of a database that is supported.
+        ValueError: the URL is not that of a supported database.
     """
     try:
         parsed = sa.make_url(url)
@@ -101,9 +101,10 @@ def connect(url: str) -> sa.Engine:
 
 
 def for_writing(engine: sa.Engine) -> sa.Engine:
-    """The same engine for transactions that write what depends on what they have read.
+    """Returns the engine for transactions whose writes depend on what they have read.
 
-    SQLite's take their turn at the beginning: one that has read before another has written could write no more.
+    In SQLite, they take the write lock when they begin: a transaction that reads before another one writes can no
+    longer write.
     """
     return engine.execution_options(**{_WRITES: True})
 
@@ -113,6 +114,6 @@ def _begin_sqlite(db: sa.Connection) -> None:
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # else what changes tables would be no part of a transaction
+    connection.isolation_level = None  # otherwise changes to tables would not be part of a transaction
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # what was written once survives a crash of the machine
+    connection.execute("PRAGMA synchronous = FULL")  # commits survive a crash of the machine

@@ -1,4 +1,4 @@
-"""One request's way through the engine, from submission to its last token."""
+"""One request's path through the engine, from submission to its last token."""
 
 import asyncio
 import logging
@@ -28,13 +28,13 @@ class _State(Enum):
     SUBMITTED = auto()
     """Queued or prefilling; outputs are held back."""
     STREAMING = auto()
-    """Outputs are handed on as they come."""
+    """Outputs are passed on as they arrive."""
 
 
 class EngineRun:
     """Receives a request's events on the event loop.
 
-    Outputs are held back until `stream`, because the usage record must be open before anything of an answer goes out.
+    Outputs are held back until `stream`, because the usage record must be open before any part of an answer is sent.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EngineRun:
         on_images_taken: Callable[[], None],
         grammar_error: InvalidRequest,
     ) -> None:
-        """`grammar_error` is what the caller gets when the answer cannot go on in its grammar."""
+        """`grammar_error` is the caller's error if the answer cannot continue in its grammar."""
         self._engine = engine
         self._request = request
         self._on_output = on_output
@@ -57,14 +57,14 @@ class EngineRun:
         self.num_guessed = self.num_right = 0
         """How many tokens were guessed, and how many of them were right."""
         self.heard_s = 0.0
-        """When the engine gave what `on_output` gets, on the monotonic clock."""
+        """When the output passed to `on_output` arrived from the engine, on the monotonic clock."""
         self.scheduled_s: float | None = None
         self.encoded_s: float | None = None
-        """When the engine began with the request, and when it had encoded its images."""
+        """When the engine started the request, and when it had encoded its images."""
         self._held: list[tuple[float, Output]] = []
         self._scheduled: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
-        # Who is cancelled asks no more how it went, which is no fault.
+        # Retrieves the exception: a cancelled caller no longer does, which is no fault.
         self._over.add_done_callback(lambda over: over.cancelled() or over.exception())
 
     async def wait_scheduled(self) -> int:
@@ -80,7 +80,7 @@ class EngineRun:
         return self._scheduled.result()
 
     async def stream(self) -> None:
-        """Hands outputs on until `finish`.
+        """Passes outputs on until `finish`.
 
         Raises:
             SpyglassError: the request failed.
@@ -96,11 +96,11 @@ class EngineRun:
         self._end(None)
 
     def cancel_choice(self, index: int) -> None:
-        """Has the engine compute nothing more of a choice."""
+        """Stops the engine from computing more of a choice."""
         self._engine.cancel_choice(self._request.id, index)
 
     def close(self) -> None:
-        """Drops the request in the engine; without effect when it has ended there."""
+        """Drops the request in the engine; no effect if it has ended there."""
         self._engine.cancel(self._request.id)
 
     def _on_event(self, event: Event | EngineDied) -> None:
@@ -132,7 +132,7 @@ class EngineRun:
 
     def _end(self, error: SpyglassError | None) -> None:
         if self._over.done():
-            return  # it has ended already, or its task was cancelled and is about to let go
+            return  # it has ended already, or its task was cancelled and is cleaning up
         if error is None:
             self._over.set_result(None)
         else:

@@ -1,6 +1,6 @@
 """Errors with the codes that callers see, and their one translation to google.rpc.Status.
 
-An unexpected error says nothing to the caller; whoever catches it logs it in full.
+An unexpected error reveals nothing to the caller; the code that catches it logs it in full.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from spyglass_common.rate_limits import RateLimits
 from spyglass_common.status import make_status
 
 _MAX_MESSAGE_CHARACTERS = 500
-"""Texts may quote a request, but must fit into a frame and into gRPC's trailing metadata."""
+"""Messages may quote a request, but must fit into a frame and into gRPC's trailing metadata."""
 
 
 class SpyglassError(Exception):
@@ -37,14 +37,14 @@ class SpyglassError(Exception):
 
 
 class InvalidRequest(SpyglassError):
-    """The request is wrong in itself."""
+    """The request itself is wrong."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     default_reason = "invalid_request"
 
 
 class Unsupported(InvalidRequest):
-    """The request uses a field that is not honoured yet."""
+    """The request uses a field that is not supported yet."""
 
     default_reason = "unsupported_parameter"
 
@@ -59,7 +59,7 @@ class InvalidImage(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
-    """The prompt leaves no room in the context. Clients recognise this by OpenAI's words, which are therefore used."""
+    """The prompt leaves no room in the context. Clients recognise this by OpenAI's wording, hence the text."""
 
     default_reason = "context_length_exceeded"
 
@@ -73,7 +73,7 @@ class ContextTooLong(InvalidRequest):
 
 
 class NotFound(SpyglassError):
-    """There is no such thing."""
+    """The requested object does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
     default_reason = "not_found"
@@ -86,7 +86,7 @@ class ModelNotFound(NotFound):
 
 
 class Unauthenticated(SpyglassError):
-    """There is no valid key. The text is always the same, so that nothing can be learned from it."""
+    """The call has no valid key. The text is always the same, so that it reveals nothing."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     default_reason = "invalid_api_key"
@@ -96,7 +96,7 @@ class Unauthenticated(SpyglassError):
 
 
 class Forbidden(SpyglassError):
-    """The key is valid, but not for this."""
+    """The key is valid, but does not permit this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     default_reason = "permission_denied"
@@ -117,7 +117,7 @@ class TooManyRequests(SpyglassError):
 
 
 class RateLimited(TooManyRequests):
-    """The caller's key has reached one of its limits by the minute, or at a time."""
+    """The caller's key has reached a per-minute or concurrency limit."""
 
     default_reason = "rate_limit_exceeded"
 
@@ -127,39 +127,39 @@ class RateLimited(TooManyRequests):
 
 
 class BudgetSpent(TooManyRequests):
-    """The caller's key has no money left for this."""
+    """The caller's key has too little budget left for this."""
 
     default_reason = "insufficient_quota"
 
 
 class Cancelled(SpyglassError):
-    """The caller wanted no more."""
+    """The caller cancelled."""
 
     code = grpc.StatusCode.CANCELLED
     default_reason = "cancelled"
 
 
 class DeadlineExceeded(SpyglassError):
-    """The generation took longer than it was allowed."""
+    """The generation exceeded its time limit."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     default_reason = "timeout"
 
 
 class Unavailable(SpyglassError):
-    """The server cannot serve this now; another try may succeed."""
+    """The server cannot serve this now; a retry may succeed."""
 
     code = grpc.StatusCode.UNAVAILABLE
     default_reason = "server_draining"
 
 
 def going_down() -> Unavailable:
-    """What callers hear when the server stops."""
+    """The error that callers get when the server stops."""
     return Unavailable("the server is going down", retry_after_s=1.0)
 
 
 def as_known(problem: BaseException) -> SpyglassError:
-    """An error as callers and records know it: of one that nobody expected they learn nothing."""
+    """Maps an exception to the error that callers and records see; unexpected ones become an internal error."""
     if isinstance(problem, SpyglassError):
         return problem
     if isinstance(problem, asyncio.CancelledError):
@@ -168,7 +168,7 @@ def as_known(problem: BaseException) -> SpyglassError:
 
 
 def to_status(problem: BaseException) -> status_pb2.Status:
-    """The status that a caller sees of what went wrong."""
+    """Converts an error to the status sent to the caller."""
     error = as_known(problem)
     retry_after_s = None if error.retry_after_s is None else math.ceil(error.retry_after_s)
     return make_status(

@@ -1,6 +1,6 @@
 """The life of one generation: validate, admit, wait for images, prepare, meter, run, close.
 
-Whatever happens on the way, exactly one Finished is emitted, and a usage record that was opened is closed.
+Whatever happens, exactly one Finished is emitted, and an open usage record is closed.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Generation:
-    """One generation. `run` is its whole life, and a task of its owner's."""
+    """One generation. `run` is its whole life, in a task that its owner holds."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class Generation:
         counts: dict[int, int],
         new_delta: Callable[[int, int], pb.Delta | None] = lambda event_id, index: None,
     ) -> None:
-        """`counts` gets how many tokens the usage record has, by its number, whenever there are more.
+        """`counts` gets the usage record's token count, by its number, with each token.
 
-        `new_delta` makes a delta where it will be sent from, or None where there is no such place.
+        `new_delta` makes a delta in the message that will be sent, or returns None if it must be emitted as an event.
         """
         self._id = event_id
         self._start: pb.Start | None = start
-        """What to do, until it is decoded: it may be large."""
+        """The request, until it is decoded: it may be large."""
         self._key = key
         self._books = Bookkeeping(start, resources)
         self._resources = resources
@@ -71,15 +71,15 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._may_be_ended = False
         self._follower: Follower | None = None
-        """Where this one repeats another's answer."""
+        """Set if this generation repeats another's answer."""
 
     def start(self) -> asyncio.Task[None]:
-        """Begins `run` as a task."""
+        """Starts `run` as a task."""
         self._task = asyncio.create_task(self.run(), name=f"generation-{self._id}")
         return self._task
 
     def end(self, error: SpyglassError | None = None) -> None:
-        """Ends the generation early, with an error that says why; a cancel by default."""
+        """Ends the generation early with an error, by default a cancellation."""
         if self._follower is not None and isinstance(error, Unavailable):
             self._follower.answer.end(error)
         if self._ending is None:
@@ -88,7 +88,7 @@ class Generation:
                 self._task.cancel()
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
-        """Takes a piece of an announced image; a wrong one ends the generation."""
+        """Takes a chunk of an announced image; an invalid one ends the generation."""
         if self._follower is not None:
             self._follower.add_chunk(chunk)
             return
@@ -99,11 +99,11 @@ class Generation:
 
     @property
     def count(self) -> tuple[int, int] | None:
-        """The number of its usage record while that is open, and how many tokens there are."""
+        """The usage record's number and token count while the record is open."""
         return self._books.count if self._may_be_ended else None
 
     async def run(self) -> None:
-        """Runs to the end. Raises only CancelledError, when it was cancelled by others than `end`."""
+        """Runs to the end. Raises only CancelledError, if cancelled other than by `end`."""
         error: BaseException | None = None
         try:
             if self._ending is not None:  # it was ended before it began
@@ -114,7 +114,7 @@ class Generation:
             error = self._ending or cancelled
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as problem:  # also what is no Exception, as a library's panic
+        except BaseException as problem:  # also those that are not an Exception, such as a library's panic
             error = problem
             if not isinstance(problem, SpyglassError):
                 log.exception("generation %r failed", self._books.request_id[:128])
@@ -149,7 +149,7 @@ class Generation:
             raise DeadlineExceeded("the generation took longer than it was allowed") from error
 
     async def _follow(self, start: pb.Start, payer: ApiKey, key: str) -> None:
-        """Emits the events of the generation of an idempotency key, which it starts if there is none."""
+        """Emits the events of the generation with an idempotency key, which is started if there is none."""
         answer, is_new = self._resources.replays.find(payer.tenant, key, request_digest(start))
         self._follower = Follower(answer, self._id, self._emit, self._counts, is_first=is_new)
         if is_new:
@@ -162,13 +162,13 @@ class Generation:
         try:
             await self._follower.run()
         except asyncio.CancelledError:
-            # Nobody else sends its images, or nobody waits for it.
+            # No other caller sends its images, or none waits for it.
             if not answer.has_started and ((is_new and sends_images) or not answer.num_followers):
                 answer.end(self._ending or Cancelled("the caller is gone"))
             raise
 
     async def _prepare(self, spec: Spec, payer: ApiKey, place: Place) -> tuple[Spec, Prompt, str]:
-        """The prompt, once all images are here, and the grammar of the answer; the spec is without images then."""
+        """Waits for all images; returns the spec without them, the prompt, and the grammar of the answer."""
         self._upload.expect(spec, self._resources.image_limits, place.grow)
         spec = replace(spec, images=())
         self._emit(events.accepted(self._id))
@@ -252,7 +252,7 @@ class Generation:
         on_images_taken: Callable[[], None],
         image_grids: Sequence[pb.ImageGrid],
     ) -> None:
-        """Runs the engine's part; it is metered from the request's first step on."""
+        """Runs the request in the engine; metering starts with its first step."""
         prompts = self._resources.prompts
         tool_use = spec.tool_use
         choices = Choices(
@@ -315,7 +315,7 @@ class Generation:
 
     def _close(self, error: BaseException | None) -> None:
         """Closes the record, if there is one, and emits Finished."""
-        if self._follower is not None:  # the answer has a record of its own
+        if self._follower is not None:  # the repeated answer has its own record
             self._emit(self._follower.last_event(error, self._resources.prices))
             return
         if (count := self._books.count) is not None:

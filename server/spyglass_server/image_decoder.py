@@ -1,4 +1,4 @@
-"""Decodes pictures in processes of their own, with limits on time and memory: pictures are strangers' input."""
+"""Decodes pictures in separate processes, with limits on time and memory: pictures are untrusted input."""
 
 import asyncio
 import hashlib
@@ -22,19 +22,19 @@ from spyglass_server.process_name import name_process
 PROCESS_NAME = "spyglass-images"
 _NUM_WORKERS = 2
 _DECODE_S = 10.0
-"""The largest picture that is allowed takes about a second."""
+"""The largest allowed picture takes about a second."""
 _BYTES_A_PIXEL = 20
-"""Of a picture with transparency, which is put on white: each step has a copy."""
+"""Memory for a picture with transparency, which is put on white: each step makes a copy."""
 _SPARE_BYTES = 256 << 20
 MAX_KEPT_BYTES = 64 << 20
-"""Of decoded pictures, for the next question about them: 17 of four tiles."""
+"""Maximum size of decoded pictures kept for the next question about them: 17 pictures of four tiles."""
 _LARGE_BYTES = 256 << 10
 _NICENESS = 5
-"""The event loops of server and bridge go first."""
+"""The event loops of server and bridge take precedence."""
 
 
 class ImageDecoder:
-    """A few processes for the pictures of all tenants, who take turns; what they have decoded is kept for a while."""
+    """A few processes that decode for all tenants, who take turns; decoded pictures are kept for a while."""
 
     def __init__(self, max_pixels: int) -> None:
         """Starts the processes in the background."""
@@ -51,10 +51,10 @@ class ImageDecoder:
             self._pool.schedule(_nothing)
 
     async def tiles(self, data: bytes, spec: ImageSpec, *, tenant: str, field: str) -> ImageTiles:
-        """The tiles of an encoded picture; `field` is the request's field that it came from.
+        """Returns the tiles of an encoded picture; `field` is the request field that it came from.
 
         Raises:
-            InvalidImage: it is of another format, damaged or too large, or takes too much time or memory.
+            InvalidImage: it has an unsupported format, is damaged or too large, or takes too much time or memory.
         """
         key = tenant, await self._digest(data), spec
         if (known := self._decoded.find(key)) is not None:
@@ -71,26 +71,26 @@ class ImageDecoder:
         return tiles
 
     async def _digest(self, data: bytes) -> bytes:
-        """Of a file; a large one is read in a thread, so that the event loop goes on."""
+        """Hashes a file; a large one is hashed in a thread, so that the event loop keeps running."""
         if len(data) <= _LARGE_BYTES:
             return hashlib.sha256(data).digest()
         return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
     def close(self) -> None:
-        """Ends the processes, whatever they do."""
+        """Ends the processes, whatever they are doing."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
 
 def _prepare(num_bytes: int) -> None:
-    """Gives this process so much memory beside what it has, and processor time that nobody else wants."""
+    """Limits this process to `num_bytes` more memory than it has, and lowers its CPU priority."""
     name_process(PROCESS_NAME)
     os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    warnings.simplefilter("ignore")  # what is wrong with strangers' pictures is not for the server's log
+    warnings.simplefilter("ignore")  # warnings about callers' pictures are not for the server's log
     has = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (has + num_bytes, has + num_bytes))
 
 
 def _nothing() -> None:
-    """Has a process start."""
+    """Makes the pool start a process."""

@@ -1,7 +1,7 @@
 """Decodes images and cuts them into tiles.
 
-Equal to Meta's image_transform.py, except that EXIF rotation is applied, transparency is put on white, 16-bit grey is
-scaled, and slivers keep a pixel. Imports as little as it can: it runs in processes of its own.
+Matches Meta's image_transform.py, except that EXIF rotation is applied, transparency is put on white, 16-bit grey is
+scaled, and slivers keep a pixel. Imports as little as possible: it runs in separate processes.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What the model wants: square tiles of `tile_size` pixels, at most `max_tiles`."""
+    """The model's image input: square tiles of `tile_size` pixels, at most `max_tiles`."""
 
     tile_size: int
     max_tiles: int
@@ -33,9 +33,9 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTiles:
-    """A picture cut into rows x columns tiles: uint8 [tiles, 3, tile, tile], and a digest of all that.
+    """A picture cut into rows x columns tiles: uint8 [tiles, 3, tile, tile], and a digest of layout and pixels.
 
-    `width` and `height` are the picture's own on the canvas, in pixels.
+    `width` and `height` are the picture's size on the canvas, in pixels.
     """
 
     rows: int
@@ -50,7 +50,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Decodes a picture to RGB.
 
     Raises:
-        ImageError: it is of another format, damaged, or larger than `max_pixels`.
+        ImageError: it has an unsupported format, is damaged, or is larger than `max_pixels`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -68,7 +68,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageError for a picture of too many pixels."""
+    """Raises ImageError for a picture with too many pixels."""
     if width * height > max_pixels:
         raise ImageError(f"the image has {width} x {height} pixels; {max_pixels} are allowed")
 
@@ -83,7 +83,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def tile_image(image: Image.Image, spec: ImageSpec) -> ImageTiles:
-    """Resizes an RGB picture onto its canvas and cuts that into tiles."""
+    """Resizes an RGB picture onto its canvas and cuts the canvas into tiles."""
     columns, rows, width, height = lay_out(image.width, image.height, spec)
     canvas = Image.new("RGB", (columns * spec.tile_size, rows * spec.tile_size))
     canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -95,18 +95,18 @@ def tile_image(image: Image.Image, spec: ImageSpec) -> ImageTiles:
 
 
 def decode_tiles(data: bytes, max_pixels: int, spec: ImageSpec) -> ImageTiles:
-    """The tiles of an encoded picture. Raises ImageError as `decode_image`."""
+    """Returns the tiles of an encoded picture. Raises ImageError as `decode_image` does."""
     return tile_image(decode_image(data, max_pixels), spec)
 
 
 def lay_out(width: int, height: int, spec: ImageSpec) -> tuple[int, int, int, int]:
-    """How a picture of some size is seen: columns and rows of tiles, and its width and height on that canvas."""
+    """Lays out a picture: columns and rows of tiles, and its width and height on that canvas."""
     columns, rows = choose_canvas(width, height, spec)
     return columns, rows, *_fit(width, height, columns, rows, spec.tile_size)
 
 
 def choose_canvas(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
-    """The canvas, (columns, rows) in tiles: the least upscale that fits, else the least downscale.
+    """Chooses the canvas, (columns, rows) in tiles: the least upscale that fits, else the least downscale.
 
     Ties go to the smaller area. Scales are compared in float32 as in the reference.
     """

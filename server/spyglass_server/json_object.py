@@ -7,7 +7,7 @@ MAX_JSON_DEPTH = 64
 
 
 def read_json_object(text: str) -> dict[str, Any] | None:
-    """Reads an object, if it is one that can be written again."""
+    """Reads an object; returns None if it is invalid or cannot be written again."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -16,7 +16,7 @@ def read_json_object(text: str) -> dict[str, Any] | None:
 
 
 def can_be_written(value: Any) -> bool:
-    """Whether a value that was read is JSON: no NaN, no infinity, no lone surrogate, and not too deep."""
+    """Whether a parsed value is valid JSON: no NaN, no infinity, no lone surrogate, and not too deep."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -25,7 +25,7 @@ def can_be_written(value: Any) -> bool:
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether objects and lists stand in each other more than `depth` times."""
+    """Whether objects and lists are nested more than `depth` levels deep."""
     if not isinstance(value, dict | list):
         return False
     return depth == 0 or any(

@@ -18,33 +18,33 @@ log = logging.getLogger(__name__)
 
 
 def connection_limits(max_pending: int) -> tuple[tuple[str, int], ...]:
-    """What one connection may take of the server, as options of gRPC.
+    """Limits per connection, as gRPC options.
 
     Without the first, thousands of streams that are opened and reset wait at once to be noticed here, and gRPC then
-    drops calls of others without a word. Streams that were reset count until they are; those beyond are refused by
-    gRPC itself. benchmarks/http2_floods.py sends such floods.
+    silently drops other clients' calls. Reset streams count until they are noticed; gRPC itself refuses streams beyond
+    the limit. benchmarks/http2_floods.py sends such floods.
     """
     return (
         ("grpc.max_concurrent_streams", max(_MIN_STREAMS, max_pending)),
-        ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by itself, for whoever connects and says nothing
+        ("grpc.server_handshake_timeout_ms", 10_000),  # default 120 s, for clients that connect and send nothing
         ("grpc.max_metadata_size", 8 << 10),
         ("grpc.absolute_max_metadata_size", 16 << 10),
-        ("grpc.http2.max_ping_strikes", 2),  # of pings that come sooner than the least interval
+        ("grpc.http2.max_ping_strikes", 2),  # for pings that come sooner than the minimum interval
     )
 
 
 class Listener:
-    """Has a server listen at an address, over TLS if there is one."""
+    """Binds a server to an address, with TLS if configured."""
 
     def __init__(self, address: str, tls: ServerTls | None, socket_mode: int) -> None:
         self._address, self._tls = address, tls
         self._socket = SocketFile(address.removeprefix("unix:"), socket_mode) if address.startswith("unix:") else None
 
     def listen(self, server: aio.Server) -> str:
-        """Binds the address, and returns it with the port that was chosen for port 0.
+        """Binds the address and returns it, with the port that was chosen for port 0.
 
         Raises:
-            OSError, RuntimeError: the address cannot be had.
+            OSError, RuntimeError: the address is unavailable.
             OSError: the certificate cannot be used.
         """
         if self._socket is not None:
@@ -59,23 +59,23 @@ class Listener:
         return f"{self._address.rpartition(':')[0]}:{port}"
 
     def close(self) -> None:
-        """Takes the file of a Unix socket away; the server itself is not stopped here."""
+        """Removes the file of a Unix socket; does not stop the server."""
         if self._socket is not None:
             self._socket.remove()
 
 
 def _read(tls: ServerTls) -> "grpc.ServerCertificateConfiguration":
-    """What the files hold now. Raises OSError if that cannot be used."""
+    """Reads the files' current content. Raises OSError if it cannot be used."""
     cert, key = read_pair(tls.cert_file, tls.key_file)
     authorities = None if tls.client_ca_file is None else read_authorities(tls.client_ca_file)
     return grpc.ssl_server_certificate_configuration([(key, cert)], authorities)
 
 
 def _rotated_credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    """Credentials that follow their files: gRPC asks at each handshake, from threads of its own."""
+    """Returns credentials that follow their files: gRPC asks for them at each handshake, from its own threads."""
     rotated = Rotated(tls.files, partial(_read, tls))
 
-    def changed() -> Any:  # the stubs do not know that None means the same as before
+    def changed() -> Any:  # the stubs do not know that None means unchanged
         return rotated.current if rotated.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(

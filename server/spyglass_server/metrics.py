@@ -1,6 +1,6 @@
-"""What a server counts and measures, for Prometheus.
+"""A server's metrics, for Prometheus.
 
-Labels are bounded: a served model's name, why an answer ended, a canonical status code. Never a key, an id or a text.
+Labels are bounded: a served model's name, a finish reason, a canonical status code. Never a key, an id or text.
 """
 
 import itertools
@@ -30,12 +30,12 @@ _ENCODE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 _STEP_TOKENS = tuple(float(1 << power) for power in range(14))
 _MAX_FAILURES = 10
 _FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
-"""Codes of failures that an operator wants to hear of: the others are the callers' doing."""
+"""Status codes of failures that concern the operator; the others are caused by callers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineTotals:
-    """The engine's steps since the server's start, and how full its caches are now; as in `StepStats`."""
+    """Totals of the engine's steps since the server's start, and current cache usage; as in `StepStats`."""
 
     kv_cache_usage: float = 0.0
     image_cache_usage: float = 0.0
@@ -46,7 +46,7 @@ class EngineTotals:
     num_preemptions: int = 0
 
     def add(self, stats: StepStats) -> None:
-        """One step more."""
+        """Adds a step."""
         self.kv_cache_usage, self.image_cache_usage = stats.kv_cache_usage, stats.image_cache_usage
         self.prefix_cache_queries += stats.prefix_cache_queries
         self.prefix_cache_hits += stats.prefix_cache_hits
@@ -57,7 +57,7 @@ class EngineTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How a server is at the moment of a question."""
+    """A snapshot of a server's load."""
 
     running: int = 0
     waiting: int = 0
@@ -68,7 +68,7 @@ class Load:
 
 
 class Failure(NamedTuple):
-    """A generation that the server could not serve, without anything that its caller has said."""
+    """A generation that the server could not serve, without any request content."""
 
     unix_s: float
     code: str
@@ -78,7 +78,7 @@ class Failure(NamedTuple):
 class AnswerTotals:
     """The tokens of a model's answers, and the times between pieces of one answer.
 
-    Plain numbers: the library's own counters take a lock each, which for every token would cost more than all else.
+    Plain numbers: each of the library's counters takes a lock, which per token would cost more than everything else.
     """
 
     __slots__ = ("num_between", "num_tokens", "sum_between_s")
@@ -86,12 +86,12 @@ class AnswerTotals:
     def __init__(self) -> None:
         self.num_tokens = 0
         self.num_between = [0] * (len(_TOKEN_SECONDS) + 1)
-        """How many of these times are at most as long as each of `_TOKEN_SECONDS`, and longer than the one before."""
+        """Number of these times per bucket: at most its bound in `_TOKEN_SECONDS`, and longer than the one before."""
         self.sum_between_s = 0.0
 
 
 class AnswerMetrics:
-    """Counts the tokens of one answer as they come."""
+    """Counts the tokens of one answer as they arrive."""
 
     __slots__ = ("_last_s", "_totals")
 
@@ -99,7 +99,7 @@ class AnswerMetrics:
         self._totals, self._last_s = totals, 0.0
 
     def token(self, now_s: float) -> None:
-        """One token more. Those that come at once are one piece."""
+        """Counts a token. Tokens that arrive at the same time are one piece."""
         totals = self._totals
         totals.num_tokens += 1
         if now_s != self._last_s:
@@ -110,10 +110,10 @@ class AnswerMetrics:
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own. Their names end as other servers' do."""
+    """The metrics of one server, in their own registry. Apart from the prefix, names match other servers'."""
 
     def __init__(self, model: str, load: Callable[[], Load]) -> None:
-        """`model` names what belongs to the engine and not to a generation. Other threads call `load`."""
+        """`model` labels metrics of the engine rather than of a generation. Other threads call `load`."""
         self.load, self.totals = load, EngineTotals()
         self.latest_failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
         self.registry = registry = CollectorRegistry()
@@ -142,22 +142,22 @@ class Metrics:
         self._encode, self._step_tokens = encode.labels(model), step_tokens.labels(model)
         self._prompt_tokens.labels(model)
         for reason in FinishReason:
-            self._success.labels(model, reason.value)  # there from the start, so that rates see the first one
+            self._success.labels(model, reason.value)  # present from the start, so that rates include the first one
 
     def step(self, stats: StepStats) -> None:
-        """The engine has made a step."""
+        """Records a step of the engine."""
         self.totals.add(stats)
         self._step_tokens.observe(stats.num_tokens)
         for seconds in stats.encode_s:
             self._encode.observe(seconds)
 
     def started(self, model: str, prompt_tokens: int) -> "AnswerMetrics":
-        """A generation has started; returns where its tokens are counted."""
+        """Records the start of a generation; returns the counter of its tokens."""
         self._prompt_tokens.labels(model).inc(prompt_tokens)
         return AnswerMetrics(self._answers.setdefault(model, AnswerTotals()))
 
     def ended(self, report: Report) -> None:
-        """A generation has ended; an observer."""
+        """Records the end of a generation; an observer."""
         code, timeline = report.code, report.timeline
         if code in _FAULTS and report.error is not None:
             assert timeline.ended_s is not None
@@ -179,7 +179,7 @@ class Metrics:
 
 
 class _Live(Collector):
-    """What is looked up whenever somebody reads the metrics."""
+    """Metrics that are computed at each scrape."""
 
     def __init__(
         self, model: str, load: Callable[[], Load], totals: EngineTotals, answers: Mapping[str, AnswerTotals]

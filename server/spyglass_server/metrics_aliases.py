@@ -1,4 +1,4 @@
-"""The metrics once more under vLLM's names, for routers and autoscalers that look for those."""
+"""The metrics under vLLM's names as well, for routers and autoscalers that look for those."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ _VLLM_NAMES = {
 
 
 def with_vllm_names(registry: CollectorRegistry) -> CollectorRegistry:
-    """A registry with all metrics of another, and those that vLLM has, too, also under vLLM's names."""
+    """Returns a registry with all metrics of another; those that vLLM also has appear under its names too."""
     both = CollectorRegistry()
     both.register(_Both(registry))
     return both

@@ -1,7 +1,7 @@
 """The events of a stream on their way to the client.
 
-A frame packs all that has happened since the last one: a step of the engine is one message, and a client that reads
-slowly gets fewer and larger ones.
+A frame packs all events since the last one: a step of the engine is one message, and a client that reads slowly gets
+fewer, larger ones.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import append_tool_calls
 
 _FRAME_BYTES = 1 << 20
-"""A frame ends with the event that passes this size; clients take 4 MiB, and an event is far smaller."""
+"""A frame ends with the event that exceeds this size; clients accept 4 MiB, and an event is far smaller."""
 
 _MAX_LOGPROBS = 512
 """Maximum number of tokens with logprobs in a delta; each takes up to a kilobyte."""
@@ -21,15 +21,15 @@ _MAX_ATTENTION = 4
 """Maximum number of tokens with their attention in a delta; each takes up to 100 kilobytes."""
 
 _MAX_EVENTS = 4096
-"""So many events may wait for a reader before nothing more is taken from it; what runs adds few, since deltas join."""
+"""Waiting events at which reading from the client pauses; running generations add few, since deltas join."""
 
 
 class Outbox:
-    """The events of one stream; one reader takes frames, anyone may push."""
+    """The events of one stream; one reader takes frames, any task may push."""
 
     def __init__(self) -> None:
         self._frame = pb.GenerateResponse()
-        """The next frame. Deltas are made where they are sent from: to copy them would take as long as to make them."""
+        """The next frame. Deltas are built in place: copying them would take as long as building them."""
         self._open_deltas: dict[tuple[int, int], pb.Delta] = {}
         self._go_away: pb.GoAway | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
@@ -48,7 +48,7 @@ class Outbox:
         self._note()
 
     def new_delta(self, event_id: int, index: int) -> pb.Delta | None:
-        """Adds a delta of a choice, which is to be filled now; None where an earlier one waits, which it must join."""
+        """Adds an empty delta of a choice, to be filled now; returns None if it must join an earlier, waiting one."""
         if (event_id, index) in self._open_deltas:
             return None
         event = self._frame.events.add()
@@ -68,7 +68,7 @@ class Outbox:
         await self._room.wait()
 
     def go_away(self, reason: str, first_refused_id: int) -> None:
-        """Tells the client to start nothing more on this stream, and from which id on nothing was begun."""
+        """Asks the client to start nothing more on this stream; nothing from `first_refused_id` on was begun."""
         self._go_away = pb.GoAway(reason=reason, first_refused_id=first_refused_id)
         self._wake.set()
 
@@ -90,9 +90,9 @@ class Outbox:
                 self._wake.set()
 
     def _take(self) -> pb.GenerateResponse:
-        """Takes the first events, as many as a frame may hold; what is left is for the next."""
+        """Takes the first events, as many as fit into a frame; the rest is left for the next."""
         frame, self._frame = self._frame, pb.GenerateResponse()
-        if frame.ByteSize() > _FRAME_BYTES:  # rarely; to ask every event for its size takes five times as long
+        if frame.ByteSize() > _FRAME_BYTES:  # rare; asking every event for its size takes five times as long
             count = size = 0
             while count < len(frame.events) and size < _FRAME_BYTES:
                 size += frame.events[count].ByteSize()

@@ -1,17 +1,17 @@
 """Panics of libraries that are written in Rust.
 
-They reach Python as an exception that is no Exception, so that nobody who handles errors sees them.
+They reach Python as a BaseException that is not an Exception, so ordinary error handlers do not catch them.
 """
 
 import contextlib
 from collections.abc import Iterator
 
 _MODULE = "pyo3_runtime"
-"""Where they come from; it cannot be imported."""
+"""The module of their class; it cannot be imported."""
 
 
 class LibraryPanicked(ValueError):
-    """A library could not cope with what it was given; what it says about that is for the log."""
+    """A library could not handle its input; its own message is for the log."""
 
     def __init__(self) -> None:
         super().__init__("it cannot be read")
@@ -19,7 +19,7 @@ class LibraryPanicked(ValueError):
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Around calls of a library, as a decorator too: its panics are raised as LibraryPanicked."""
+    """Raises panics of the library calls inside as LibraryPanicked; also usable as a decorator."""
     try:
         yield
     except BaseException as error:

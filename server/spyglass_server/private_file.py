@@ -1,4 +1,4 @@
-"""Small files of the data folder: only their owner reads them, and they are there whole or not at all."""
+"""Small files in the data folder: readable only by their owner, and replaced atomically."""
 
 import os
 from pathlib import Path

@@ -29,7 +29,7 @@ class PromptEcho:
         self._num_sent = 0
 
     def begin(self) -> Iterator[pb.Event]:
-        """Token ids and text, and the logprob of the first token; nothing where neither was asked for."""
+        """Token ids and text, and the logprob of the first token; nothing if neither was requested."""
         if not (self._echo or self._logprobs):
             return
         text = self._tokenizer.written_text(self._tokens) if self._echo else ""

@@ -1,8 +1,8 @@
 """What each key may still use of its limits.
 
-Limits by the minute fill up evenly, and are full after a minute without use. What a generation may still use is
-reserved when it begins: its tokens, where the caller has said how many an answer may have at most, and all that it can
-cost. At its end, however that comes, it is charged for what it has used, and the rest is there again.
+Per-minute limits refill evenly, and are full after a minute without use. A generation reserves what it may use when it
+begins: its tokens, with an assumed length of answers if the caller states no maximum, and the most that it can cost.
+When it ends, for whatever reason, it is charged for its actual use, and the rest is released.
 """
 
 import time
@@ -17,31 +17,31 @@ from spyglass_server.errors import BudgetSpent, RateLimited, Unavailable
 
 _MINUTE_S = 60.0
 _ASSUMED_TOKENS = 1024
-"""For each choice of a caller who has not said how many tokens an answer may have."""
+"""Tokens reserved for each choice if the caller has not stated a maximum."""
 _BUSY_RETRY_S = 1.0
 _KNOWN_S = 10.0
-"""So long the sums of the ledger are good for, which another server may write to."""
+"""How long the ledger's sums are used before they are read again: another server may write to it."""
 
 Spent = Callable[[str, float], Awaitable[float]]
-"""What a key has spent, in US dollars, for generations that began at a time or later; raises Unavailable."""
+"""Returns what a key has spent, in US dollars, on generations begun at or after a time; raises Unavailable."""
 
 
 class Bucket:
-    """A limit by the minute."""
+    """A per-minute limit."""
 
     def __init__(self, per_minute: int, now_s: float) -> None:
         self.per_minute = per_minute
         self._level, self._at_s = float(per_minute), now_s
 
     def wait_s(self, amount: float, now_s: float) -> float:
-        """How long it takes until so much is there; what is never there at once counts as all."""
+        """How long until `amount` is available; more than the whole limit counts as the whole limit."""
         if not self.per_minute:
             return _MINUTE_S
         missing = min(amount, self.per_minute) - self._fill(now_s)
         return max(0.0, missing * _MINUTE_S / self.per_minute)
 
     def take(self, amount: float, now_s: float) -> None:
-        """Takes something out, or puts it back if it is negative; there can be less than nothing."""
+        """Takes an amount, or puts it back if negative; the level may drop below zero."""
         self._level = min(self._fill(now_s) - amount, self.per_minute)
 
     def state(self, now_s: float) -> RateLimit:
@@ -58,9 +58,9 @@ class Bucket:
 
 @dataclass(slots=True, kw_only=True)
 class _Period:
-    """A day or a month: what was spent in it, as the ledger has told, and what this server has charged for since.
+    """A day or a month: what was spent in it according to the ledger, and what this server has charged since.
 
-    `charged_then` is what `charged` was when the ledger was asked.
+    `charged_then` is the value of `charged` when the ledger was queried.
     """
 
     begins_s: float
@@ -76,7 +76,7 @@ class _Period:
 
 @dataclass(slots=True, kw_only=True)
 class _Account:
-    """What a key uses. A bucket is None without a limit."""
+    """A key's usage. A bucket is None without a limit."""
 
     limits: KeyLimits
     requests: Bucket | None = None
@@ -85,27 +85,27 @@ class _Account:
     reserved_usd: float = 0.0
     periods: dict[str, _Period] = field(default_factory=dict)
     asked_s: float = float("-inf")
-    """When the ledger was asked what was spent."""
+    """When the ledger was last queried."""
 
     @property
     def budgets(self) -> dict[str, float]:
-        """How much the key may spend in a day and a month, where that is limited."""
+        """How much the key may spend per day and month, where limited."""
         amounts = {"day": self.limits.usd_per_day, "month": self.limits.usd_per_month}
         return {name: amount for name, amount in amounts.items() if amount is not None}
 
 
 class Hold:
-    """One generation's part of its key's limits. `end` must be called once, whatever happens."""
+    """One generation's share of its key's limits. `end` must be called once, whatever happens."""
 
     def __init__(self, account: _Account | None, begun_s: float) -> None:
         self._account, self._begun_s = account, begun_s
         self._tokens, self._usd = 0, 0.0
 
     def reserve(self, *, prompt_tokens: int, stated_tokens: int | None, n: int, most_usd: float) -> None:
-        """Reserves what it may use: `stated_tokens` for each of `n` choices, and so many dollars at most.
+        """Reserves what it may use: its prompt, `stated_tokens` for each of `n` choices, and `most_usd` dollars.
 
         Raises:
-            RateLimited, BudgetSpent: there is not so much left.
+            RateLimited, BudgetSpent: too little is left.
         """
         if (account := self._account) is None:
             return
@@ -127,11 +127,11 @@ class Hold:
 
     @property
     def rate_limits(self) -> RateLimits | None:
-        """What is left now; None without a limit by the minute."""
+        """What is left now; None without limits."""
         return None if self._account is None else _state(self._account)
 
     def end(self, tokens: int, usd: float) -> None:
-        """Charges for what was used, which is nothing before the generation is metered."""
+        """Charges for actual use, which is zero before the generation is metered."""
         if (account := self._account) is None:
             return
         self._account = None
@@ -152,11 +152,11 @@ class Quotas:
         self._accounts: dict[str, _Account] = {}
 
     async def hold(self, key: ApiKey) -> Hold:
-        """Begins a generation, or something that costs as much work.
+        """Begins a generation, or an operation that takes as much work.
 
         Raises:
             RateLimited, BudgetSpent: the key has reached a limit.
-            Unavailable: what it has spent cannot be found out.
+            Unavailable: what it has spent cannot be determined.
         """
         if key.limits == KeyLimits():
             return Hold(None, 0.0)
@@ -184,7 +184,7 @@ class Quotas:
         return Hold(account, time.time())
 
     def _account(self, key: ApiKey) -> _Account:
-        """The key's account, with its limits as they are now."""
+        """Returns the key's account, with its current limits."""
         account = self._accounts.setdefault(key.id, _Account(limits=KeyLimits()))
         if account.limits != key.limits:
             account.requests = _resized(account.requests, key.limits.requests_per_minute)
@@ -193,7 +193,7 @@ class Quotas:
         return account
 
     async def _learn_spending(self, key_id: str, account: _Account) -> None:
-        """Asks the ledger what was spent in the present day and month, where that is limited and not known."""
+        """Queries the ledger for the spending of the current day and month, where limited and not known."""
         now = datetime.now(UTC)
         is_fresh = time.monotonic() - account.asked_s < _KNOWN_S
         for name in account.budgets:
@@ -203,7 +203,7 @@ class Quotas:
                 period = account.periods[name] = _Period(begins_s=begins_s, ends_s=ends_s)
             if period.told is not None and is_fresh:
                 continue
-            charged = period.charged  # this is in the answer, what is charged from now on is not
+            charged = period.charged  # included in the answer; later charges are not
             try:
                 period.told, period.charged_then = await self._spent(key_id, begins_s), charged
             except Unavailable:
@@ -237,7 +237,7 @@ def _state(account: _Account) -> RateLimits:
 
 
 def _resized(bucket: Bucket | None, per_minute: int | None) -> Bucket | None:
-    """A bucket of another size, from which as much is missing as before."""
+    """Returns a bucket of another size, with as much missing as before."""
     if per_minute is None or (bucket and bucket.per_minute == per_minute):
         return None if per_minute is None else bucket
     now_s = time.monotonic()
@@ -249,7 +249,7 @@ def _resized(bucket: Bucket | None, per_minute: int | None) -> Bucket | None:
 
 
 def _bounds(name: str, now: datetime) -> tuple[float, float]:
-    """When the present day or month has begun and will end, in seconds since 1970."""
+    """Returns when the current day or month begins and ends, in seconds since 1970."""
     day = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if name == "day":
         return day.timestamp(), (day + timedelta(days=1)).timestamp()

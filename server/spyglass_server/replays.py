@@ -1,7 +1,7 @@
-"""Answers that are given again: a Start with the idempotency key of an earlier one gets that one's events.
+"""Replays answers: a Start with the idempotency key of an earlier one gets the earlier one's events.
 
-A generation with such a key belongs to nobody's stream: it goes on when its caller is gone, so that the caller's next
-try finds it, running or complete. One that fails is forgotten, and may be tried anew.
+A generation with such a key belongs to no stream: it continues when its caller is gone, so that the caller's retry
+finds it, running or complete. A failed generation is forgotten, and may be retried.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from spyglass_server.config import Prices
 from spyglass_server.errors import Conflict, SpyglassError, TooManyRequests, to_status
 
 WINDOW_S = 600.0
-"""So long after its end an answer is given again."""
+"""How long a finished answer can be replayed."""
 MAX_BYTES = 64 << 20
-"""Of all answers that are kept; the oldest that are complete go first."""
+"""Maximum size of all stored answers; the oldest complete ones are dropped first."""
 _RETRY_AFTER_S = 5.0
 
 Emit = Callable[[pb.Event], None]
@@ -26,15 +26,15 @@ class Work(Protocol):
     """A generation that emits the events of an answer."""
 
     def start(self) -> asyncio.Task[None]:
-        """Begins it as a task, which ends after its last event."""
+        """Starts it as a task, which ends after its last event."""
         ...
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
-        """Takes a piece of an announced image."""
+        """Takes a chunk of an announced image."""
 
     @property
     def count(self) -> tuple[int, int] | None:
-        """The number of its usage record while that is open, and how many tokens there are."""
+        """The usage record's number and token count while the record is open."""
         ...
 
     def end(self, error: SpyglassError | None = None) -> None:
@@ -42,7 +42,7 @@ class Work(Protocol):
 
 
 class Answer:
-    """The events of one generation, which several callers may follow from the first on."""
+    """The events of one generation, which several callers may follow from the first event on."""
 
     def __init__(self, digest: bytes) -> None:
         self.digest = digest
@@ -57,7 +57,7 @@ class Answer:
         self._work: Work | None = None
 
     def begin(self, work: Work) -> None:
-        """Has the generation run, whoever follows."""
+        """Starts the generation, whether or not a caller follows it."""
         self._work = work
         self._task = work.start()
 
@@ -72,13 +72,13 @@ class Answer:
         self._more.set()
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
-        """Hands a piece of an image to the generation."""
+        """Passes a chunk of an image to the generation."""
         if self._work is not None:
             self._work.add_chunk(chunk)
 
     @property
     def count(self) -> tuple[int, int] | None:
-        """As the generation's."""
+        """The generation's `count`."""
         return self._work.count if self._work is not None else None
 
     def end(self, error: SpyglassError) -> None:
@@ -88,7 +88,7 @@ class Answer:
             self._work.end(error)
 
     async def follow(self, take: Emit) -> None:
-        """Hands over all events from the first to the last, as they come; to who is cancelled, those that have come."""
+        """Passes on all events as they arrive; a cancelled follower still gets those that have arrived."""
         taken = 0
         self.num_followers += 1
         try:
@@ -105,27 +105,27 @@ class Answer:
 
 
 class Follower:
-    """One generation's part in an answer: it repeats the events, under an id of its own."""
+    """Repeats the events of an answer under the id of another generation."""
 
     def __init__(self, answer: Answer, event_id: int, emit: Emit, counts: dict[int, int], *, is_first: bool) -> None:
-        """`counts` is as a generation's. Only the first one's pieces of images are taken."""
+        """`counts` is as in `Generation`. Only the first follower's image chunks are used."""
         self.answer = answer
         self._id, self._emit, self._counts, self._is_first = event_id, emit, counts, is_first
         self._last_event: pb.Event | None = None
         self._sent: pb.Usage | None = None
-        """How much has been sent, once the answer has started."""
+        """The usage sent so far, once the answer has started."""
 
     def add_chunk(self, chunk: pb.ImageChunk) -> None:
-        """Takes a piece of an image."""
+        """Takes a chunk of an image."""
         if self._is_first:
             self.answer.add_chunk(chunk)
 
     async def run(self) -> None:
-        """Repeats all events but the last, as they come."""
+        """Repeats all events but the last, as they arrive."""
         await self.answer.follow(self._repeat)
 
     def last_event(self, error: BaseException | None, prices: Prices) -> pb.Event:
-        """The answer's own, or where this one ends before that, by an error, one that says so and how much was sent."""
+        """Returns the answer's last event or, if `error` ends this one earlier, one with it and the usage sent."""
         if self._last_event is not None:
             return self._last_event
         assert error is not None, "an answer has a last event"
@@ -151,22 +151,22 @@ class Follower:
 
 
 class Replays:
-    """The answers of a server that may be asked for again, by tenant and key."""
+    """A server's answers that can be replayed, by tenant and key."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str], Answer] = {}
 
     def find(self, tenant: str, key: str, digest: bytes) -> tuple[Answer, bool]:
-        """The answer to an earlier request, or a new one that the caller must start; and whether it is new.
+        """Returns the answer to an earlier request, or a new one that the caller must start, and whether it is new.
 
         Raises:
-            Conflict: the earlier request was another.
-            TooManyRequests: all room is taken by answers that are being made.
+            Conflict: the earlier request was a different one.
+            TooManyRequests: unfinished answers take all the room.
         """
         self._forget()
         answer = self._answers.get((tenant, key))
         if answer is not None and answer.failed:
-            answer = None  # it says so to those who wait for it, soon
+            answer = None  # its followers will soon get the error
         if answer is not None and answer.digest != digest:
             raise Conflict("another request was made with this idempotency key", field="idempotency_key")
         if answer is not None:
@@ -177,13 +177,13 @@ class Replays:
         return answer, True
 
     def abandon(self, error: SpyglassError) -> None:
-        """Ends all that still run."""
+        """Ends all that are still running."""
         for answer in self._answers.values():
             if answer.ended_s is None:
                 answer.end(error)
 
     def _forget(self) -> None:
-        """Drops what has failed or is old and, where there is no room, the oldest."""
+        """Drops failed and expired answers and, to make room, the oldest."""
         now = time.monotonic()
         total = sum(answer.num_bytes for answer in self._answers.values())
         ended = [(answer.ended_s, key) for key, answer in self._answers.items() if answer.ended_s is not None]

@@ -1,4 +1,4 @@
-"""What is known of a generation that has ended, for those who watch: metrics, traces and the log."""
+"""What is known of an ended generation, for its observers: metrics, traces and the log."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from spyglass_server.timeline import Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A generation that has ended. Without `usage` it had not started; `model` is empty where none was resolved.
+    """A generation that has ended. Without `usage`, it had not started; `model` is empty if none was resolved.
 
-    `finish` is why its answer ended: LENGTH where any choice did so. `error` is None when it ended well. Nothing in it
-    is content.
+    `finish` is why its answer ended: LENGTH if any choice did so. `error` is None if it ended well. A report contains
+    no text or images of requests and answers.
     """
 
     request_id: str

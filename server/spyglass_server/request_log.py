@@ -1,4 +1,4 @@
-"""One line in the log for each generation, without anything that its caller or the model has said."""
+"""One log line for each generation, without any content of its request or answer."""
 
 import logging
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def log_generation(report: Report) -> None:
-    """Writes how a generation ended, what it used and how long its phases took; an observer."""
+    """Logs how a generation ended, what it used and how long its phases took; an observer."""
     if not log.isEnabledFor(logging.INFO):
         return
     usage, timeline = report.usage, report.timeline

@@ -53,7 +53,7 @@ class Resources:
     slots: FairSlots
     """For work in `workers`."""
     shapes: FairSlots = field(default_factory=lambda: FairSlots(_NUM_SHAPES, share=_NUM_SHAPES // 2))
-    """For shapes of answers to be checked: that keeps a core busy, and some take a third of a second."""
+    """For checking the shapes of answers: each keeps a core busy, some for a third of a second."""
     decoder: ImageDecoder
     served_names: tuple[str, ...]
     image_limits: ImageLimits
@@ -61,7 +61,7 @@ class Resources:
     request_timeout_s: float
 
     def observe(self, report: Report) -> None:
-        """Lets all observers know of a generation that has ended; what fails in one of them is not its fault."""
+        """Reports an ended generation to all observers; their failures do not affect it."""
         for observer in self.observers:
             try:
                 observer(report)
@@ -90,7 +90,7 @@ class Resources:
         return name or names[0]
 
     async def prepare(self, spec: Spec, images: list[bytes], tenant: str) -> tuple[Prompt, str]:
-        """Makes the prompt, and the grammar of the answer if it must have a shape; tenants take turns."""
+        """Makes the prompt, and the answer's grammar if it must have a shape; tenants take turns."""
 
         @panics_as_errors()
         def work() -> tuple[Prompt, str]:
@@ -110,10 +110,10 @@ class Resources:
         return prompt, grammar
 
     async def lay_out(self, spec: Spec, tenant: str) -> list[pb.ImageLayout]:
-        """How the model sees the images of a conversation, by their data or their sizes.
+        """Returns how the model sees a conversation's images, given their data or their sizes.
 
         Raises:
-            InvalidImage: one of them cannot be used.
+            InvalidImage: an image cannot be used.
         """
         if not isinstance(spec.input, ChatInput):
             return []

@@ -1,7 +1,7 @@
 """The RPCs of InferenceService.
 
-`Generation` is the life of a generation, `Session` has the rules of a Generate stream, and `boundary` handles keys and
-errors.
+`Generation` implements the life of a generation, `Session` the rules of a Generate stream, and `boundary` handles keys
+and errors.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 _MAX_TEXT_BYTES = 3 << 20
 _STALLED_S = 60.0
-"""A client that takes nothing for so long is dropped."""
+"""How long a client may read nothing before its stream is dropped."""
 
 if TYPE_CHECKING:  # generic only in the stubs
     Context = aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers calls. Stateless but for the streams that are open."""
+    """Answers calls. Stateless except for open streams."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -64,13 +64,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     log.warning("a client has read nothing for %.0f s; its stream is dropped", _STALLED_S)
                     raise asyncio.CancelledError from None  # no status can be sent while a message waits
             if reader.done():
-                reader.result()  # raises what was wrong with the stream
+                reader.result()  # raises the stream's error
         finally:
             await asyncio.shield(asyncio.create_task(self._close(session, reader), name="stream-close"))
 
     async def _close(self, session: Session, reader: asyncio.Task[None]) -> None:
-        """Ends a stream. A task of its own: its call may be cancelled again while this goes on, as one is whose client
-        leaves while the server goes down."""
+        """Ends a stream. Runs as a separate task, since the call may be cancelled again meanwhile.
+
+        That happens if the client leaves while the server shuts down.
+        """
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
         await session.aclose()
@@ -168,18 +170,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def drain(self) -> None:
-        """Asks the clients of all streams to go away; what has begun may end."""
+        """Asks the clients of all streams to go away; running generations may finish."""
         self._is_draining = True
         for session in self._sessions:
             session.drain()
 
     async def wait_idle(self) -> None:
-        """Waits, after `drain`, until everything that has begun has ended."""
+        """Waits, after `drain`, until all streams and generations have ended."""
         await self._no_sessions.wait()
         await self._resources.admission.wait_idle()  # answers that belong to no stream
 
     def abandon(self) -> None:
-        """Ends all generations that still run."""
+        """Ends all generations that are still running."""
         for session in self._sessions:
             session.abandon()
         self._resources.replays.abandon(going_down())
@@ -187,7 +189,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _caller(
         self, request: pb.ListModelsRequest | pb.GetModelRequest | pb.CheckAccessRequest | pb.GetUsageRequest
     ) -> ApiKey:
-        """On whose behalf a short call is made: its own key's, if it names nobody."""
+        """Returns the key on whose behalf a short call is made: its own, if it names no caller."""
         keys = self._resources.keys
         if not request.HasField("caller"):
             return keys.current(caller())

@@ -21,13 +21,13 @@ class Session:
         self._outbox = Outbox()
         self._running: dict[int, Generation] = {}
         self._counts: dict[int, int] = {}
-        """Tokens by usage record that the ledger does not have yet."""
+        """Token counts by usage record that the ledger does not have yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_id = -1
         self._no_more = self._is_draining = False
 
     async def read(self, requests: AsyncIterator[pb.GenerateRequest]) -> None:
-        """Takes the client's messages until it closes its half.
+        """Reads the client's messages until it closes its half of the stream.
 
         Raises:
             InvalidRequest: an id breaks the order; the whole stream is at fault.
@@ -43,7 +43,7 @@ class Session:
         self._close_if_done()
 
     async def frames(self) -> AsyncIterator[pb.GenerateResponse]:
-        """What is to be sent, until nothing can follow; the ledger knows of the tokens in it."""
+        """Yields frames to send, until nothing can follow; the ledger has counted the tokens in them."""
         async for frame in self._outbox.frames():
             if not self._keep_counts():
                 kept = [event for event in frame.events if not event.HasField("delta")]
@@ -51,7 +51,7 @@ class Session:
             yield frame
 
     def drain(self) -> None:
-        """Tells the client to go away; what runs goes on to its end."""
+        """Asks the client to go away; running generations continue to their end."""
         if self._is_draining:
             return
         self._no_more = self._is_draining = True
@@ -59,12 +59,12 @@ class Session:
         self._close_if_done()
 
     def abandon(self) -> None:
-        """Ends what still runs, because the server goes down now."""
+        """Ends running generations, because the server is going down now."""
         for generation in list(self._running.values()):
             generation.end(going_down())
 
     async def aclose(self) -> None:
-        """Cancels what still runs and waits until it has let go of everything."""
+        """Cancels running generations and waits until they have released everything."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -104,7 +104,7 @@ class Session:
         self._close_if_done()
 
     def _keep_counts(self) -> bool:
-        """Has the ledger keep what has been counted since the last frame. Where it cannot, all generations end."""
+        """Saves the counts since the last frame in the ledger. If that fails, all generations end."""
         if not self._counts:
             return True
         try:

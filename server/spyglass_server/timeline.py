@@ -1,4 +1,4 @@
-"""When what happened to a generation: the one source of its timings, its metrics, its spans and its line in the log."""
+"""When each phase of a generation ended: the one source of its timings, metrics, spans and log line."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _PHASES = (
     ("prefill", "first_token_s"),
     ("decode", "ended_s"),
 )
-"""In order, and the moment at which each ends."""
+"""The phases in order, with the moment at which each ends."""
 
 
 class Phase(NamedTuple):
@@ -31,10 +31,10 @@ class Phase(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """Moments on the machine's monotonic clock, which the engine process shares; None what has not happened.
+    """Moments on the machine's monotonic clock, which the engine process shares; None if not reached.
 
-    Its phases are admission; the upload of announced images; the preparation of the prompt; the queue in front of the
-    engine; there the encoding of images that no cache has, and the prefill; and the decoding up to the end.
+    The phases are admission; the upload of announced images; the preparation of the prompt; the engine's queue; in the
+    engine, the encoding of images that no cache has, and the prefill; and the decoding up to the end.
     """
 
     began_s: float = field(default_factory=time.monotonic)
@@ -50,11 +50,11 @@ class Timeline:
     ended_s: float | None = None
 
     def unix_s(self, moment_s: float) -> float:
-        """A moment in seconds since 1970."""
+        """Converts a moment to seconds since 1970."""
         return self.began_unix_s + moment_s - self.began_s
 
     def phases(self) -> Iterator[Phase]:
-        """The phases that it went through, in order; the last one is that in which it ended, or stands now."""
+        """Yields the phases reached, in order; the last one is the current one, or the one in which it ended."""
         now_s = time.monotonic() if self.ended_s is None else self.ended_s
         start_s = self.began_s
         for name, moment in _PHASES:
@@ -72,7 +72,7 @@ class Timeline:
         return None if self.first_token_s is None else self.first_token_s - self.began_s
 
     def tokens_per_second(self, num_tokens: int) -> float | None:
-        """How fast an answer of so many tokens came after its first one; None where that cannot be said."""
+        """The speed of an answer of `num_tokens` after its first token; None if it cannot be computed."""
         if self.first_token_s is None or self.last_token_s is None or self.last_token_s <= self.first_token_s:
             return None
         return (num_tokens - 1) / (self.last_token_s - self.first_token_s)

@@ -1,4 +1,4 @@
-"""What torchrun puts into the environment of the processes that it starts, on one machine or several."""
+"""The environment that torchrun sets for the processes it starts, on one machine or several."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A process among those of a torchrun; `host` and `port` are those of the store that torchrun keeps for them."""
+    """One of torchrun's processes; `host` and `port` are those of the store that torchrun runs for them."""
 
     rank: int
     size: int
@@ -15,14 +15,14 @@ class Launch:
     host: str
     port: int
     attempt: int
-    """How often torchrun has started all of them anew."""
+    """How often torchrun has restarted all processes."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "Launch | None":
-        """From the environment; None where torchrun has not started this process, or only this one.
+        """Reads the environment; returns None if torchrun has not started this process, or only this one.
 
         Raises:
-            ValueError: torchrun keeps no store that its processes can use; the text is for the operator.
+            ValueError: torchrun runs no store that its processes can use; the text is for the operator.
         """
         if "TORCHELASTIC_RUN_ID" not in environ or environ["WORLD_SIZE"] == "1":
             return None

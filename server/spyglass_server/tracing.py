@@ -1,7 +1,7 @@
-"""A span for each generation, with its phases as children, and its measurements, in OpenTelemetry's terms.
+"""OpenTelemetry spans for generations, with their phases as children, and measurements.
 
-The names are those of the semantic conventions for generative AI. Spans are made when a generation has ended, from its
-timeline: nothing is done for a token.
+Names follow the semantic conventions for generative AI. Spans are made from the timeline when a generation has ended:
+there is no work per token.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.8
 
 
 class Tracing:
-    """Makes spans and measurements of generations; `ended` is an observer."""
+    """Records spans and measurements of generations; `ended` is an observer."""
 
     def __init__(self, tracer: "Tracer", meter: "Meter") -> None:
         self._tracer = tracer
@@ -42,7 +42,7 @@ class Tracing:
         )
 
     def ended(self, report: Report) -> None:
-        """A generation has ended."""
+        """Records the end of a generation."""
         common: dict[str, str] = {"gen_ai.operation.name": report.operation, "gen_ai.provider.name": _PROVIDER}
         if report.model:
             common["gen_ai.request.model"] = common["gen_ai.response.model"] = report.model

@@ -13,7 +13,7 @@ from spyglass_server.prompt.prompt_maker import ChatInput
 
 _FIELD = "image_chunk"
 _TIMEOUT_S = 60.0
-"""So long a generation may hold its place while images are on their way."""
+"""How long a generation may hold its place while its images are on their way."""
 
 
 class Upload:
@@ -28,10 +28,10 @@ class Upload:
         self._complete = asyncio.Event()
 
     def expect(self, spec: Spec, limits: ImageLimits, grow: Callable[[int], None]) -> None:
-        """Says which images there are; until then no pieces may come. `grow` takes the size of each.
+        """Sets which images to expect; chunks are refused before that. `grow` takes the size of each.
 
         Raises:
-            InvalidRequest: of one there is only the size.
+            InvalidRequest: only the size of an image is given.
         """
         self._fields = tuple(slot.field for slot in spec.input.images) if isinstance(spec.input, ChatInput) else ()
         self._images = []
@@ -44,10 +44,10 @@ class Upload:
         self._check_complete()
 
     def add(self, chunk: pb.ImageChunk) -> None:
-        """Takes the next piece of an image.
+        """Takes the next chunk of an image.
 
         Raises:
-            InvalidRequest: no such image is awaited, a limit is passed, or the piece has a field of a later version.
+            InvalidRequest: no such image is expected, a limit is exceeded, or the chunk has a field of a later version.
             TooManyRequests: there is no room for it.
         """
         nothing_unknown(chunk, _FIELD)
@@ -69,10 +69,10 @@ class Upload:
             self._check_complete()
 
     async def complete(self) -> list[bytes]:
-        """Waits until all images are there and returns them in reading order; no more are taken afterwards.
+        """Waits for all images and returns them in reading order; later chunks are refused.
 
         Raises:
-            DeadlineExceeded: they do not arrive in time.
+            DeadlineExceeded: the images do not arrive in time.
         """
         try:
             async with asyncio.timeout(_TIMEOUT_S):

@@ -1,1 +1,1 @@
-"""OpenAI's chat completions API: its requests, their way into the protocol, and its answers."""
+"""OpenAI's chat completions API: its requests, their translation into the protocol, and its answers."""

@@ -1,4 +1,4 @@
-"""The JSON of choices: those of chat completions and those of completions."""
+"""The JSON of choices, for chat completions and for completions."""
 
 import codecs
 from base64 import b64encode
@@ -10,12 +10,12 @@ from spyglass.v1 import inference_pb2 as pb
 from spyglass_common.deltas import ChoiceDelta
 
 _MIN_LOGPROB = -9999.0
-"""What OpenAI's documentation has for a token that is very unlikely. Minus infinity is no JSON."""
+"""OpenAI's documented value for a very unlikely token. JSON has no minus infinity."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Kept:
-    """All that has come of one choice."""
+    """Everything received of one choice."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[pb.TokenLogprobs] = field(default_factory=list)
@@ -48,14 +48,14 @@ class ChatChoices:
         self._kept = [_Kept() for _ in range(n)]
 
     def first(self, index: int) -> dict[str, Any]:
-        """The choice that carries the role."""
+        """Returns the choice that carries the role."""
         return self._choice(index, {"role": "assistant", "content": ""})
 
     def chunk_template(self, index: int) -> tuple[str, str]:
         return f'{{"index":{index},"delta":{{"content":', '},"finish_reason":null,"logprobs":null}'
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """As at OpenAI, a chunk has one call; logprobs go with the first."""
+        """As in OpenAI's API, a chunk has one call; logprobs go with the first."""
         first: dict[str, Any] = {"content": delta.text} if delta.text or not delta.tool_calls else {}
         pieces: list[dict[str, Any]] = [{"tool_calls": [_call_piece(call)]} for call in delta.tool_calls] or [{}]
         choices = [self._choice(delta.index, piece) for piece in pieces]
@@ -126,7 +126,7 @@ class TextChoices:
 
 
 class _TextTokens:
-    """The probabilities of one choice of a text_completion, and where its tokens stand in the text."""
+    """The logprobs of one choice of a text_completion, and the offsets of its tokens in the text."""
 
     def __init__(self, begins_with_prompt: bool) -> None:
         self._nothing_before = begins_with_prompt
@@ -152,7 +152,7 @@ def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 
 def _call_piece(call: pb.ToolCallDelta) -> dict[str, Any]:
-    """More of a call; its first piece says which function it is of."""
+    """Returns a piece of a call; only the first piece names the function."""
     if not call.id:
         return {"index": call.index, "function": {"arguments": call.arguments_json}}
     return {"index": call.index, **_call(call.id, call.name, call.arguments_json)}
@@ -163,7 +163,7 @@ def _chat_logprobs(tokens: list[pb.TokenLogprobs]) -> dict[str, Any] | None:
 
 
 def _image_attention(tokens: Sequence[pb.TokenAttention], grids: Sequence[pb.ImageGrid]) -> dict[str, Any]:
-    """The field with where the model looked, where that was asked for."""
+    """Returns the field that shows where the model looked, if requested."""
     if not tokens:
         return {}
     images = [
@@ -184,21 +184,21 @@ def _image_map(given: pb.ImageMap) -> dict[str, Any] | None:
 
 
 def _chat_token(token: pb.TokenLogprobs) -> dict[str, Any]:
-    """A token with its probability, and those of its rivals."""
+    """Returns a token with its logprob and those of its alternatives."""
     rivals = [_probability(rival.bytes, rival.logprob) for rival in token.top]
     return {**_probability(token.bytes, token.logprob), "top_logprobs": rivals}
 
 
 def _probability(token: bytes, logprob: float) -> dict[str, Any]:
-    """Bytes that are no whole characters are found in `bytes` only."""
+    """Bytes that do not form whole characters are exact only in `bytes`."""
     return {"token": text_of(token), "logprob": finite(logprob), "bytes": list(token)}
 
 
 def text_of(token: bytes) -> str:
-    """A token's bytes as text; what is no whole character becomes a replacement character."""
+    """Returns a token's bytes as text; incomplete characters become replacement characters."""
     return token.decode("utf-8", "replace")
 
 
 def finite(logprob: float) -> float:
-    """The logarithm of a probability as JSON can have it."""
+    """Returns a log probability that JSON can represent."""
     return max(logprob, _MIN_LOGPROB)

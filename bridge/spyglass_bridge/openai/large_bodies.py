@@ -1,8 +1,8 @@
-"""Large bodies: the pictures in them are set aside before the JSON is parsed.
+"""Large bodies: their images are set aside before the JSON is parsed.
 
-A parser reads a string of 60 MB in one go, and meanwhile no stream of this process moves. Beside pictures no string of
-a request may be so long, since no context holds it. So what remains is either short enough to be parsed at once, or
-refused; and pictures are decoded piece by piece.
+A parser reads a 60 MB string in one go, stalling every stream of this process. Apart from images, no string of a
+request may be that long, since no context can hold it. What remains is thus either short enough to parse at once or
+refused; images are decoded piece by piece.
 """
 
 import re
@@ -15,7 +15,7 @@ from spyglass_bridge.errors import ApiError
 from spyglass_common.limits import MAX_START_BYTES
 
 _MAX_REST_BYTES = MAX_START_BYTES // 2 * 3
-"""What a body may have beside pictures: more than any Start holds, and few enough bytes to parse at once."""
+"""Maximum bytes of a body besides its images: more than any Start holds, and few enough to parse at once."""
 _LONG_BYTES = 16 << 10
 _MAX_PICTURES = 4096
 _KEY = b'"image_url"'
@@ -26,13 +26,13 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class SetAside:
-    """Long URLs of pictures as they stand in a body, escaped, by what stands there in their place."""
+    """Long image URLs as they appear in a body, escaped, keyed by the placeholders that replace them."""
 
     urls: Mapping[str, memoryview] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def find(self, url: str) -> memoryview | None:
-        """The long URL in whose place this one stands, if any."""
+        """Returns the long URL that this placeholder replaces, if any."""
         found = self.urls.get(url)
         if found is not None:
             self.used.add(url)
@@ -40,12 +40,12 @@ class SetAside:
 
     @property
     def all_used(self) -> bool:
-        """Whether all were found where pictures belong."""
+        """Whether all placeholders were found where images belong."""
         return len(self.used) == len(self.urls)
 
 
 def set_aside(body: LargeBody) -> tuple[bytes, SetAside]:
-    """Takes the long URLs of pictures out of a body. Raises ApiError 400 where the rest is too large."""
+    """Cuts the long image URLs out of a body. Raises ApiError 400 if the rest is too large."""
     view, name = body.view(), secrets.token_hex(8)
     urls: dict[str, memoryview] = {}
     rest: list[bytes | memoryview] = []
@@ -66,14 +66,14 @@ def set_aside(body: LargeBody) -> tuple[bytes, SetAside]:
 
 
 def check_rest(num_bytes: int) -> None:
-    """Raises ApiError 400 where a body has more than this beside its pictures."""
+    """Raises ApiError 400 if `num_bytes`, the size of a body without its images, exceeds the limit."""
     if num_bytes > _MAX_REST_BYTES:
         message = f"This model's maximum context length is smaller than that: the texts take {num_bytes} bytes."
         raise ApiError(400, message, code="context_length_exceeded")
 
 
 def _end_of_string(body: LargeBody, begin: int) -> int:
-    """Where the quote stands that ends a string; the beginning where that is no string of a picture."""
+    """Returns the position of the quote that ends a string; `begin` if the string is not an image URL."""
     end = begin
     for _ in range(_MAX_ESCAPED_QUOTES):
         end = _find(body, b'"', end)
@@ -87,7 +87,7 @@ def _end_of_string(body: LargeBody, begin: int) -> int:
 
 
 def _find(body: LargeBody, what: bytes, begin: int) -> int:
-    """Where something stands next, or -1; looks in pieces, so that other threads get their turn."""
+    """Returns the next position of `what`, or -1; searches in pieces, so that other threads get their turn."""
     for start in range(begin, body.size, _PIECE_BYTES):
         end = min(start + _PIECE_BYTES + len(what) - 1, body.size)
         if (found := body.memory.find(what, start, end)) >= 0:

@@ -45,7 +45,7 @@ class NativeAnswer:
         return []
 
     def deltas(self, deltas: Sequence[ChoiceDelta]) -> list[str]:
-        """An event for each token. The text of a token may lack what the next one completes."""
+        """Returns an event for each token. A token's text may lack a character that the next one completes."""
         self.add(deltas)
         return [
             _event({"id": token, "text": text_of(found.bytes), "logprob": finite(found.logprob)})
@@ -54,7 +54,7 @@ class NativeAnswer:
         ]
 
     def end(self, finished: pb.Finished) -> list[str]:
-        """The event with the whole text of the first choice."""
+        """Returns the event with the whole text of the first choice."""
         usage = finished.usage
         details = {
             "finish_reason": self._finish_reason,

@@ -1,4 +1,4 @@
-"""The parts of requests: messages, tools, formats and stops, with the wording of their refusals."""
+"""The parts of requests: messages, tools, formats and stops, with their error messages."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -10,7 +10,7 @@ from spyglass_common.limits import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 
 def _kind(key: str) -> Callable[[Any], str | None]:
-    """Tells the members of a union apart by a field. Tags stand in <> so that paths can leave them out."""
+    """Discriminates the members of a union by a field. Tags are enclosed in <> so that paths can omit them."""
     return lambda value: f"<{value.get(key)}>" if isinstance(value, dict) else None
 
 
@@ -21,7 +21,7 @@ def _string_or_list(value: Any) -> str | None:
 
 
 class Object(BaseModel):
-    """What a request may hold: types are strict, and there is nothing else."""
+    """Base class of request objects: types are strict, and unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,7 +42,7 @@ class ImagePart(Object):
 
 
 class ImageSize(Object):
-    """In the place of an image that is only counted: its size, in pixels."""
+    """The size in pixels, given instead of an image that is only counted."""
 
     width: Annotated[int, Field(ge=1, le=1 << 20)]
     height: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -50,7 +50,7 @@ class ImageSize(Object):
 
 
 class CountedImagePart(Object):
-    """An image to count: itself, or its size."""
+    """An image to count: the image itself or its size."""
 
     type: Literal["image_url"]
     image_url: Annotated[
@@ -107,7 +107,7 @@ class UserMessage(Object):
 
 
 class FunctionCall(Object):
-    """`arguments` is what the model wrote: a JSON object, nothing where there were none, or one that was cut off."""
+    """`arguments` is what the model wrote: a JSON object, an empty string if there were none, or a truncated object."""
 
     name: str
     arguments: str = ""
@@ -120,7 +120,7 @@ class ToolCall(Object):
 
 
 class AssistantMessage(Object):
-    """`content` may be missing or empty only beside tool calls."""
+    """`content` may be missing or empty only if there are tool calls."""
 
     role: Literal["assistant"]
     content: _AnsweredContent | None = None
@@ -179,7 +179,7 @@ Stop = Annotated[
 
 
 class Prediction(Object):
-    """What the answer is expected to be."""
+    """The expected answer."""
 
     type: Literal["content"]
     content: _TextContent
@@ -213,7 +213,7 @@ class JsonObjectFormat(Object):
 
 
 class JsonSchema(Object):
-    """`strict` changes nothing: a schema holds in every detail, or is refused."""
+    """`strict` has no effect: a schema is enforced in every detail, or refused."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]

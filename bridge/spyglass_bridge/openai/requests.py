@@ -1,4 +1,4 @@
-"""The requests of the completions APIs: the parameters that are honoured, their ranges, and what excludes what."""
+"""The requests of the completions APIs: supported parameters, their ranges, and which exclude each other."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +23,7 @@ from spyglass_common import limits
 _MAX_PROMPTS = 32
 _MAX_TOKEN_IDS = 131_072
 _MAX_TOLD = 65_536
-"""Tokens or characters of prompts that are returned with logprobs: each takes up to two kilobytes of an answer."""
+"""Maximum prompt tokens or characters returned with logprobs: each takes up to two kilobytes of an answer."""
 
 _ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)]
@@ -33,7 +33,7 @@ _MaxTokens = Annotated[int, Field(ge=1, le=limits.MAX_INT32)]
 
 
 def _token_id(name: Any) -> int:
-    """A token's id as JSON's objects have it: in digits."""
+    """Parses a token id from a key of a JSON object: decimal digits."""
     if not isinstance(name, str) or not re.fullmatch(_TOKEN_ID, name) or int(name) >= 2**32:
         raise ValueError("a bias is named by the id of a token")
     return int(name)
@@ -44,7 +44,7 @@ _TokenId = Annotated[int, BeforeValidator(_token_id, json_schema_input_type=Anno
 
 
 class _Sampling(Object):
-    """How tokens are chosen, and what shape they must have, in any form of request. None means the default."""
+    """Sampling and output format, common to all forms of request. None means the default."""
 
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=limits.MAX_TEMPERATURE)] | None = None
@@ -59,7 +59,7 @@ class _Sampling(Object):
 
 
 class _Request(_Sampling):
-    """What chat completions and completions have in common."""
+    """Fields that chat completions and completions have in common."""
 
     model: _ModelName
     stream_options: StreamOptions | None = None
@@ -94,7 +94,7 @@ class _Request(_Sampling):
 
 
 class ChatRequest(_Request):
-    """A chat completion that is asked for."""
+    """A request for a chat completion."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     include: list[Literal["image_attention", "timings"]] | None = None
@@ -150,7 +150,7 @@ _Prompt = Annotated[
 
 
 class CompletionRequest(_Request):
-    """A completion that is asked for, of one ready prompt or of several."""
+    """A request for completions of one or several ready prompts."""
 
     prompt: _Prompt
     echo: bool | None = None
@@ -191,7 +191,7 @@ class NativeRequest(_Sampling):
         return self
 
     def as_completion(self, model: str) -> CompletionRequest:
-        """The same in OpenAI's form; the events of a stream tell the probability of each token."""
+        """Returns the same request in OpenAI's form; a stream's events include the logprob of each token."""
         same = {name: value for name, value in self if name in CompletionRequest.model_fields}
         return CompletionRequest.model_construct(
             **same,
@@ -205,7 +205,7 @@ class NativeRequest(_Sampling):
 
 
 class TokenizeRequest(Object):
-    """What to tell the tokens of: a ready prompt, or a conversation with its tools. Of images the sizes are enough."""
+    """What to tokenize: a ready prompt, or a conversation with its tools. For images, their sizes suffice."""
 
     model: _ModelName
     prompt: str | None = None
@@ -221,14 +221,14 @@ class TokenizeRequest(Object):
         return self
 
     def as_completion(self) -> ChatRequest | CompletionRequest:
-        """The request whose prompt is to be tokenized."""
+        """Returns the request whose prompt is to be tokenized."""
         if self.messages is None:
             return CompletionRequest.model_validate({"model": self.model, "prompt": self.prompt})
         return ChatRequest.model_construct(model=self.model, messages=self.messages, tools=self.tools)
 
 
 class DetokenizeRequest(Object):
-    """Which tokens to tell the text of."""
+    """The tokens to decode to text."""
 
     model: _ModelName
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(max_length=_MAX_TOKEN_IDS, fail_fast=True)]

@@ -1,4 +1,4 @@
-"""Types of all answers, for the API's description. Tests hold real answers to them; to build these would be slow."""
+"""Types of all answers, for the API's description. Tests check real answers against them; building them is slow."""
 
 from typing import Any, Literal
 
@@ -14,14 +14,14 @@ class PromptTokensDetails(_Answer):
 
 
 class CompletionTokensDetails(_Answer):
-    """Guesses of what comes next that were right, and wrong; neither are billed."""
+    """Correct and wrong guesses of the next tokens; guessing is not billed."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
 
 
 class Usage(_Answer):
-    """What was metered; `estimated_cost` is in US dollars."""
+    """The metered usage; `estimated_cost` is in US dollars."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -32,7 +32,7 @@ class Usage(_Answer):
 
 
 class TokenProbability(_Answer):
-    """`bytes` are whole where a token is no whole character."""
+    """`bytes` are exact even if the token does not form whole characters."""
 
     token: str
     logprob: float
@@ -49,7 +49,7 @@ class ChatLogprobs(_Answer):
 
 
 class Function(_Answer):
-    """`arguments` is JSON, unless max_tokens cut it short."""
+    """`arguments` is JSON, unless max_tokens truncated it."""
 
     name: str
     arguments: str
@@ -62,7 +62,7 @@ class AnsweredCall(_Answer):
 
 
 class ImageGrid(_Answer):
-    """Patches of an image: the picture takes the covered ones, from the top left; the rest is padding."""
+    """The patches of an image: the picture fills the covered ones, from the top left; the rest is padding."""
 
     rows: int
     columns: int
@@ -71,14 +71,14 @@ class ImageGrid(_Answer):
 
 
 class ImageMap(_Answer):
-    """Attention to each patch, row by row: a byte in base64, times `scale` / 255."""
+    """Attention to each patch, row by row: one byte each, in base64, times `scale` / 255."""
 
     scale: float
     data: str
 
 
 class TokenAttention(_Answer):
-    """A map for each image; null for one that the token does not see. There is none after the first 8 MiB of maps."""
+    """A map for each image; null for one that the token does not see. There are none after the first 8 MiB of maps."""
 
     token: str
     maps: list[ImageMap | None]
@@ -110,9 +110,9 @@ class ChatChoice(_Answer):
 
 
 class Timings(_Answer):
-    """Where the time went: the phases in their order, then the times to the first token and to the end.
+    """Where the time went: the phases in order, then the times to the first token and to the end.
 
-    A phase that the answer did not need, such as `encode` where all images were cached, is null.
+    A phase that the answer did not need, such as `encode` if all images were cached, is null.
     """
 
     admission_ms: float | None
@@ -167,9 +167,9 @@ class ChatChunkChoice(_Answer):
 
 
 class ChatCompletionChunk(_Answer):
-    """`usage` stands in the last chunk that has a finish_reason, or where include_usage is set in one of its own.
+    """`usage` is in the last chunk that has a finish_reason or, if include_usage is set, in a separate chunk.
 
-    With continuous_usage_stats every chunk with more of the answer has what was used so far; the last has `timings`.
+    With continuous_usage_stats, every chunk with more of the answer has the usage so far; the last has `timings`.
     """
 
     id: str
@@ -207,7 +207,7 @@ class Completion(_Answer):
 
 
 class Pricing(_Answer):
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     input_tokens: float
     output_tokens: float
@@ -215,7 +215,7 @@ class Pricing(_Answer):
 
 
 class ModelMetadata(_Answer):
-    """`dtype` is the precision that it computes in, `quantization` how its weights are kept where that differs."""
+    """`dtype` is the compute precision, `quantization` the format of the weights if that differs."""
 
     description: str
     context_length: int
@@ -291,7 +291,7 @@ class ImageLayout(_Answer):
 
 
 class Tokens(_Answer):
-    """`estimated_cost` is that of the prompt, in US dollars."""
+    """`estimated_cost` is the cost of the prompt, in US dollars."""
 
     count: int
     max_model_len: int
@@ -305,7 +305,7 @@ class TokenizedText(_Answer):
 
 
 class UsageGroup(_Answer):
-    """What the generations of a model or a day have used, in tokens and US dollars."""
+    """The usage of a model's or a day's generations, in tokens and US dollars."""
 
     model: str | None
     day: str | None
@@ -333,7 +333,7 @@ class UsageRecord(_Answer):
 
 
 class UsageReport(_Answer):
-    """What a key has used: in all, by group, and in its latest generations."""
+    """A key's usage: in total, by group, and in its latest generations."""
 
     object: Literal["usage"]
     key_id: str
@@ -353,7 +353,7 @@ class Schema(BaseModel):
 
 
 class Readiness(_Answer):
-    """The ages are there while there is work: since the engine's last step, and since the last token of an answer."""
+    """The ages of the engine's last step and of the last answer token are present while there is work."""
 
     status: Literal["ready", "busy", "loading", "stalled", "draining", "waiting for the model server"]
     last_step_age_s: float | None = None
@@ -361,7 +361,7 @@ class Readiness(_Answer):
 
 
 class CacheStatus(_Answer):
-    """The parts of the caches that running generations hold, and how often something was found in them."""
+    """The fractions of the caches that running generations hold, and their hit rates."""
 
     kv_cache_usage: float
     image_cache_usage: float
@@ -371,7 +371,7 @@ class CacheStatus(_Answer):
 
 
 class Failure(_Answer):
-    """A generation that the server could not serve, without anything of its content."""
+    """A generation that the server failed to serve, without any of its content."""
 
     time: int
     code: str
@@ -379,9 +379,9 @@ class Failure(_Answer):
 
 
 class ServerStatus(Readiness):
-    """How many generations run and wait, and how many tokens of answers come a second, over the last ten.
+    """The numbers of running and waiting generations, and the answer tokens per second over the last ten seconds.
 
-    `models` are the names of the one model; what it is computed on and in is empty while it is being loaded at first.
+    `models` are the names of the one model; `device`, `dtype` and `quantization` are empty during the first load.
     """
 
     object: Literal["status"]

@@ -1,6 +1,6 @@
 """OpenAI's answers, in full and in chunks.
 
-A chunk is put together from constant text around the one string that changes, since one is made for each token.
+A chunk is assembled from constant text around the one string that changes, since each token has its own chunk.
 """
 
 import json
@@ -53,7 +53,7 @@ class UsageForm(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """What every object of one answer repeats."""
+    """The fields that every object of one answer repeats."""
 
     model: str
     id: str
@@ -65,32 +65,32 @@ class AnswerHead:
 
 
 class ChoiceSerializer(Protocol):
-    """What the choices of an answer look like. One is made for each answer; deltas come to it in order."""
+    """Formats the choices of an answer. Each answer has its own; deltas arrive in order."""
 
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """A choice of a stream before anything is said, where the form has one."""
+        """Returns a stream's choice that precedes any text, if the format has one."""
         ...
 
     def chunk_template(self, index: int) -> tuple[str, str]:
-        """What stands before and after the JSON string of its text in a chunk that has nothing else."""
+        """Returns what precedes and follows the JSON string of the text in a chunk that has only text."""
         ...
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """The choices of chunks that hold a delta with more than text; each goes into a chunk of its own."""
+        """Returns the choices for a delta with more than text; each goes into its own chunk."""
         ...
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """A choice at its end."""
+        """Returns the last piece of a choice."""
         ...
 
     def add(self, delta: ChoiceDelta) -> None:
         """Collects more of a choice that is returned as a whole."""
 
     def full(self, index: int, finish_reason: str | None) -> dict[str, Any]:
-        """A choice as a whole; once, at its end."""
+        """Returns the whole choice; called once, at its end."""
         ...
 
 
@@ -109,7 +109,7 @@ class CompletionBuilder:
                 self._finish_reasons[delta.index] = FINISH_REASONS[delta.finish_reason]
 
     def build(self, finished: pb.Finished) -> dict[str, Any]:
-        """The answer; once, at its end."""
+        """Returns the answer; call it once, at the end."""
         answer = {
             "id": self._head.id,
             "object": self._choices.whole_object,
@@ -126,8 +126,8 @@ class CompletionBuilder:
 class ChunkEncoder:
     """Turns a generation into the JSON texts of its chunks.
 
-    Call `begin` once, `deltas` for each update, and `end` when it ended well. The finish_reason of the
-    last choice is held until `end`, because the usage may have to go with it.
+    Call `begin` once, `deltas` for each update, and `end` if the generation ended well. The last choice's finish_reason
+    is held back until `end`, because the usage may have to go with it.
     """
 
     def __init__(self, head: AnswerHead, n: int, choices: ChoiceSerializer, usage_form: UsageForm) -> None:
@@ -144,7 +144,7 @@ class ChunkEncoder:
         self._last_usage: pb.Usage | None = None
 
     def begin(self) -> list[str]:
-        """What comes before anything is said."""
+        """Returns the chunks that precede any text."""
         first = (self._choices.first(i) for i in range(self._n))
         return [self._chunk(choice) for choice in first if choice is not None]
 
@@ -166,7 +166,7 @@ class ChunkEncoder:
         return chunks
 
     def end(self, finished: pb.Finished) -> list[str]:
-        """The chunk that was held back, and the usage where it was asked to be. The last one has the timings."""
+        """Returns the chunk that was held back, and the usage where requested. The last chunk has the timings."""
         chunks: list[str] = []
         if self._last_choice is not None:
             with_usage = self._usage_form is UsageForm.LAST_CHUNK
@@ -184,7 +184,7 @@ class ChunkEncoder:
 
 
 def timings_object(finished: pb.Finished) -> dict[str, Any]:
-    """Where the time went, in milliseconds; a phase that the answer did not need is null."""
+    """Returns where the time went, in milliseconds; a phase that the answer did not need is null."""
     timings = finished.timings
     found: dict[str, Any] = {
         f"{name}_ms": round(getattr(timings, name).ToNanoseconds() / 1e6, 3) if timings.HasField(name) else None
@@ -196,7 +196,7 @@ def timings_object(finished: pb.Finished) -> dict[str, Any]:
 
 
 def usage_object(usage: pb.Usage) -> dict[str, Any]:
-    """OpenAI's usage with DeepInfra's estimated_cost, in US dollars."""
+    """Returns OpenAI's usage with DeepInfra's estimated_cost, in US dollars."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -211,7 +211,7 @@ def usage_object(usage: pb.Usage) -> dict[str, Any]:
 
 
 def usage_report(usage: pb.GetUsageResponse) -> dict[str, Any]:
-    """What a key has used."""
+    """Returns a key's usage."""
     return {
         "object": "usage",
         "key_id": usage.key_id,
@@ -249,7 +249,7 @@ def _tokens(used: pb.GetUsageResponse | pb.UsageSum | pb.Usage, images: int) -> 
 
 
 def model_object(model: pb.Model) -> dict[str, Any]:
-    """An entry of the list of models."""
+    """Returns an entry of the list of models."""
     return {
         "id": model.id,
         "object": "model",
@@ -276,5 +276,5 @@ def model_object(model: pb.Model) -> dict[str, Any]:
 
 
 def compact_json(value: Any) -> str:
-    """JSON on one line without spaces."""
+    """Serializes a value to one line of JSON without spaces."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

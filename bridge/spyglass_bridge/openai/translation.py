@@ -1,7 +1,7 @@
 """Translates requests of OpenAI's API into the Starts of their generations.
 
-Decides which images travel inside a Start and which after it. What only the whole request can show to be wrong is
-refused here, with ApiError 400.
+Decides which images travel inside a Start and which follow it. Errors that only the whole request can show are refused
+here, with ApiError 400.
 """
 
 import json
@@ -40,7 +40,7 @@ _DETAILS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallContext:
-    """What a Start holds beside the request itself."""
+    """What a Start contains besides the request itself."""
 
     request_id: str
     caller_key: str
@@ -48,11 +48,11 @@ class CallContext:
     max_image_bytes: int
     idempotency_key: str | None = None
     traceparent: str = ""
-    """The span of the HTTP request; empty without traces."""
+    """The span of the HTTP request; empty without tracing."""
     body_digest: bytes = b""
-    """Of the whole request, where it has an idempotency key: images are not in the Start."""
+    """Digest of the whole request, if it has an idempotency key: images are not in the Start."""
     set_aside: SetAside = field(default_factory=SetAside)
-    """Long URLs of pictures."""
+    """Long image URLs."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Submission:
     images: tuple[AnnouncedImage, ...] = ()
 
     def forget(self) -> None:
-        """Lets go of both, which may be large, when the server has them."""
+        """Drops both, which may be large, once the server has them."""
         self.start, self.images = pb.Start(), ()
 
 
@@ -88,7 +88,7 @@ class _Images:
 
 
 def translate_chat(request: ChatRequest, context: CallContext) -> Submission:
-    """Turns a request into its Start. Raises ApiError 400 for what only the whole request can tell."""
+    """Turns a request into its Start. Raises ApiError 400 for errors that only the whole request can show."""
     images = _Images(max_bytes=context.max_image_bytes, set_aside=context.set_aside)
     start = _start(request, context)
     start.chat.CopyFrom(
@@ -128,7 +128,7 @@ def translate_completions(request: CompletionRequest, context: CallContext) -> l
 
 
 def _start(request: ChatRequest | CompletionRequest, context: CallContext) -> pb.Start:
-    """All but the prompt."""
+    """Builds everything but the prompt."""
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options is only for a stream.", "stream_options")
     top = request.top_probabilities
@@ -212,7 +212,7 @@ def _parts(
 
 
 def _sampling(request: ChatRequest | CompletionRequest) -> options_pb2.Sampling:
-    # A negative seed keeps its bits: 2's complement in 64 of them.
+    # A negative seed keeps its bits: 64-bit two's complement.
     seed = None if request.seed is None else request.seed % 2**64
     return options_pb2.Sampling(
         temperature=request.temperature,

@@ -1,7 +1,7 @@
-"""Parses and validates the body of a request, and words the refusals.
+"""Parses and validates request bodies, and words the errors.
 
-A parameter of OpenAI's API that this server does not honour is in a table here, and is refused by its name unless its
-value changes nothing.
+The tables here list the parameters of OpenAI's API that this server does not support; each is refused by name unless
+its value changes nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from spyglass_bridge.errors import ApiError, invalid, unsupported
 from spyglass_bridge.openai.parts import Object
 
-# Parameters not honoured yet, each with its neutral values: those that change nothing.
+# Parameters not supported yet, each with its neutral values: those that change nothing.
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
@@ -28,11 +28,11 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
-# Labels by which a caller sorts its own requests at OpenAI. Clients send them as a matter of course;
-# they have no effect on an answer there either, and none here.
+# Labels by which callers sort their own requests at OpenAI. Clients send them as a matter of course; they affect
+# answers neither there nor here.
 LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
-# Parts of a message that no prompt has a place for, by the key that they stand under: clients send their own message
-# objects back as history, with what they parsed and counted, names of participants, and hints for caches.
+# Fields of a message that have no place in a prompt, by the key that contains them: clients send their own message
+# objects back as history, with what they parsed and counted, participants' names and cache hints.
 MESSAGE_LABELS: Mapping[str, frozenset[str]] = {
     "messages": frozenset({"name", "parsed", "provider_specific_fields"}),
     "content": frozenset({"cache_control"}),
@@ -53,13 +53,13 @@ NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": 
 _MAX_FIELDS = 100
 _MAX_MESSAGES = 4096
 _MAX_VALUES = 200_000
-"""JSON values in a body, at most: more than any context has room for, and few enough to read quickly."""
+"""Maximum JSON values in a body: more than any context has room for, and few enough to parse quickly."""
 
 _Given = TypeVar("_Given", bound=Object)
 
 
 def parse(body: bytes, kind: type[_Given]) -> _Given:
-    """Reads the JSON of a request; of duplicate keys the last one counts. Raises ApiError 400."""
+    """Parses the JSON of a request; the last of duplicate keys wins. Raises ApiError 400."""
     if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
         raise invalid("The body holds too many values.")
     try:
@@ -75,7 +75,7 @@ def parse(body: bytes, kind: type[_Given]) -> _Given:
 
 
 def _without_neutral(body: dict[str, Any], honoured: Collection[str]) -> dict[str, Any]:
-    """Leaves out what changes nothing, in the request and in its messages and stream options."""
+    """Removes what changes nothing from the request, its messages and its stream options."""
     neutral_values = {key: values for key, values in NEUTRAL_VALUES.items() if key not in honoured}
     result = {key: value for key, value in _checked(body, neutral_values, "").items() if key not in LABELS}
     if isinstance(messages := result.get("messages"), list):
@@ -92,7 +92,7 @@ def _message(value: Any, prefix: str) -> Any:
 
 
 def _without_labels(value: Any, key: str = "messages") -> Any:
-    """Leaves out of a part of a message what cannot change the prompt: nulls, and the labels of its place."""
+    """Removes from part of a message what cannot change the prompt: nulls, and the labels of its place."""
     match value:
         case list():
             return [_without_labels(item, key) for item in value]
@@ -108,7 +108,7 @@ def _without_labels(value: Any, key: str = "messages") -> Any:
 
 
 def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: str) -> Any:
-    """Removes the fields of a table from an object; refuses a field whose value is not neutral."""
+    """Removes a table's fields from an object; refuses a field whose value is not neutral."""
     if not isinstance(value, dict):
         return value
     if len(value) > _MAX_FIELDS:
@@ -120,7 +120,7 @@ def _checked(value: Any, neutral_values: Mapping[str, tuple[Any, ...]], prefix: 
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Equality as JSON has it: 0 is 0.0, but false is not 0."""
+    """Compares values as JSON does: 0 equals 0.0, but false is not 0."""
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
@@ -142,6 +142,6 @@ def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content` for ("messages", 0, "content")."""
+    """Returns `messages[0].content` for ("messages", 0, "content")."""
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     return path.removeprefix(".")[:256]

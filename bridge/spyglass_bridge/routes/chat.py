@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation is answered, as one object or as a stream of chunks."""
+"""POST /v1/chat/completions: answers a conversation, as one object or as a stream of chunks."""
 
 from aiohttp import web
 

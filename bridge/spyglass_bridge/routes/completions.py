@@ -1,4 +1,4 @@
-"""POST /v1/completions: ready prompts are continued, as one object or as a stream of chunks."""
+"""POST /v1/completions: continues ready prompts, as one object or as a stream of chunks."""
 
 from aiohttp import web
 
@@ -11,7 +11,7 @@ from spyglass_bridge.routes.lifecycle import answer_as_stream, answer_at_once, r
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
-    """Continues prompts. The choices of the first come first."""
+    """Continues prompts. The choices of the first prompt come first."""
     ask, submissions = await read_request(request, _read)
     n = ask.n or 1
     total = n * len(submissions)

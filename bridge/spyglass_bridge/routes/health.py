@@ -1,4 +1,4 @@
-"""GET /health and /ready: for load balancers and supervisors, without a key. GET /v1/status: with the load."""
+"""GET /health and /ready, for load balancers and supervisors, without a key. GET /v1/status, with the load."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from spyglass_bridge.errors import server_unavailable
 from spyglass_bridge.services import SERVICES, Services
 
 _HEALTH_WAIT_S = 0.5
-"""How long /health waits for the server to say how it is: probes of life are impatient."""
+"""How long /health waits for the server's status: liveness probes are impatient."""
 _STATES = {
     pb.SERVER_STATE_LOADING: "loading",
     pb.SERVER_STATE_STALLED: "stalled",
@@ -20,7 +20,7 @@ _NO_ANSWER = "waiting for the model server"
 
 
 async def health(request: web.Request) -> web.Response:
-    """The bridge is alive; how the server is stands beside it."""
+    """Reports that the bridge is alive, and the server's state."""
     asking = asyncio.ensure_future(_report(request.app[SERVICES]))
     done, _ = await asyncio.wait([asking], timeout=_HEALTH_WAIT_S)
     asking.cancel()
@@ -29,13 +29,13 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Generations can be served: 200 or 503."""
+    """Reports whether generations can be served: 200 or 503."""
     report = await _report(request.app[SERVICES])
     return web.json_response(report, status=200 if report["status"] in ("ready", "busy") else 503)
 
 
 async def status(request: web.Request) -> web.Response:
-    """How the server is, with its load."""
+    """Reports the server's state and load."""
     services = request.app[SERVICES]
     found = await services.backend.get_status()
     if found is None:
@@ -73,7 +73,7 @@ def _rate(hits: int, queries: int) -> float | None:
 
 
 async def _report(services: Services) -> dict[str, object]:
-    """The server's state, and while it has work, how long ago it got on with that."""
+    """Returns the server's state and, while it has work, how long ago it made progress."""
     status = await services.backend.get_status()
     if services.drain.is_draining:
         state = "draining"

@@ -1,6 +1,6 @@
-"""The life of a request that generations answer: start them, send images, answer at once or as a stream.
+"""The lifecycle of a request answered by generations: start them, send images, answer at once or as a stream.
 
-An answer's headers are not sent before all of its generations have started, so that a refusal gets its own status.
+An answer's headers are sent only after all of its generations have started, so that a refusal gets its own status.
 """
 
 import asyncio
@@ -39,17 +39,17 @@ from spyglass_common.cancellation import to_the_end
 from spyglass_common.deltas import ChoiceDelta
 from spyglass_common.limits import MAX_IDEMPOTENCY_KEY_CHARACTERS
 
-# The server ends a generation at its deadline; the bridge only when the server did not.
+# The server ends a generation at its deadline; the bridge does so only if the server did not.
 _GRACE_S = 0.5
-# How long an error event may take to reach a client that reads slowly.
+# How long an error event may take to reach a slow client.
 _LAST_WORDS_S = 1.0
 
 STALLED_S = 60.0
-"""A client that takes nothing for so long is dropped."""
+"""How long a client may read nothing before it is dropped."""
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
-# Serializing an answer with the logprobs of more tokens, or with their attention, on the event loop would stall the
-# streams of others.
+# Serializing an answer with the logprobs of more tokens than this, or with their attention, on the event loop would
+# stall other streams.
 _LARGE_ANSWER_TOKENS = 1000
 
 _SSE_HEADERS = {
@@ -64,29 +64,29 @@ T = TypeVar("T")
 
 
 class Encoder(Protocol):
-    """Makes the JSON texts of a stream's events."""
+    """Produces the JSON texts of a stream's events."""
 
     def begin(self) -> list[str]:
-        """What comes first."""
+        """Returns the first events."""
         ...
 
     def deltas(self, deltas: Sequence[ChoiceDelta]) -> list[str]:
-        """What there is to say of more of the choices."""
+        """Returns the events for further deltas of the choices."""
         ...
 
     def end(self, finished: pb.Finished) -> list[str]:
-        """What comes last, when all has ended well."""
+        """Returns the last events, once everything has ended well."""
         ...
 
 
 class Builder(Protocol):
-    """Gathers an answer that is given as a whole."""
+    """Gathers an answer that is returned as a whole."""
 
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
-        """Takes more of the choices."""
+        """Adds further deltas of the choices."""
 
     def build(self, finished: pb.Finished) -> dict[str, object]:
-        """The answer; once, when all has ended well."""
+        """Returns the answer; called once, when everything has ended well."""
         ...
 
 
@@ -94,16 +94,16 @@ class Source(Protocol):
     """Where an answer comes from."""
 
     async def next(self) -> Update:
-        """Waits for something new; the last update has `finished`."""
+        """Waits for an update; the last one has `finished`."""
         ...
 
 
 Read = Callable[[bytes, CallContext], T]
-"""Reads the body of a request."""
+"""Parses the body of a request."""
 
 
 async def read_request(request: web.Request, read: "Read[T]") -> T:
-    """Reads the body, and what it asks for. Large ones are taken in and parsed in turns of their keys."""
+    """Reads and parses the body. Large bodies are read and parsed in turns between tenants."""
     services = request.app[SERVICES]
     config = services.config
     key = request.headers.get(_IDEMPOTENCY_KEY)
@@ -122,7 +122,7 @@ async def read_request(request: web.Request, read: "Read[T]") -> T:
     )
     if isinstance(body, bytes):
         return read(body, _with_digest(context, body))
-    async with turn():  # reading it here would hold up the streams of others
+    async with turn():  # parsing it here would stall other streams
         return await to_the_end(asyncio.to_thread(_read_large, body, context, read))
 
 
@@ -136,14 +136,14 @@ def _read_large(body: LargeBody, context: CallContext, read: "Read[T]") -> T:
     found = read(rest, replace(context, set_aside=pictures))
     if pictures.all_used:
         return found
-    check_rest(body.size)  # what looked like pictures is something else, so all of it is parsed
+    check_rest(body.size)  # what looked like images is something else, so parse everything
     return read(bytes(body.view()), context)
 
 
 async def answer_at_once(
     request: web.Request, submissions: Sequence[Submission], n: int, builder: Builder
 ) -> web.Response:
-    """Answers with one object. There are `n` choices of each submission."""
+    """Answers with one object. Each submission has `n` choices."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
     async with _started(request, submissions, n, deadline) as source, _until(deadline):
@@ -153,7 +153,7 @@ async def answer_at_once(
 async def answer_as_stream(
     request: web.Request, submissions: Sequence[Submission], n: int, encoder: Encoder
 ) -> web.StreamResponse:
-    """Answers with events. There are `n` choices of each submission."""
+    """Answers with events. Each submission has `n` choices."""
     services = request.app[SERVICES]
     deadline = _deadline(services)
     async with _started(request, submissions, n, deadline) as source:
@@ -166,7 +166,7 @@ def _deadline(services: Services) -> float:
 
 @asynccontextmanager
 async def _until(deadline: float) -> AsyncIterator[None]:
-    """Raises ApiError 504 when the deadline comes first."""
+    """Raises ApiError 504 if the deadline comes first."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
@@ -178,7 +178,7 @@ async def _until(deadline: float) -> AsyncIterator[None]:
 async def _started(
     request: web.Request, submissions: Sequence[Submission], n: int, deadline: float
 ) -> AsyncIterator[Source]:
-    """The generations of all submissions, which have started."""
+    """Starts the generations of all submissions and yields them as one source once they have started."""
     services = request.app[SERVICES]
     async with AsyncExitStack() as stack:
         generations = [
@@ -201,7 +201,7 @@ async def _started(
 async def _start_all(
     services: Services, tenant: str, generations: Sequence[RemoteGeneration], submissions: Sequence[Submission]
 ) -> None:
-    """Waits until all have started. The first that is refused is the answer to them all."""
+    """Waits until all have started. The first refusal is the answer to them all."""
     if len(submissions) == 1:
         await _start(services, tenant, generations[0], submissions[0])
         return
@@ -258,9 +258,9 @@ async def _stream(request: web.Request, source: Source, encoder: Encoder, deadli
 
 
 class _Writer:
-    """Writes to a client; one that takes nothing for a time is dropped, as if it had left. `close` it at the end.
+    """Writes to a client; one that reads nothing for a while is dropped, as if it had left. `close` it at the end.
 
-    One timer looks after all writes: a timeout around each would cost more than most of them do.
+    One timer covers all writes: a timeout around each would cost more than most of the writes do.
     """
 
     def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -288,7 +288,7 @@ class _Writer:
 
 
 async def _write_events(writer: _Writer, source: Source, encoder: Encoder) -> None:
-    """Writes once for each update: what a frame brought leaves together."""
+    """Writes once per update, so that the events of one frame leave together."""
     if first := encoder.begin():
         await writer.write(sse.frame(*first))
     while True:
@@ -307,7 +307,7 @@ async def _write_events(writer: _Writer, source: Source, encoder: Encoder) -> No
 
 
 async def _write_last_words(request: web.Request, response: web.StreamResponse, error: ApiError) -> None:
-    """Ends a stream with an error event and without [DONE]; cuts off a client that does not read."""
+    """Ends a stream with an error event and without [DONE]; disconnects a client that does not read."""
     request[STREAM_ERROR] = error.http_status
     try:
         async with asyncio.timeout(_LAST_WORDS_S):
@@ -319,7 +319,7 @@ async def _write_last_words(request: web.Request, response: web.StreamResponse, 
 
 
 def _check(update: Update) -> None:
-    """Raises the ApiError of a generation that did not end well."""
+    """Raises the ApiError of a failed generation."""
     if update.finished is not None and update.finished.HasField("error"):
         raise from_status(update.finished.error)
 

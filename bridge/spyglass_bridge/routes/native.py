@@ -12,7 +12,7 @@ from spyglass_bridge.routes.models import model_in_path
 from spyglass_bridge.services import REQUEST_ID
 
 _NAMES = {"prompt": "input", "max_tokens": "max_new_tokens", "n": "num_responses"}
-"""What OpenAI's parameters are called here."""
+"""The names that OpenAI's parameters have here."""
 
 
 async def infer(request: web.Request) -> web.StreamResponse:

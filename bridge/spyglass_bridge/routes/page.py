@@ -1,4 +1,4 @@
-"""GET / and /page/…: the model page, its files, and what it may know before anybody has given it a key."""
+"""GET / and /page/…: the model page, its files, and the facts it may have before a user enters a key."""
 
 from importlib.metadata import version
 
@@ -28,16 +28,16 @@ STRICT_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-"""A browser loads nothing from elsewhere, runs no script but ours, and asks each time whether a file is still right."""
+"""Browsers load nothing from elsewhere, run no scripts but ours, and revalidate a file at each use."""
 
 
 async def get_page(request: web.Request) -> web.Response:
-    """The page itself."""
+    """Returns the page itself."""
     return _answer(request, page_files()[INDEX])
 
 
 async def get_file(request: web.Request) -> web.Response:
-    """One of the page's files; without a page, those of the reference."""
+    """Returns one of the page's files; without a page, only those of the reference."""
     name = request.match_info["file"]
     file = page_files().get(name)
     if file is None or (request.app[SERVICES].config.page == "off" and name not in REFERENCE_FILES):
@@ -46,7 +46,7 @@ async def get_file(request: web.Request) -> web.Response:
 
 
 async def get_about(request: web.Request) -> web.Response:
-    """Whose page this is. Of the model it tells only where the page is public."""
+    """Returns whose page this is. Describes the model only if the page is public."""
     services = request.app[SERVICES]
     about = {
         "name": "Spyglass",
@@ -61,7 +61,7 @@ async def get_about(request: web.Request) -> web.Response:
 
 
 async def _public_model(services: Services) -> dict[str, object] | None:
-    """The first model for a page that everybody may read; None while the server cannot say."""
+    """Returns the first model for a public page; None for other pages or while the server cannot say."""
     if services.config.page != "public":
         return None
     model = await services.backend.get_public_model()
@@ -69,7 +69,7 @@ async def _public_model(services: Services) -> dict[str, object] | None:
 
 
 def _grpc_port(config: BridgeConfig) -> int | None:
-    """The port at which the server takes gRPC; None where it has none."""
+    """Returns the server's gRPC port; None if it has none."""
     port = config.grpc_target.rpartition(":")[2]
     return int(port) if port.isdecimal() and not config.grpc_target.startswith("unix:") else None
 

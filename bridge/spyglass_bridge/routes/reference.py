@@ -15,17 +15,17 @@ from spyglass_bridge.services import CALLER_KEY, SERVICES
 
 
 async def get_openapi(routes: tuple[Route, ...], request: web.Request) -> web.Response:
-    """The OpenAPI document of these routes."""
+    """Returns the OpenAPI document of these routes."""
     return web.json_response(openapi(routes))
 
 
 async def get_reference(routes: tuple[Route, ...], request: web.Request) -> web.Response:
-    """The reference of these routes as a page."""
+    """Returns the reference of these routes as a page."""
     return web.Response(text=_page(routes), content_type="text/html", headers=STRICT_HEADERS)
 
 
 async def get_schema(request: web.Request) -> web.Response:
-    """The JSON schema of a model's input, output or stream."""
+    """Returns the JSON schema of a model's input, output or stream."""
     await request.app[SERVICES].backend.get_model(model_in_path(request), request[CALLER_KEY])
     schema = schema_of(request.match_info["variant"])
     if schema is None:
@@ -74,7 +74,7 @@ def _section(route: Route, schemas: dict[str, Any]) -> str:
 
 
 def _table(schema: dict[str, Any]) -> str:
-    """The fields of an object, required ones first."""
+    """Returns a table of an object's fields, required ones first."""
     required = schema.get("required", ())
     fields = sorted(schema.get("properties", {}).items(), key=lambda field: field[0] not in required)
     rows = "".join(
@@ -88,7 +88,7 @@ def _table(schema: dict[str, Any]) -> str:
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """A field's type in a few words, as HTML."""
+    """Describes a field's type in a few words, as HTML."""
     if "$ref" in field:
         name = html.escape(str(field["$ref"]).rpartition("/")[2])
         return f"<a href=#{name}><code>{name}</code></a>"

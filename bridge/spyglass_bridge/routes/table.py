@@ -1,4 +1,4 @@
-"""All routes of the bridge in one table: the application and the API's description are made from it."""
+"""All routes of the bridge in one table, from which the application and the API's description are built."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from spyglass_common.limits import MAX_USAGE_RECORDS
 
 
 def _both(path: str) -> tuple[str, ...]:
-    """The path under OpenAI's prefix and under DeepInfra's."""
+    """Returns the path under OpenAI's prefix and under DeepInfra's."""
     return f"/v1{path}", f"/v1/openai{path}"
 
 
@@ -126,6 +126,6 @@ PAGE_ROUTES = (
     Route("get", ("/",), page.get_page, needs_key=False),
     Route("get", ("/page/about.json",), page.get_about, needs_key=False, is_logged=False),
 )
-"""Only where there is a model page."""
+"""Served only with a model page."""
 OPEN_PATHS = frozenset(path for route in (*PAGE_ROUTES, *ROUTES) if not route.needs_key for path in route.paths)
 UNLOGGED_PATHS = frozenset(path for route in (*PAGE_ROUTES, *ROUTES) if not route.is_logged for path in route.paths)

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what tokens a prompt has, and what tokens say."""
+"""POST /tokenize and /detokenize: the tokens of a prompt, and the text of tokens."""
 
 from aiohttp import web
 
@@ -12,7 +12,7 @@ from spyglass_bridge.services import CALLER_KEY, SERVICES
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """The tokens of a prompt or a conversation; an image is one of them."""
+    """Returns the tokens of a prompt or a conversation; an image is one token."""
     backend = request.app[SERVICES].backend
     submission = await read_request(request, _read)
     model = await backend.get_model(submission.start.model, request[CALLER_KEY])
@@ -29,7 +29,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 
 async def detokenize(request: web.Request) -> web.Response:
-    """What tokens say."""
+    """Returns the text of tokens."""
     ask = await read_request(request, lambda body, context: parse(body, DetokenizeRequest))
     return web.json_response({"prompt": await request.app[SERVICES].backend.detokenize(ask.model, ask.tokens)})
 

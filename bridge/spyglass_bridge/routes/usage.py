@@ -15,7 +15,7 @@ _GROUPS = {"model": pb.USAGE_GROUP_MODEL, "day": pb.USAGE_GROUP_DAY}
 
 
 async def get_usage(request: web.Request) -> web.Response:
-    """Sums, by model and day where that is asked for, and the latest generations."""
+    """Returns sums, by model and day if requested, and the latest generations."""
     usage = await request.app[SERVICES].backend.get_usage(_question(request))
     return web.json_response(usage_report(usage))
 

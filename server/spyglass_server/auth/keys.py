@@ -27,10 +27,10 @@ class Scope(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key, without its secret: `digest` is the SHA-256 of that, and `hint` its end.
+    """A key, without its secret: `digest` is the secret's SHA-256, and `hint` its last characters.
 
-    `id` is its public name. Keys of one `tenant` share caches and turns. An empty `models` means all of them. Times
-    are seconds since 1970. One that is `configured` comes from the server's settings.
+    `id` is its public name. Keys of one `tenant` share caches and turns. An empty `models` allows all models. Times
+    are seconds since 1970. A `configured` key comes from the server's settings.
     """
 
     id: str
@@ -48,7 +48,7 @@ class ApiKey:
 
     @classmethod
     def of(cls, secret: str, name: str, scopes: frozenset[Scope]) -> "ApiKey":
-        """The key of the server's settings with this secret."""
+        """Returns a key of the server's settings with this secret."""
         digest = digest_of(secret)
         key_id = public_name(digest)
         return cls(id=key_id, digest=digest, hint="", name=name, tenant=key_id, scopes=scopes, configured=True)
@@ -59,10 +59,10 @@ class ApiKey:
         return self.revoked_s is None and (self.expires_s is None or time.time() < self.expires_s)
 
     def check(self) -> None:
-        """Whether its values make sense.
+        """Checks its values.
 
         Raises:
-            InvalidRequest: one does not; `field` names it.
+            InvalidRequest: a value is invalid; `field` names it.
         """
         if len(self.name) > _MAX_NAME_CHARACTERS or not self.name.isprintable():
             raise InvalidRequest(f"a name has at most {_MAX_NAME_CHARACTERS} printable characters", field="key.name")
@@ -82,7 +82,7 @@ class KeyStore(Protocol):
     """Knows which keys are valid."""
 
     def check(self, secret: str) -> ApiKey:
-        """The key with this secret.
+        """Returns the key with this secret.
 
         Raises:
             Unauthenticated: it is not valid.
@@ -90,19 +90,19 @@ class KeyStore(Protocol):
         ...
 
     def current(self, key: ApiKey) -> ApiKey:
-        """A key that was valid, as it is now.
+        """Returns the current state of a key that was valid.
 
         Raises:
-            Unauthenticated: it is not valid any more.
+            Unauthenticated: it is no longer valid.
         """
         ...
 
 
 def identify(keys: KeyStore, header: str | None) -> ApiKey:
-    """The key in the value of an authorization header, "Bearer KEY".
+    """Returns the key in the value of an authorization header, "Bearer KEY".
 
     Raises:
-        Unauthenticated: it is malformed, or its key is not valid.
+        Unauthenticated: the header is malformed, or its key is not valid.
     """
     scheme, _, secret = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not secret:
@@ -111,12 +111,12 @@ def identify(keys: KeyStore, header: str | None) -> ApiKey:
 
 
 def find_payer(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKey:
-    """The key that pays for what is done with `key` now: itself, or for a gateway that of the end user.
+    """Returns the key that pays for what is done with `key` now: itself or, for a gateway, the end user's.
 
     Raises:
         Forbidden: the key may not act for others, or the payer's may not use models.
         InvalidRequest: a gateway does not name its caller.
-        Unauthenticated: the key is not valid any more, or the caller's is not.
+        Unauthenticated: the key is no longer valid, or the caller's is not.
     """
     payer = find_caller(keys, key, caller_secret)
     if Scope.GENERATE not in payer.scopes:
@@ -125,7 +125,7 @@ def find_payer(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKey
 
 
 def find_caller(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKey:
-    """The key of the caller on whose behalf `key` is used, whatever it may do; raises as `find_payer` does."""
+    """Returns the key of the caller that `key` acts for, whatever its scopes; raises as `find_payer` does."""
     key = keys.current(key)
     if Scope.GATEWAY not in key.scopes:
         if caller_secret is not None:
@@ -140,15 +140,15 @@ def find_caller(keys: KeyStore, key: ApiKey, caller_secret: str | None) -> ApiKe
 
 
 def new_secret() -> str:
-    """A key that nobody can guess: long and random, so that a fast hash of it is as good as a slow one."""
+    """Returns an unguessable key: long and random, so that a fast hash of it is as good as a slow one."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(secret: str) -> bytes:
-    """What is kept of a key."""
+    """Returns the digest that is stored for a key."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def public_name(digest: bytes) -> str:
-    """The id of a key."""
+    """Returns the id of a key."""
     return "key-" + hashlib.sha256(b"id:" + digest).hexdigest()[:12]

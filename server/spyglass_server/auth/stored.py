@@ -1,6 +1,6 @@
 """The keys of a server: those of its settings, and those in the database, which several servers may share.
 
-All are in memory, so that a check asks nobody. Where the database is shared, changes of others are looked for twice a
+All keys are in memory, so that a check needs no query. A shared database is polled for other servers' changes twice a
 second. While it cannot be reached, the keys stay as they were.
 """
 
@@ -39,7 +39,7 @@ class Keys:
     """The key store of one server."""
 
     def __init__(self, configured: Iterable[ApiKey], url: str) -> None:
-        """Reads the keys in the database at `url`, which has its tables."""
+        """Reads the keys in the database at `url`, whose tables must exist."""
         self._configured = tuple(configured)
         self._is_shared = not url.startswith("sqlite")
         self._engine = connect(url)
@@ -56,9 +56,9 @@ class Keys:
     def open(
         cls, data_dir: Path, *, api_keys: tuple[str, ...], bridge_key: str | None, url: str | None
     ) -> tuple["Keys", str | None]:
-        """Opens the store with the keys of the settings and that of the operator, which is in the data folder.
+        """Opens the store with the keys of the settings and the operator's key, which is in the data folder.
 
-        At the first start without a key in the settings one is made, and returned to be shown this once.
+        At the first start without a key in the settings, one is made, and returned to be shown only this once.
 
         Raises:
             ValueError: keys contradict each other, or a file is damaged.
@@ -77,12 +77,12 @@ class Keys:
         return keys, made
 
     def start(self) -> None:
-        """Begins to look for changes of other servers."""
+        """Starts polling for other servers' changes."""
         if self._is_shared:
             self._task = asyncio.create_task(self._look(), name="keys")
 
     async def aclose(self) -> None:
-        """Stops looking, and lets go of the database."""
+        """Stops polling, and closes the database."""
         if self._task:
             self._task.cancel()
         await asyncio.gather(*self._changes, *([self._task] if self._task else []), return_exceptions=True)
@@ -91,7 +91,7 @@ class Keys:
 
     def check(self, secret: str) -> ApiKey:
         digest = digest_of(secret)
-        key = self._by_digest.get(digest)  # by a hash, so that the time says nothing about the key
+        key = self._by_digest.get(digest)  # by hash, so that timing reveals nothing about the key
         if key is None or not hmac.compare_digest(key.digest, digest) or not key.is_active:
             raise Unauthenticated
         return key
@@ -103,7 +103,7 @@ class Keys:
         return now
 
     def select(self, tenant: str, *, include_ended: bool) -> list[ApiKey]:
-        """Keys of a tenant, or of all: those of the settings, then the others, the oldest first."""
+        """Returns the keys of a tenant, or of all: those of the settings, then the others, oldest first."""
         return [
             key
             for key in (*self._configured, *self._stored)
@@ -111,20 +111,20 @@ class Keys:
         ]
 
     def get(self, key_id: str) -> ApiKey:
-        """One key.
+        """Returns one key.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: no key has this id.
         """
         if (key := self._by_id.get(key_id)) is None:
             raise NotFound(f"there is no key {key_id!r}", field="id")
         return key
 
     async def create(self, draft: ApiKey) -> tuple[ApiKey, str]:
-        """Makes a key like `draft`, with an id and a secret of its own, which is returned this once.
+        """Makes a key like `draft`, with a new id and a new secret, which is returned only this once.
 
         Raises:
-            InvalidRequest: a value makes no sense.
+            InvalidRequest: a value is invalid.
             Unavailable: the database cannot be written.
         """
         secret = new_secret()
@@ -134,11 +134,11 @@ class Keys:
         return key, secret
 
     async def update(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
-        """Changes a key and returns it as it is then.
+        """Changes a key and returns the result.
 
         Raises:
-            NotFound: there is none of this id.
-            InvalidRequest: it comes from the settings, or a value makes no sense.
+            NotFound: no key has this id.
+            InvalidRequest: it comes from the settings, or a value is invalid.
             Unavailable: the database cannot be written.
         """
         if self.get(key_id).configured:
@@ -156,11 +156,11 @@ class Keys:
         return await self._change(work)
 
     async def revoke(self, key_id: str) -> ApiKey:
-        """Ends a key for good, and returns it; without effect on one that is revoked. Raises as `update` does."""
+        """Ends a key for good and returns it; no effect on a revoked one. Raises as `update` does."""
         return await self.update(key_id, lambda key: replace(key, revoked_s=key.revoked_s or time.time()))
 
     async def _change(self, work: Callable[[sa.Connection], T]) -> T:
-        """Changes keys, and knows of all changes afterwards, also when the caller has left meanwhile."""
+        """Changes keys and then reloads all of them, even if the caller has left meanwhile."""
 
         async def change() -> T:
             return await self._apply(lambda db: (work(db), table.load(db)))
@@ -199,7 +199,7 @@ class Keys:
         self._by_digest = {key.digest: key for key in self._by_id.values()}
 
     def _begin(self, old_file: Path) -> str | None:
-        """Makes the first key, or takes that of an earlier version over; returns it if it is new."""
+        """Makes the first key, or takes over that of an earlier version; returns it if it is new."""
         made = None
         if old_file.exists():
             digest, hint = _read_digest(old_file), ""
@@ -221,7 +221,7 @@ def _finish(draft: ApiKey, digest: bytes, hint: str) -> ApiKey:
 
 
 def _operators_key(data_dir: Path) -> str:
-    """The key with which `spyglass keys` works beside the server; whoever reads the folder could change keys anyhow."""
+    """The key that `spyglass keys` uses beside the server; users who can read the folder could change keys anyway."""
     path = data_dir / ADMIN_KEY_FILE
     if not path.exists():
         write_privately(path, new_secret() + "\n")

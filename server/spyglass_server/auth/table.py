@@ -11,14 +11,14 @@ from spyglass_server.database import API_KEYS, KEY_CHANGES
 
 
 def load(db: sa.Connection) -> tuple[int, list[ApiKey]]:
-    """The number of changes so far, and all keys, the oldest first."""
+    """Returns the number of changes so far, and all keys, oldest first."""
     number = changes(db)
     rows = db.execute(sa.select(API_KEYS).order_by(API_KEYS.c.created_s, API_KEYS.c.id)).mappings()
     return number, [_from_row(row) for row in rows]
 
 
 def changes(db: sa.Connection) -> int:
-    """The number of changes so far."""
+    """Returns the number of changes so far."""
     return int(db.execute(sa.select(KEY_CHANGES.c.number)).scalar_one())
 
 
@@ -29,14 +29,14 @@ def add(db: sa.Connection, key: ApiKey) -> None:
 
 
 def find(db: sa.Connection, key_id: str) -> ApiKey | None:
-    """One key, which nobody else changes until the transaction ends."""
+    """Returns one key, locked against other changes until the transaction ends."""
     _count(db)  # takes the lock
     row = db.execute(sa.select(API_KEYS).where(API_KEYS.c.id == key_id)).mappings().first()
     return None if row is None else _from_row(row)
 
 
 def replace(db: sa.Connection, key: ApiKey) -> None:
-    """Changes a key that `find` has found."""
+    """Changes a key that `find` has returned."""
     db.execute(sa.update(API_KEYS).where(API_KEYS.c.id == key.id).values(_to_row(key)))
 
 

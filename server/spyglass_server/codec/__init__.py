@@ -1,1 +1,1 @@
-"""Between protobuf messages and the server's own words: what comes in is validated, what goes out is made."""
+"""Converts between protobuf messages and the server's own types; incoming messages are validated."""

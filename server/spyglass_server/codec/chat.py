@@ -34,14 +34,14 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """In the place of an image whose tokens are only counted: its size, in pixels."""
+    """The size, in pixels, that replaces an image whose tokens are only counted."""
 
     width: int
     height: int
 
 
 GivenImage = bytes | ImageSize | None
-"""An image's encoded bytes; its size, where that is enough; or None where it is announced."""
+"""An image's encoded bytes; its size, if that is enough; or None if it is announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ToolUse:
 
 
 def decode_tools(chat: chat_pb2.Chat) -> ToolUse | None:
-    """None where no tool may be called."""
+    """Returns None if no tool may be called."""
     at_most("chat.tools", chat.tools, MAX_TOOLS)
     if sum(len(tool.description) + len(tool.parameters_json) for tool in chat.tools) > MAX_TOOL_CHARACTERS:
         raise InvalidRequest(f"tools have at most {MAX_TOOL_CHARACTERS} characters in all", field="chat.tools")
@@ -160,7 +160,7 @@ def _decode_image(message: chat_pb2.Message, part: chat_pb2.Part, field: str, li
 
 
 def _arguments(text: str) -> dict[str, Any] | RawJson:
-    """The arguments of a call in the history: whatever the model wrote, which max_tokens may have cut off."""
+    """Decodes the arguments of a call in the history: what the model wrote, which max_tokens may have cut off."""
     if not text.strip():
         return {}
     found = read_json_object(text)

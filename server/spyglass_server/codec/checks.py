@@ -1,4 +1,4 @@
-"""What every field of a message may be held to, with a refusal that names the field."""
+"""Checks for fields of messages; the errors name the field."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -12,25 +12,25 @@ from spyglass_server.errors import InvalidRequest
 Number = TypeVar("Number", int, float)
 Many = TypeVar("Many", bound=Sequence[Any])
 _LAST_S = 253_402_300_799.0
-"""The last second that a Timestamp can say; a part of it more would be rounded to what it cannot."""
+"""The last second that a Timestamp can represent; a fraction more would round to one that it cannot."""
 
 
 def in_range(field: str, value: Number, low: Number, high: Number) -> Number:
-    """A number that lies between two. Raises InvalidRequest."""
+    """Returns `value` if it is in the range. Raises InvalidRequest otherwise."""
     if not low <= value <= high:  # NaN is in no range
         raise InvalidRequest(f"{field} must be from {low} to {high}", field=field)
     return value
 
 
 def at_most(field: str, values: Many, count: int) -> Many:
-    """Values of which there are not too many. Raises InvalidRequest."""
+    """Returns `values` if there are at most `count`. Raises InvalidRequest otherwise."""
     if len(values) > count:
         raise InvalidRequest(f"{field} holds {len(values)} entries; {count} are allowed", field=field)
     return values
 
 
 def in_calendar(field: str, moment: Timestamp) -> float:
-    """A time in seconds since 1970, between the years 1 and 9999. Raises InvalidRequest."""
+    """Returns a time in seconds since 1970, between the years 1 and 9999. Raises InvalidRequest."""
     try:
         return min(moment.ToNanoseconds() / 1e9, _LAST_S)
     except ValueError:
@@ -38,14 +38,14 @@ def in_calendar(field: str, moment: Timestamp) -> float:
 
 
 def nothing_unknown(message: Message, field: str = "") -> None:
-    """Refuses a message that holds, at any depth, a field of a later version: what is asked for is never passed over.
+    """Refuses a message that has, at any depth, a field of a later version: nothing requested is silently ignored.
 
     Args:
         message: what a caller sent.
         field: its path in the request; empty for the request itself.
 
     Raises:
-        InvalidRequest: it holds one; the error has the path of the message that does, as `chat.messages[0]`.
+        InvalidRequest: it has one; the error has the path of the message that contains it, as `chat.messages[0]`.
     """
     if len(unknown := UnknownFieldSet(message)):
         raise InvalidRequest(

@@ -30,7 +30,7 @@ def accepted(event_id: int) -> pb.Event:
 def started(
     event_id: int, record: Record, rate_limits: RateLimits | None, image_grids: Iterable[pb.ImageGrid]
 ) -> pb.Event:
-    """The engine has scheduled it, and its usage record is open."""
+    """The engine has scheduled the generation, and its usage record is open."""
     limits = None if rate_limits is None else rate_limits.to_proto()
     return pb.Event(
         id=event_id,
@@ -46,12 +46,12 @@ def started(
 def prompt_echo(
     event_id: int, token_ids: Iterable[int] = (), text: str = "", logprobs: Iterable[pb.TokenLogprobs] = ()
 ) -> pb.Event:
-    """The prompt, or probabilities of more of its tokens."""
+    """The prompt, or logprobs of more of its tokens."""
     return pb.Event(id=event_id, prompt=pb.PromptEcho(token_ids=token_ids, text=text, logprobs=logprobs))
 
 
 def new_delta(event_id: int, index: int) -> pb.Event:
-    """More of one choice, whose delta is to be filled."""
+    """More of one choice, with a delta to fill."""
     event = pb.Event(id=event_id)
     event.delta.index = index
     return event
@@ -68,7 +68,7 @@ def fill(
     usage: pb.Usage | None = None,
     attention: pb.TokenAttention | None = None,
 ) -> None:
-    """Fills a new delta. There is one for every token: set field by field, it takes half the time."""
+    """Fills a new delta. There is one per token, and setting it field by field takes half the time."""
     more.text = text
     more.token_ids.extend(token_ids)
     if finish is not None:
@@ -92,7 +92,7 @@ def token_attention(token: bytes, maps: Iterable[ImageMap | None]) -> pb.TokenAt
 
 
 def image_grid(image: ImageTiles, patches_per_side: int) -> pb.ImageGrid:
-    """The patches of an image of which a tile has so many in each row and column."""
+    """The patches of an image whose tiles have `patches_per_side` in each row and column."""
     patches_per_pixel = patches_per_side / image.pixels.shape[-1]
     return pb.ImageGrid(
         rows=image.rows * patches_per_side,
@@ -115,12 +115,12 @@ def token_logprobs(token: int, found: Logprobs, bytes_of: Callable[[int], bytes]
 
 
 def refused(event_id: int, error: status_pb2.Status) -> pb.Event:
-    """The generation is over before it began."""
+    """The generation was refused before it began."""
     return pb.Event(id=event_id, finished=pb.Finished(error=error))
 
 
 def timings(timeline: Timeline, num_tokens: int) -> pb.Timings:
-    """Where the time of a generation went that has so many tokens."""
+    """Where the time of a generation of `num_tokens` tokens went."""
     message = pb.Timings(
         first_token=duration(timeline.time_to_first_token_s), tokens_per_second=timeline.tokens_per_second(num_tokens)
     )
@@ -131,7 +131,7 @@ def timings(timeline: Timeline, num_tokens: int) -> pb.Timings:
 
 
 def cache_status(totals: EngineTotals) -> pb.CacheStatus:
-    """How the caches are doing."""
+    """Usage and hit counts of the caches."""
     return pb.CacheStatus(
         kv_cache_usage=totals.kv_cache_usage,
         image_cache_usage=totals.image_cache_usage,

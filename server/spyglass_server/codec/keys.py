@@ -1,4 +1,4 @@
-"""Keys between the protocol's messages and the key store's values."""
+"""Converts keys between the protocol's messages and the key store's values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,10 +32,10 @@ def encode_key(key: ApiKey) -> pb.ApiKey:
 
 
 def decode_new_key(key: pb.ApiKey) -> ApiKey:
-    """What a new key is to be; its tenant may be empty.
+    """Decodes a new key; its tenant may be empty.
 
     Raises:
-        InvalidRequest: a value makes no sense.
+        InvalidRequest: a value is invalid.
     """
     for field, _ in key.ListFields():
         if field.name in _SET_BY_SERVER:
@@ -54,10 +54,10 @@ def decode_new_key(key: pb.ApiKey) -> ApiKey:
 
 
 def apply_update(key: ApiKey, values: pb.ApiKey, paths: Sequence[str]) -> ApiKey:
-    """A key with new values for the fields that `paths` name; those that are absent are cleared.
+    """Returns a key with new values for the fields that `paths` name; fields absent from `values` are cleared.
 
     Raises:
-        InvalidRequest: no field, or one that cannot be changed, is named.
+        InvalidRequest: `paths` is empty, or names a field that cannot be changed.
     """
     if not paths:
         raise InvalidRequest("update_mask must name what is to be changed", field="update_mask")

@@ -1,4 +1,4 @@
-"""Decodes and validates a Start, field by field. A field that is not honoured yet is refused by name."""
+"""Decodes and validates a Start, field by field. A field that is not supported yet is refused by name."""
 
 import hashlib
 import secrets
@@ -19,14 +19,14 @@ from spyglass_server.prompt.prompt_maker import ChatInput, Input, TextInput, Tok
 _MAX_REQUEST_ID_CHARACTERS = 128
 
 _NOT_THE_REQUEST = ("request_id", "timeout", "caller", "traceparent", "idempotency_key")
-"""Fields that may differ between two tries of one request."""
+"""Fields that may differ between retries of a request."""
 
 _NOT_HONOURED = ("cache_salt",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A validated Start. `attention_layers` are those whose attention to images is told; () is all, None not any."""
+    """A validated Start. Attention to images is returned for `attention_layers`; () means all, None none."""
 
     request_id: str
     model: str
@@ -53,7 +53,7 @@ class Spec:
     priority: int
     idempotency_key: str | None
     traceparent: str
-    """The caller's span in W3C's form; empty where there is none."""
+    """The caller's span in W3C format; empty if there is none."""
 
     @property
     def num_images(self) -> int:
@@ -64,7 +64,7 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
     """Validates a Start.
 
     Raises:
-        InvalidRequest: a field is wrong, missing, or not honoured yet; the error names it.
+        InvalidRequest: a field is wrong, missing, or not supported yet; the error names it.
     """
     _refuse_unsupported(start)
     tool_use = decode_tools(start.chat)
@@ -102,7 +102,7 @@ def decode_start(start: pb.Start, image_limits: ImageLimits) -> Spec:
 
 
 def request_digest(start: pb.Start) -> bytes:
-    """A digest of what a Start asks for, by which two tries of one request are the same."""
+    """Returns a digest of what a Start asks for, which is the same for retries of a request."""
     request = pb.Start()
     request.CopyFrom(start)
     for name in _NOT_THE_REQUEST:

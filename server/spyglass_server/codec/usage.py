@@ -1,4 +1,4 @@
-"""Usage between the protocol's messages and the ledger's values."""
+"""Converts usage between the protocol's messages and the ledger's values."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _GROUPS = {
 
 
 def decode_filter(chosen: pb.UsageFilter) -> Filter:
-    """Which generations count."""
+    """Decodes which generations count."""
     return Filter(
         model=chosen.model,
         since_s=in_calendar("filter.since", chosen.since) if chosen.HasField("since") else None,
@@ -27,21 +27,21 @@ def decode_filter(chosen: pb.UsageFilter) -> Filter:
 
 
 def decode_groups(groups: Sequence["pb.UsageGroup.ValueType"]) -> tuple[Group, ...]:
-    """By what is summed up. Raises InvalidRequest for what is unknown."""
+    """Decodes what usage is grouped by. Raises InvalidRequest for an unknown group."""
     if unknown := [group for group in groups if group not in _GROUPS]:
         raise InvalidRequest(f"usage cannot be grouped by {unknown[0]}", field="group_by")
     return tuple(dict.fromkeys(_GROUPS[group] for group in groups))
 
 
 def decode_max_records(number: int) -> int:
-    """How many records are listed. Raises InvalidRequest for too many."""
+    """Decodes how many records to list. Raises InvalidRequest for too many."""
     if number > MAX_USAGE_RECORDS:
         raise InvalidRequest(f"at most {MAX_USAGE_RECORDS} records can be listed", field="max_records")
     return number
 
 
 def encode_sum(each: Sum) -> pb.UsageSum:
-    """A sum, with the fields that it is grouped by."""
+    """Encodes a sum, with the fields that it is grouped by."""
     return pb.UsageSum(
         tenant=each.tenant,
         key_id=each.key_id,
@@ -57,7 +57,7 @@ def encode_sum(each: Sum) -> pb.UsageSum:
 
 
 def encode_record(record: Record) -> pb.UsageRecord:
-    """One generation's record."""
+    """Encodes one generation's record."""
     return pb.UsageRecord(
         request_id=record.request_id,
         key_id=record.key_id,

@@ -1,4 +1,4 @@
-"""Closes the objects of schemas: a model that may add properties seldom knows when to stop.
+"""Closes the objects of schemas, as a model that may add properties seldom knows when to stop.
 
 Whatever is valid against the closed schema is valid against the open one.
 """
@@ -12,20 +12,20 @@ _OF_STRINGS = {"pattern", "format", "minLength", "maxLength"}
 
 
 def close(schema: dict[str, Any]) -> dict[str, Any]:
-    """A translated schema whose objects have no properties but those that it names, where it leaves that open.
+    """Returns a translated schema that allows only the properties it names, unless it specifies additional ones.
 
-    One that has objects of several parts stays open: each part knows the properties of its own only.
+    A schema whose objects consist of several parts stays open, as each part knows only its own properties.
     """
     return schema if any(map(_is_in_parts, _all(schema))) else _close(schema)
 
 
 def has_choice(schema: dict[str, Any]) -> bool:
-    """Whether there is a `oneOf`, whose parts could seem to exclude each other once they are closed."""
+    """Whether there is a `oneOf`, whose parts could seem to exclude each other once closed."""
     return any("oneOf" in found for found in _all(schema))
 
 
 def _all(schema: Any) -> Iterator[dict[str, Any]]:
-    """A translated schema and all in it."""
+    """Yields a translated schema and all schemas in it."""
     if isinstance(schema, dict):
         yield schema
         for one in (*subschemas(schema), *schema.get("$defs", {}).values()):
@@ -50,7 +50,7 @@ def _close(schema: Any) -> Any:
 
 
 def _closed_in(key: str, value: Any) -> Any:
-    """What stands under a keyword, with the schemas in it closed."""
+    """Returns a keyword's value with the schemas in it closed."""
     if key in ("properties", "patternProperties", "$defs"):
         return {name: _close(one) for name, one in value.items()}
     if key in ("items", "additionalProperties"):

@@ -1,4 +1,4 @@
-"""Checks that a JSON schema can be enforced exactly; otherwise finds the subschema at fault."""
+"""Checks that a JSON schema can be enforced exactly; if not, finds the subschema at fault."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from spyglass_server.constraints.nesting import MAX_NESTING, nesting
 from spyglass_server.constraints.schemas import SchemaRefused, Translation, quoted, subschemas, translate
 
 _MAX_ASKED = 200
-"""Questions to the library in a search; each takes some milliseconds, more for large schemas."""
+"""Maximum library calls in a search; each takes some milliseconds, more for large schemas."""
 _REFERENCE = "#/$defs/"
 _UNSATISFIABLE = "Unsatisfiable schema: "
 _OWN_WORDS = {
@@ -20,20 +20,20 @@ _OWN_WORDS = {
     "Regex is empty": "no string is valid",
     "Unable to determine if regex is empty": "it would be too costly to find out whether any string is valid",
 }
-"""In place of reasons that speak of the library's options, or quote what the caller has not written."""
+"""Replacements for reasons that mention the library's options, or quote text that the caller did not write."""
 
 
 def enforced(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema that the library enforces; what is valid against it is valid against the caller's.
+    """Returns a schema that the library enforces; values valid against it are valid against the caller's schema.
 
     Raises:
-        SchemaRefused: the schema is wrong, or asks for what cannot be enforced.
+        SchemaRefused: the schema is wrong, or cannot be enforced.
     """
     try:
         return _enforced(schema)
     except SchemaRefused:
         raise
-    except ValueError as error:  # the library cannot read it, such as numbers beyond 2^64 where no numbers belong
+    except ValueError as error:  # the library cannot read it, e.g. numbers beyond 2^64 where no numbers belong
         raise SchemaRefused("#", one_line(str(error))) from error
 
 
@@ -71,7 +71,7 @@ def _depth(schema: Any) -> int:
 
 
 class _Search:
-    """Finds the innermost schema that is at fault, by asking the library about parts of the whole."""
+    """Finds the innermost subschema at fault, by checking parts of the schema with the library."""
 
     def __init__(self, translation: Translation) -> None:
         self._translation = translation
@@ -80,7 +80,7 @@ class _Search:
         self._found: set[int] = set()
 
     def refusal(self, reason: str) -> SchemaRefused:
-        """What is said to the caller of a schema that the library refuses for this reason."""
+        """Returns the caller's error for a schema that the library refuses for this reason."""
         schema, pointer = self._translation.schema, "#"
         while deeper := self._search(list(self._below(schema)), _is_unsatisfiable(reason)):
             schema, reason = deeper
@@ -98,7 +98,7 @@ class _Search:
         if unsatisfiable:
             asked = ((one, self._ask(one)) for one in schemas)
             return next(((one, reason) for one, reason in asked if _is_unsatisfiable(reason)), None)
-        while len(schemas) > 1:  # of several, the library refuses all where it refuses one
+        while len(schemas) > 1:  # the library refuses an anyOf if it refuses one of its parts
             half = schemas[: len(schemas) // 2]
             schemas = half if self._is_wrong({"anyOf": half}) else schemas[len(half) :]
         return next(((one, self._ask(one)) for one in schemas if self._is_wrong(one)), None)
@@ -118,7 +118,7 @@ class _Search:
         return origin.pointer if origin else ""
 
     def _in_own_words(self, schema: dict[str, Any], reason: str) -> str:
-        """A reason that quotes nothing but what the caller has written."""
+        """Rewords a reason so that it quotes only text that the caller wrote."""
         if "regex parse error" in reason:
             for pattern in (
                 *([schema["pattern"]] if "pattern" in schema else []),

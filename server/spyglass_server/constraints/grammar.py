@@ -23,13 +23,13 @@ from spyglass_server.prompt.conversation import Tool
 _MAX_CHARACTERS = 256 << 10
 _MAX_REASON_CHARACTERS = 300
 _FREE = r"/[ \t\r\n]*([^{\[< \t\r\n](.|\n)*)?/"
-"""Text that begins in no way in which a call can begin."""
+"""Text that does not begin as a call can."""
 _MAX_CALLS = 16
-"""In one answer that must call tools."""
+"""Maximum number of calls in one answer under a calls grammar."""
 
 
 class ConstraintKind(Enum):
-    """What an answer's shape is described by; the value is the field that holds it."""
+    """How an answer's shape is described; the value is the field that holds the description."""
 
     JSON_OBJECT = "format.json_object"
     JSON_SCHEMA = "format.json_schema.schema_json"
@@ -39,17 +39,17 @@ class ConstraintKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OutputConstraint:
-    """A shape for answers, in the notation of its kind."""
+    """The shape of an answer, in the notation of its kind."""
 
     kind: ConstraintKind
     source: str = ""
 
 
 def to_grammar(shape: OutputConstraint) -> str:
-    """The grammar of a shape, in llguidance's notation.
+    """Returns the grammar of a shape, in llguidance's notation.
 
     Raises:
-        InvalidRequest: the shape is wrong, or asks for something that could not be held to.
+        InvalidRequest: the shape is wrong, or cannot be enforced.
     """
     try:
         if len(shape.source) > _MAX_CHARACTERS:
@@ -68,15 +68,15 @@ def to_grammar(shape: OutputConstraint) -> str:
 
 
 def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
-    """The grammar of answers that call one of `tools`, or several times some of them.
+    """Returns the grammar of answers that call one of `tools`, or with `several` make one or more calls.
 
-    Where they need not, it says only how calls look if there are any: that they hold to the schemas of strict tools.
+    Without `must_call`, it only constrains the calls that answers may make: they follow the schemas of strict tools.
 
     Raises:
-        InvalidRequest: the schema of a strict tool asks for something that could not be held to.
+        InvalidRequest: the schema of a strict tool cannot be enforced.
     """
     reason = ""
-    for narrow in (must_call, False):  # schemas that nobody insists on may be too much together
+    for narrow in (must_call, False):  # schemas of tools that are not strict may be too costly together
         grammar = _calls(tools, must_call, several, narrow)
         reason = fault(grammar)
         if not reason:
@@ -85,7 +85,7 @@ def calls_grammar(tools: Sequence[Tool], must_call: bool, several: bool) -> str:
 
 
 def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) -> str:
-    """`narrow`: arguments hold to the schemas of tools that are not strict, too, where they can."""
+    """`narrow`: if possible, arguments also follow the schemas of tools that are not strict."""
     rules = ["start: calls" if must_call else f"start: calls | free\nfree: {_FREE}"]
     rules.append(f'calls: call ("; " call){{0,{_MAX_CALLS - 1}}}' if several else "calls: call")
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
@@ -96,7 +96,7 @@ def _calls(tools: Sequence[Tool], must_call: bool, several: bool, narrow: bool) 
 
 
 def _arguments(tool: Tool, number: int, narrow: bool) -> str:
-    """What the arguments of a call hold to: the schema, or where that is neither asked for nor possible any object."""
+    """Returns the rule for a call's arguments: the schema or, if it is neither required nor enforceable, any object."""
     if tool.is_strict or narrow:
         try:
             schema = enforced({**tool.parameters, "type": "object"})
@@ -133,7 +133,7 @@ def _of_lark(source: str) -> str:
 
 
 def constraint_failed(field: str) -> InvalidRequest:
-    """For an answer in progress that can no longer have its shape: it costs too much, or cannot go on."""
+    """Returns the error for a running answer that can no longer follow its shape, or only at too high a cost."""
     return _refuse("the answer cannot continue in it at an acceptable cost", field)
 
 

@@ -1,8 +1,8 @@
 """Keeps llguidance safe from grammars in its dialect of Lark.
 
-Schemas in them are checked as others are: at some that are wrong the library panics. How deep it recurses into a
-grammar is bounded: a stack overflow would end the process. And it never looks ahead for what the answer must go on
-with: where that has no end, as after /a+/ /a+/, whose first part takes every a, neither has the look.
+Schemas in grammars are checked like any other, as the library panics at some invalid ones. Its recursion into a grammar
+is bounded, as a stack overflow would end the process. And it never looks ahead for forced text: where that is endless,
+as after /a+/ /a+/, whose first part takes every a, so is the search.
 """
 
 import json
@@ -15,9 +15,9 @@ from spyglass_server.constraints.schemas import translate
 from spyglass_server.json_object import MAX_JSON_DEPTH, can_be_written
 
 MAX_NESTING = 2500
-"""In the units of `check_nesting`: about 60 % of a stack of 8 MiB."""
+"""Maximum in the units of `check_nesting`: about 60 % of a stack of 8 MiB."""
 _NO_FORCING = '\n%llguidance {"no_forcing": true}'
-"""Of several such options the last one counts."""
+"""If there are several such options, the last one takes effect."""
 _SPACE = re.compile(r"\s*")
 _TOKEN = re.compile(
     r"""(?:\#|//)[^\n]* | "(?:\\.|[^"\\])*" | /(?:\\.|[^/\\])+/ | <[^<>\s]+>
@@ -27,11 +27,11 @@ _TOKEN = re.compile(
 
 
 def check_nesting(source: str) -> None:
-    """Bounds the recursion in which the library follows rules, whichever of them refer to which.
+    """Bounds the library's recursion into rules, however they refer to each other.
 
     Raises:
-        ValueError: there are so many rules, in brackets so deep, that they could overflow a thread's stack; or it is in
-            JSON, which the library would take as well.
+        ValueError: the number of rules and the depth of their brackets could overflow a thread's stack; or the grammar
+            is in JSON, which the library would accept as well.
     """
     if source.lstrip().startswith("{"):
         raise ValueError("it is JSON, not Lark's notation")
@@ -48,10 +48,10 @@ def check_nesting(source: str) -> None:
 
 
 def check_schemas(source: str) -> None:
-    """Holds the schemas in a grammar to the rules for schemas that stand alone.
+    """Applies the rules for standalone schemas to the schemas in a grammar.
 
     Raises:
-        ValueError: one is wrong, or asks for what is not enforced.
+        ValueError: a schema is wrong, or asks for something that is not enforced.
     """
     translated = []
     for token, value in _tokens(source):
@@ -64,12 +64,12 @@ def check_schemas(source: str) -> None:
 
 
 def without_forcing(source: str) -> str:
-    """The same grammar, of a source without a fault; what it forces is found token by token."""
+    """Returns the same grammar without lookahead for forced text; the source must be valid."""
     return source + _NO_FORCING
 
 
 def _tokens(source: str) -> Iterator[tuple[re.Match[str], Any]]:
-    """The tokens of a grammar, each with the JSON that follows it, if one must."""
+    """Yields the tokens of a grammar, each with the JSON that follows it, if it takes any."""
     at = 0
     while at < len(source):
         token = _TOKEN.match(source, at)

@@ -1,4 +1,4 @@
-"""Calls llguidance to check grammars, without a model's vocabulary. Where it panics, ValueError is raised."""
+"""Checks grammars with llguidance, without a model's vocabulary. Its panics are raised as ValueError."""
 
 import re
 from functools import cache
@@ -22,30 +22,30 @@ JSON_FORM: "JsonCompileOptions" = {
     "coerce_one_of": False,
     "lenient": False,
 }
-"""JSON as models write it on one line: free white space is a place where an answer can go on for ever. All of a schema
-holds."""
+"""JSON as models write it on one line, as free white space would let an answer continue for ever. Everything in a
+schema is enforced."""
 NO_ANSWER = "no answer satisfies it"
 _NOTHING = "NoExtensionBias"
-"""What the library says where no text holds to a grammar."""
+"""The library's error when no text matches a grammar."""
 _REGEX_ERROR = re.compile(r"regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
 _LOCATION = re.compile(r"^(at )?\d+\(\d+\): ")
 
 
 @panics_as_errors()
 def schema_grammar(schema: dict[str, Any]) -> str:
-    """The grammar of a schema, not yet checked."""
+    """Returns the grammar of a schema, unchecked."""
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
 
 
 @panics_as_errors()
 def syntax_fault(grammar: str) -> str:
-    """Why the library refuses a grammar; nothing where it takes it."""
+    """Returns why the library refuses a grammar; empty if it accepts it."""
     return LLMatcher.validate_grammar(grammar, limits=_LIMITS)
 
 
 @panics_as_errors()
 def fault(grammar: str) -> str:
-    """Why answers cannot be held to a grammar; nothing where they can at least begin to be."""
+    """Returns why answers cannot follow a grammar; empty if they can at least begin to."""
     if reason := syntax_fault(grammar) or multiples_fault(grammar):
         return reason
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
@@ -55,14 +55,14 @@ def fault(grammar: str) -> str:
 
 
 def without_text(reason: str) -> str:
-    """A reason of the library's without its place and the text that it quotes: neither need be the caller's."""
+    """Returns a library error without its location and quoted text, as neither need be from the caller's source."""
     if found := _REGEX_ERROR.search(reason):
         return found[1]
     return _LOCATION.sub("", reason.partition("\n")[0])
 
 
 def one_line(reason: str) -> str:
-    """A reason without line breaks; other white space may be quoted and stays."""
+    """Returns a reason without line breaks; other white space stays, as it may be quoted."""
     return re.sub(r"\s*\n\s*", " ", reason.strip())
 
 

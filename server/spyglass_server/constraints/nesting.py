@@ -1,20 +1,20 @@
-"""How deep definitions that refer to each other can be nested.
+"""Computes how deep definitions that refer to each other can nest.
 
-The grammar's library follows references by recursion, and a stack that overflows ends the process: what is nested too
-deep must not reach it.
+The grammar library follows references recursively, and a stack overflow ends the process, so schemas that nest too deep
+must not reach it.
 """
 
 from collections.abc import Mapping, Set
 
 MAX_NESTING = 500
-"""At least twice as much fits into a thread's stack of 8 MiB."""
+"""Maximum depth; a thread's stack of 8 MiB allows at least twice as much."""
 
 
 def nesting(references: Mapping[str, Set[str]], depths: Mapping[str, int]) -> int:
-    """The depth that following references can reach, at most.
+    """Returns the maximum depth that following references can reach.
 
-    `depths` are those of the definitions themselves. Definitions that lead back to each other can all be open at once,
-    so such a circle is as deep as all of them together.
+    `depths` are those of the definitions alone. Definitions in a cycle can all be open at once, so a cycle is as deep
+    as all of them together.
     """
     if not any(references.values()):
         return max(depths.values())

@@ -1,7 +1,7 @@
-r"""Regular expressions that match exactly what the caller's do.
+r"""Rewrites regular expressions so that llguidance enforces them exactly.
 
-llguidance lets the escapes `\"` and `\\` through wherever a string's pattern allows control characters, and takes `\d`
-for the digits of all scripts. Whatever matches what comes out of here matches what went in.
+llguidance accepts the escapes `\"` and `\\` wherever a string's pattern allows control characters, and takes `\d` for
+the digits of all scripts. Whatever matches a rewritten expression matches the original one.
 """
 
 import re
@@ -19,12 +19,12 @@ _WITHOUT_CONTROLS = r"[{}&&[^\x00-\x07\x0b\x0e-\x1f]]"
 
 
 def ascii_classes(regex: str) -> str:
-    r"""A regular expression whose `\d`, `\w` and `\s` are of ASCII."""
+    r"""Returns the regular expression with `\d`, `\w` and `\s` restricted to ASCII."""
     return re.sub(r"\\(.)", lambda found: _ASCII.get(found[1], found[0]), regex, flags=re.DOTALL)
 
 
 def exact_pattern(pattern: str) -> str:
-    """A pattern whose classes leave out the characters that JSON writes in hexadecimal."""
+    """Returns the pattern with the characters that JSON writes in hexadecimal excluded from its classes."""
     if re.search(r"\(\?[a-zA-Z]*x", pattern):
         raise ValueError("free space in it is not supported")
     result, at = [], 0
@@ -38,20 +38,20 @@ def exact_pattern(pattern: str) -> str:
 
 
 def _end_of_piece(pattern: str, at: int) -> int:
-    """Where a character, an escape or a class that has a name ends."""
+    """Returns the end of a character, an escape or a named class."""
     found = _PIECE.match(pattern, at)
     assert found is not None
     return found.end()
 
 
 def _end_of_class(pattern: str, at: int) -> int:
-    """Where the class ends that begins at a bracket; classes may stand in it."""
+    """Returns the end of the class that begins at a bracket; it may contain other classes."""
     depth = 0
     while at < len(pattern):
         if pattern[at] == "[":
             depth += 1
             at += pattern.startswith("^", at + 1)
-            at += pattern.startswith("]", at + 1)  # a bracket that comes first is one like any other
+            at += pattern.startswith("]", at + 1)  # a leading bracket is literal
         elif pattern[at] == "]":
             depth -= 1
         at += 1 + (pattern[at] == "\\")

@@ -1,4 +1,4 @@
-"""Expresses `propertyNames` in keywords that llguidance enforces, where these say exactly the same."""
+"""Expresses `propertyNames` in keywords that llguidance enforces, where these are exactly equivalent."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from spyglass_server.constraints.patterns import exact_pattern
 
 
 def restrict_names(schema: dict[str, Any], names: bool | dict[str, Any]) -> None:
-    """Makes a translated schema allow only properties whose names are valid against `names`, translated too.
+    """Makes a translated schema allow only properties whose names are valid against `names`, also translated.
 
     Raises:
-        ValueError: no other keywords say the same.
+        ValueError: no other keywords are equivalent.
     """
     asked = dict(names) if isinstance(names, dict) else {}
     types = asked.pop("type", "string")
@@ -29,7 +29,7 @@ def restrict_names(schema: dict[str, Any], names: bool | dict[str, Any]) -> None
 
 
 def _name(schema: dict[str, Any], names: list[Any]) -> None:
-    """Allows these properties only."""
+    """Allows only properties with these names."""
     names = [name for name in names if isinstance(name, str)]
     if names and "patternProperties" in schema:
         raise ValueError("beside patternProperties is not enforced")

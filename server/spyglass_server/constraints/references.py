@@ -23,7 +23,7 @@ class Place:
     base: str
 
     def below(self, *keys: str | int) -> "Place":
-        """What is found under keys of the schema."""
+        """Returns the place under these keys of the schema."""
         found, pointer = self.schema, self.pointer
         for key in keys:
             found = found[key]
@@ -32,7 +32,7 @@ class Place:
 
 
 class References:
-    """The places of a document that references can lead to."""
+    """The places in a document that references can point to."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.root = Place(document, "#", _base(document, ""))
@@ -45,7 +45,7 @@ class References:
             waiting += _subschemas(place)
 
     def find(self, reference: str, base: str) -> Place | None:
-        """The place that a reference leads to, or None where that is not in the document."""
+        """Returns the place that a reference points to, or None if it is not in the document."""
         uri, _, fragment = (base + reference if reference.startswith("#") else _join(base, reference)).partition("#")
         resource = self._resources.get(uri)
         if resource is None or not fragment:
@@ -85,7 +85,7 @@ def _follow(place: Place, pointer: str) -> Place | None:
 
 
 def _base(schema: Any, outer: str) -> str:
-    """The URI that references in a schema are relative to: its `$id`, without a fragment."""
+    """Returns the URI that references in a schema are relative to: its `$id`, without a fragment."""
     name = schema.get("$id") if isinstance(schema, dict) else None
     return _join(outer, name).partition("#")[0] if isinstance(name, str) and not name.startswith("#") else outer
 
@@ -93,5 +93,5 @@ def _base(schema: Any, outer: str) -> str:
 def _join(base: str, reference: str) -> str:
     try:
         return reference if urlsplit(reference).scheme else urljoin(base, reference)
-    except ValueError:  # such as a bracket that is not closed
+    except ValueError:  # such as an unclosed bracket
         return reference

@@ -1,9 +1,8 @@
 """Translates JSON schemas into a vocabulary that llguidance enforces in every detail.
 
-One rule for keywords: those that constrain are enforced or refused, whichever `$schema` is named; all others, including
-those that no draft knows, are annotations and are left out. Whatever is valid against the schema that comes out is
-valid against the one that went in. Refusals have the JSON pointer of the schema at fault and quote the
-caller's own text.
+Keywords that constrain are either enforced or refused, whichever `$schema` is named; all others, including those that
+no draft defines, are annotations and are dropped. Whatever is valid against the translated schema is valid against the
+original one. Refusals contain the JSON pointer of the schema at fault and quote the caller's own text.
 """
 
 import json
@@ -16,7 +15,7 @@ from spyglass_server.constraints.property_names import restrict_names
 from spyglass_server.constraints.references import Place, References
 
 _MAX_EXACT = 2**53
-"""The library computes with numbers of 53 bits."""
+"""The library's numbers have 53 bits."""
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
 _TAKEN = ("type", "required", "enum", "const")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -40,10 +39,10 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "$dynamicRef": (),
     "$recursiveRef": (),
 }
-"""Keywords that constrain, in some draft, and are not enforced; the values with which they constrain nothing."""
+"""Keywords that constrain in some draft but are not enforced, and the values with which they constrain nothing."""
 
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
-"""Those that are enforced; all others are annotations."""
+"""Formats that are enforced; all others are annotations."""
 _DATE = (
     r"(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-"
     r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
@@ -56,17 +55,17 @@ _FORMAT_PATTERNS = {
     "date-time": f"^{_DATE}[tT]{_TIME}$",
     "uuid": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
 }
-"""Formats with patterns of our own: the library's allow February 29 in every year, and leap seconds in every minute,
-which few readers do."""
+"""Replacements for the library's patterns, which allow February 29 in every year and leap seconds in every minute,
+unlike most readers."""
 _OF_NAMES = {"type", "const", "enum", "pattern", "format", "minLength", "maxLength"}
 _VOCABULARY = {*_TAKEN, *_BOUNDS, *_SCHEMA, *_SCHEMAS, *_NAMED, *_REFUSED, *_OF_NAMES, "$ref", "propertyNames"}
-"""All that constrains; other keywords only say how these are meant, or nothing."""
+"""All keywords that constrain; others only modify these, or have no effect."""
 _DEFINITION = "#/$defs/"
 _MAX_QUOTED_CHARACTERS = 100
 
 
 class SchemaRefused(ValueError):
-    """A schema that is wrong, or asks for what cannot be enforced."""
+    """The schema is wrong, or cannot be enforced."""
 
     def __init__(self, pointer: str, reason: str) -> None:
         super().__init__(f"{pointer}: {reason}")
@@ -74,22 +73,22 @@ class SchemaRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A schema whose references all lead to its own `$defs`."""
+    """A schema whose references all point to its own `$defs`."""
 
     schema: dict[str, Any]
     origins: dict[int, Place] = field(default_factory=dict)
-    """Where each translated schema comes from, by its id()."""
+    """The origin of each translated schema, by its id()."""
     patterns: dict[str, str] = field(default_factory=dict)
-    """The caller's own texts of patterns that were changed."""
+    """The caller's original text of each translated pattern."""
 
 
 def translate(schema: dict[str, Any]) -> Translation:
-    """Raises SchemaRefused for a schema that asks for what is not enforced, or could hold only roughly."""
+    """Translates a schema. Raises SchemaRefused if any of it is not enforced, or only approximately."""
     return _Translator(schema).translate()
 
 
 def subschemas(schema: dict[str, Any]) -> Iterator[Any]:
-    """The schemas directly in a translated one, without its `$defs`."""
+    """Yields the direct subschemas of a translated schema, without its `$defs`."""
     for keyword, value in schema.items():
         if keyword in _SCHEMA:
             yield value
@@ -100,7 +99,7 @@ def subschemas(schema: dict[str, Any]) -> Iterator[Any]:
 
 
 def quoted(value: Any) -> str:
-    """The caller's own text, cut."""
+    """Returns the caller's own text, shortened if it is long."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MAX_QUOTED_CHARACTERS else text[:_MAX_QUOTED_CHARACTERS] + "…"
 
@@ -109,7 +108,7 @@ class _Translator:
     def __init__(self, schema: dict[str, Any]) -> None:
         self._references = References(schema)
         self._definitions: dict[str, str] = {}
-        """The names of schemas that are referred to, by their pointers."""
+        """The names of referenced schemas, by their pointers."""
         self._waiting: list[tuple[str, Place]] = []
         self._result = Translation({})
 
@@ -134,7 +133,7 @@ class _Translator:
             self._restrict_names(result, place)
         if "not" in place.schema and _says_nothing(place.schema["not"]):
             return False
-        if "oneOf" in result:  # beside another keyword, the library looks through references for what parts exclude
+        if "oneOf" in result:  # beside another keyword, the library resolves references to see what parts exclude
             result.setdefault("type", list(_TYPES))
         self._result.origins[id(result)] = place
         return result
@@ -146,7 +145,7 @@ class _Translator:
         return result
 
     def _add(self, result: dict[str, Any], keyword: str, value: Any, place: Place) -> None:
-        """Translates a keyword. One that is not named here is an annotation."""
+        """Translates a keyword. Keywords not handled here are annotations."""
         if keyword in _TAKEN:
             _check_taken(keyword, value, place)
             result[keyword] = value
@@ -198,7 +197,7 @@ class _Translator:
             result["format"] = value
 
     def _add_pattern(self, result: dict[str, Any], pattern: str) -> None:
-        """A second pattern holds beside the first."""
+        """Adds a pattern; a second one applies in addition to the first."""
         if "pattern" in result:
             result.setdefault("allOf", []).append({"pattern": pattern})
         else:
@@ -246,7 +245,7 @@ def _says_nothing(schema: Any) -> bool:
 
 
 def _is_reference(schema: Any) -> bool:
-    """Whether a schema of a name is a reference and nothing else."""
+    """Whether a schema for names is a reference and nothing else."""
     return (
         isinstance(schema, dict)
         and _constraining(schema) - {"type"} == {"$ref"}
@@ -264,7 +263,7 @@ def _check_refused(keyword: str, value: Any, place: Place) -> None:
 
 
 def _check_taken(keyword: str, value: Any, place: Place) -> None:
-    """What is wrong must not reach the library: it panics where it cuts a quotation within a character."""
+    """Keeps wrong values from the library, which panics if it truncates a quotation within a character."""
     types = value if keyword == "type" and isinstance(value, list) else [value]
     if keyword == "type" and not all(isinstance(one, str) and one in (*_TYPES, "integer") for one in types):
         raise SchemaRefused(place.pointer, f"type {quoted(value)} is not a type or a list of types")
@@ -277,7 +276,7 @@ def _check_taken(keyword: str, value: Any, place: Place) -> None:
 
 
 def _bound(keyword: str, value: Any, place: Place) -> float:
-    """A number that is exact, or that narrows the range to such numbers."""
+    """Returns a bound that is exact, or that narrows the range to exact numbers."""
     if keyword.startswith("exclusive") and isinstance(value, bool):  # as in draft 4
         return value
     if not _is_number(value):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class FinishReason(Enum):
-    """Why a choice ended. The engine itself never gives TOOL_CALLS: tool calls are found in the text."""
+    """Why a choice ended. The engine never returns TOOL_CALLS: the server finds tool calls in the text."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -18,9 +18,9 @@ class FinishReason(Enum):
 class SamplingParams:
     """How the next token is chosen; `seed` fixes every random number of the request.
 
-    Penalties lower the logits of tokens that are there already: `presence_penalty` once, `frequency_penalty` for each
-    time that they stand in the answer; `repetition_penalty` divides positive logits and multiplies negative ones, of
-    prompt and answer. `logit_bias` is added to the logits of tokens.
+    Penalties lower the logits of tokens that already occur: `presence_penalty` once, `frequency_penalty` for each
+    occurrence in the answer; `repetition_penalty` divides positive logits and multiplies negative ones, for tokens of
+    prompt and answer. `logit_bias` pairs tokens with values to add to their logits.
     """
 
     temperature: float = 1.0
@@ -44,7 +44,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ImageKey:
-    """What an image's cached states belong to. Tenants never share."""
+    """Identifies an image's cached states. Tenants never share them."""
 
     tenant: str
     digest: bytes
@@ -54,8 +54,8 @@ class ImageKey:
 class ImageInput:
     """One image of a prompt, as uint8 tiles in shared memory.
 
-    `rows` x `columns` is the canvas in tiles. The memory block holds rows * columns tiles of
-    [3, tile, tile] bytes, RGB planes, tiles in reading order.
+    `rows` x `columns` is the canvas in tiles. The memory block holds rows * columns tiles of [3, tile, tile] bytes, as
+    RGB planes, in reading order.
     """
 
     key: ImageKey
@@ -72,13 +72,13 @@ class ImageInput:
 class EngineRequest:
     """One prompt and how to answer it, already validated: it fits the context and the caches.
 
-    `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`. `stop_token_ids` end a
-    choice and are its last token, but not before it has `min_tokens`. Requests of one `tenant` share cached work; among
-    them the one with the greater `priority` is scheduled first. With `top_logprobs` each token comes with its logprob
-    and those of that many alternatives. With `grammar`, in the compiler's notation, an answer follows it. With
-    `prompt_logprobs` the tokens of the prompt come with their logprobs, too. The first `attention_tokens` of an answer
-    come with their attention to the images, averaged over the cross-attention layers `attention_layers`, or all.
-    `prediction` is what the answer is expected to be, which changes nothing but how fast it comes.
+    `image_positions` are the indices in `tokens` of the image tokens, one for each of `images`. A token of
+    `stop_token_ids` ends a choice and is its last token, but not before the choice has `min_tokens`. Requests of one
+    `tenant` share cached work; among them, those of greater `priority` are scheduled first. With `top_logprobs`, each
+    token comes with its own logprob and those of that many alternatives. Answers follow `grammar`, in the compiler's
+    notation, if there is one. With `prompt_logprobs`, prompt tokens come with their logprobs, too. The first
+    `attention_tokens` of an answer come with their attention to the images, averaged over the cross-attention layers
+    `attention_layers`, or over all. `prediction` is the expected answer; it only affects speed.
     """
 
     id: int
@@ -112,7 +112,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequest:
-    """Drop a request with all its choices; without effect when it has ended."""
+    """Drop a request with all its choices; no effect if it has ended."""
 
     id: int
 
@@ -138,9 +138,9 @@ Command = Submit | CancelRequest | CancelChoice | Shutdown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryInfo:
-    """Where the memory of a device goes, in bytes, and what that holds, in tokens of text and tiles of images.
+    """How a device's memory is used, in bytes, and how many text tokens and image tiles the caches hold.
 
-    Of a CPU, `device_bytes` is the memory of the machine, whose name is `host`.
+    For a CPU, `device_bytes` is the memory of the machine, whose name is `host`.
     """
 
     host: str
@@ -155,12 +155,12 @@ class MemoryInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What the engine has loaded and what fits it.
+    """What the engine has loaded, and its limits.
 
-    `quantization` is how weights are kept, "none", "fp8" or "int8". `max_tokens` is the longest sequence (prompt and
-    answer) that model, limits and cache allow, `max_image_tiles` how many tiles of images one request may hold,
-    `max_choices` how many choices it may have. The model has `num_cross_layers` cross-attention layers, and a tile has
-    `patches_per_side` patches in each row and column. `ranks` has the memory of each rank, in their order.
+    `quantization` is the format of the weights: "none", "fp8" or "int8". `max_tokens` is the longest sequence (prompt
+    and answer) that model, limits and cache allow; `max_image_tiles` and `max_choices` bound the image tiles and the
+    choices of one request. The model has `num_cross_layers` cross-attention layers, and a tile has `patches_per_side`
+    patches in each row and column. `ranks` lists the memory of each rank, in rank order.
     """
 
     dtype: str
@@ -181,7 +181,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class ImagesTaken:
-    """The engine has copied a request's tiles: their shared memory may go."""
+    """The engine has copied a request's tiles; their shared memory may be freed."""
 
     id: int
 
@@ -190,7 +190,7 @@ class ImagesTaken:
 class RequestScheduled:
     """A request is no longer waiting; `cached_tokens` of its prompt need not be computed.
 
-    `at_s` is when the step began that has it first, on the monotonic clock of the machine.
+    `at_s` is when its first step began, on the machine's monotonic clock.
     """
 
     id: int
@@ -200,16 +200,16 @@ class RequestScheduled:
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoded:
-    """The states of an image of a request are there since `at_s`, on the monotonic clock of the machine."""
+    """An image of a request was fully encoded at `at_s`, on the machine's monotonic clock."""
 
     id: int
     at_s: float
 
 
 class Logprobs(NamedTuple):
-    """Natural logarithms of probabilities: a token's, and those of the most probable tokens, best first.
+    """Natural logarithms of probabilities: the chosen token's, and those of the most probable tokens, best first.
 
-    They are the model's own, before temperature, penalties, biases and filters.
+    They come straight from the model, before temperature, penalties, biases and filters.
     """
 
     chosen: float
@@ -218,16 +218,16 @@ class Logprobs(NamedTuple):
 
 
 class ImageMap(NamedTuple):
-    """How much a token attends to each patch of an image: a byte for each, row by row, times `scale` / 255."""
+    """How much a token attends to each patch of an image: one byte per patch, row by row, times `scale` / 255."""
 
     scale: float
     data: bytes
 
 
 class TokenOutput(NamedTuple):
-    """One more token of one choice, and why the choice ended if it did. A tuple: there is one for every token.
+    """The next token of a choice, and why the choice ended if it did. A tuple, as there is one for every token.
 
-    `attention`, where it is told, is to each image of the request, None to one that the token does not see.
+    `attention`, if requested, has a map for each image of the request, None for an image that the token does not see.
     """
 
     id: int
@@ -240,7 +240,7 @@ class TokenOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """How many tokens were guessed for a request in a step, and how many of them were right."""
+    """How many tokens a step guessed for a request, and how many of them were right."""
 
     id: int
     num_guessed: int
@@ -249,7 +249,7 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Probabilities of the prompt's next tokens, in order; the first piece begins with the second token."""
+    """Logprobs of the next prompt tokens, in order; the first piece begins with the second token."""
 
     id: int
     logprobs: tuple[Logprobs, ...]
@@ -257,7 +257,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A request that cannot go on. `detail` is for the log; callers learn whether its grammar did it, and no more."""
+    """A request cannot continue. `detail` is for the log; callers only learn whether its grammar was the cause."""
 
     id: int
     detail: str
@@ -284,8 +284,8 @@ class LoadFailed:
 class StepStats(NamedTuple):
     """What a step did, and how full the caches are after it, from 0 to 1.
 
-    Queries and hits of the prefix cache are in tokens of prompts, those of the image cache in images. `encode_s` is how
-    long the vision encoder took for each image that it completed.
+    Prefix cache queries and hits are in prompt tokens, those of the image cache in images. `encode_s` is how long the
+    vision encoder took for each image that it completed.
     """
 
     num_tokens: int
@@ -300,9 +300,9 @@ class StepStats(NamedTuple):
 
 
 class StepEvents:
-    """All that one step of the engine produced, in order. Tokens cross the pipe as plain tuples, which is faster.
+    """All events of one engine step, in order. Tokens cross the pipe as plain tuples, which is faster.
 
-    `stats` is None where nothing was computed.
+    `stats` is None if nothing was computed.
     """
 
     __slots__ = ("_packed", "_stats", "num_tokens")
@@ -311,7 +311,7 @@ class StepEvents:
         self._stats = None if stats is None else tuple(stats)
         self._packed = [tuple(event) if isinstance(event, TokenOutput) else event for event in events]
         self.num_tokens = sum(type(event) is tuple for event in self._packed)
-        """How many tokens of answers there are among them."""
+        """How many of them are answer tokens."""
 
     @property
     def stats(self) -> StepStats | None:
@@ -323,10 +323,10 @@ class StepEvents:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The process lives.
+    """The process is alive.
 
-    `step_s` is how long the step has taken that it computes now, 0 where it computes none; `since_step_s` is how long
-    ago the last one ended.
+    `step_s` is how long the current step has been running, 0 if there is none; `since_step_s` is how long ago the last
+    one ended.
     """
 
     step_s: float

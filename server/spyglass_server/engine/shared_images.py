@@ -1,7 +1,7 @@
-"""Images on their way to the engine process, in blocks of shared memory: the server writes them, the engine reads them.
+"""Passes images to the engine process in blocks of shared memory: the server writes them, the engine reads them.
 
-A block holds the tiles of one image, rows * columns of them in reading order, each [3, tile, tile] uint8, and no more.
-The system may round its size up.
+A block holds only the tiles of one image, rows * columns of them in reading order, each [3, tile, tile] uint8. The
+system may round its size up.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ _FILES = Path("/dev/shm")  # where Linux keeps shared memory
 
 
 class SharedImages:
-    """The tiles of one request's images. `release` must be called once the engine has them, or never will."""
+    """The tiles of one request's images. Call `release` once the engine has copied them, or never will."""
 
     def __init__(self) -> None:
         self._blocks: list[SharedMemory] = []
         self.inputs: tuple[ImageInput, ...] = ()
-        """The images as their request names them."""
+        """The images as the request refers to them."""
 
     def copy(self, images: Iterable[tuple[ImageKey, int, int, memoryview]]) -> None:
         """Copies images, each (key, rows, columns, bytes of its tiles), into shared memory.
 
         Raises:
-            OSError: there is no room for them.
+            OSError: there is not enough shared memory.
         """
         self.inputs = tuple(
             ImageInput(key=key, rows=rows, columns=columns, memory_name=self._copy(pixels))
@@ -41,7 +41,7 @@ class SharedImages:
             block.unlink()
 
     def _copy(self, pixels: memoryview) -> str:
-        """Copies one image into a block of its own and returns the block's name."""
+        """Copies one image into a new block and returns the block's name."""
         block = SharedMemory(create=True, size=pixels.nbytes)
         self._blocks.append(block)
         _write(block, pixels.cast("B"))
@@ -49,8 +49,9 @@ class SharedImages:
 
 
 def _write(block: SharedMemory, pixels: memoryview) -> None:
-    """Fills a block by its file, if it has one: where there is no room an error comes then, in place of a signal that
-    would kill the process."""
+    """Fills a block through its file, if it has one: a lack of memory then raises an error instead of a signal that
+    would kill the process.
+    """
     path = _FILES / block.name
     if path.exists():
         with path.open("r+b") as file:
@@ -62,9 +63,9 @@ def _write(block: SharedMemory, pixels: memoryview) -> None:
 
 @contextlib.contextmanager
 def shared_pixels(image: ImageInput, tile_size: int) -> Iterator[memoryview]:
-    """The bytes of an image's tiles, each [3, tile_size, tile_size], in the engine process.
+    """Yields the bytes of an image's tiles, each [3, tile_size, tile_size], in the engine process.
 
-    Nothing may look at them once the context is closed.
+    They must not be accessed after the context has closed.
 
     Raises:
         FileNotFoundError: the server has freed the block.

@@ -1,4 +1,4 @@
-"""What the engine needs of a grammar that an answer must follow."""
+"""The engine's interface to grammars that answers must follow."""
 
 from typing import Any, Protocol
 
@@ -8,24 +8,24 @@ GRAMMAR_LIMITS: dict[str, Any] = {
     "max_grammar_size": 200_000,
     "max_lexer_states": 20_000,
 }
-"""What a grammar may cost to begin with, in a step, and in memory for each answer, in the compiler's units: some
+"""Maximum cost of a grammar at the start, in a step, and in memory for each answer, in the compiler's units: some
 tenths of a second, some milliseconds, some tens of megabytes."""
 
 
 class GrammarFailed(Exception):
-    """A grammar cannot be followed any further, or not at all; the text is for the log."""
+    """A grammar cannot be followed any further, or at all; the text is for the log."""
 
 
 class Matcher(Protocol):
-    """Where one answer stands in its grammar."""
+    """The state of one answer in its grammar."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether the grammar is compiled. Until then the other methods wait for that."""
+        """Whether the grammar is compiled. Until then, the other methods block."""
         ...
 
     def allowed(self) -> bytes:
-        """The tokens that may follow: one bit for each, that of the first one lowest in the first byte.
+        """Returns a bit mask of the tokens that may follow, starting at the lowest bit of the first byte.
 
         Raises:
             GrammarFailed: the grammar cannot be followed.
@@ -33,14 +33,14 @@ class Matcher(Protocol):
         ...
 
     def advance(self, token: int) -> None:
-        """Takes the next token, which is none that ends the answer.
+        """Takes the next token, which must not be one that ends the answer.
 
         Raises:
-            GrammarFailed: it was not allowed.
+            GrammarFailed: the token is not allowed.
         """
 
     def forced(self) -> tuple[int, ...]:
-        """Tokens that spell what must follow, as far as only one text may; none where there is a choice.
+        """Returns the tokens of the only text that may follow; none if there is a choice.
 
         Raises:
             GrammarFailed: the grammar cannot be followed.
@@ -48,15 +48,15 @@ class Matcher(Protocol):
         ...
 
     def fork(self) -> "Matcher":
-        """A copy at the same place of the grammar."""
+        """Returns an independent copy in the same state."""
         ...
 
 
 class GrammarCompiler(Protocol):
-    """Compiles grammars beside the steps of the engine."""
+    """Compiles grammars concurrently with the engine's steps."""
 
     def matcher(self, grammar: str) -> Matcher:
-        """At the beginning of an answer; returns at once."""
+        """Returns a matcher at the start of an answer, without waiting for compilation."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The chain of a server's closed records: each has a hash over itself and the one before.
 
-Where the chain ends is signed and kept in the data folder, outside of the database: whoever changes, adds or removes
-records there, the last one too, cannot make them fit it.
+The chain's end is signed and kept in the data folder, outside the database: records that are changed, added or removed
+in the database, even the last one, no longer match it.
 """
 
 import functools
@@ -16,14 +16,14 @@ from spyglass_server.ledger.record import Record
 from spyglass_server.private_file import write_privately
 
 FIRST_HASH = ""
-"""What comes before the first record."""
+"""The hash before the first record."""
 
 _KEY_FILE, _HEAD_FILE = "ledger-key", "ledger-head.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A place in the chain: how many records are in it up to here, and the hash of the last of them."""
+    """A place in the chain: the number of records up to here, and the hash of the last one."""
 
     position: int
     hash: str
@@ -33,22 +33,22 @@ START = Link(0, FIRST_HASH)
 
 
 def link(before: Link, record: Record) -> Link:
-    """The next place, which is the record's."""
+    """Returns the next place, which is the record's."""
     values = asdict(record)
-    if not record.tenant:  # so that records of before there were tenants keep their hashes
+    if not record.tenant:  # so that records from before tenants existed keep their hashes
         del values["tenant"]
     text = json.dumps([before.position + 1, before.hash, values], sort_keys=True, separators=(",", ":"))
     return Link(before.position + 1, hashlib.sha256(text.encode()).hexdigest())
 
 
 class ChainHead:
-    """The signed end of a server's chain, and the end that it has as soon as a transaction is complete."""
+    """The signed end of a server's chain, and the end that it has once the current transaction commits."""
 
     def __init__(self, folder: Path, server_id: str) -> None:
         self._folder, self.server_id = folder, server_id
 
     def read(self) -> tuple[Link, Link]:
-        """The end of the chain, and the one that it may have already where a crash came between.
+        """Returns the end of the chain, and the one that it may already have if a crash came in between.
 
         Raises:
             ValueError: the file is damaged, or was not written by this server.
@@ -68,7 +68,7 @@ class ChainHead:
         return now, then
 
     def write(self, now: Link, then: Link) -> None:
-        """Keeps both ends. Raises OSError."""
+        """Saves both ends. Raises OSError."""
         ends: list[list[int | str]] = [[now.position, now.hash], [then.position, then.hash]]
         text = json.dumps({"server": self.server_id, "ends": ends, "signature": self._signature(ends)})
         write_privately(self._folder / _HEAD_FILE, text)

@@ -11,7 +11,7 @@ _SERVER_ID = "server-id"
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Locks a data folder, which is made if need be, until the returned file is closed or the process ends.
+    """Locks a data folder, made if necessary, until the returned file is closed or the process ends.
 
     Raises:
         ValueError: another server uses it.
@@ -27,7 +27,7 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
 
 
 def known_server_id(data_dir: Path) -> str:
-    """The id of the server that a data folder belongs to.
+    """Returns the id of the server that a data folder belongs to.
 
     Raises:
         ValueError: no server has used it.
@@ -39,7 +39,7 @@ def known_server_id(data_dir: Path) -> str:
 
 
 def read_server_id(data_dir: Path) -> str:
-    """The id of the server that a locked data folder belongs to; made at its first start."""
+    """Returns the id of the server that a locked data folder belongs to; made at its first start."""
     path = data_dir / _SERVER_ID
     if not path.exists():
         write_privately(path, f"server-{secrets.token_hex(6)}\n")

@@ -26,7 +26,7 @@ class Database:
         """Connects, and brings the tables up to date.
 
         Raises:
-            ValueError: it cannot be reached or used; the text is for the operator.
+            ValueError: the database cannot be reached or used; the text is for the operator.
         """
         self._engine, self._head = connect(url), head
         try:
@@ -59,7 +59,7 @@ class Database:
         self._head.write(now, then)
 
     def ask(self, question: Callable[[sa.Connection], T]) -> T:
-        """Asks something. Raises SQLAlchemyError."""
+        """Runs a query. Raises SQLAlchemyError."""
         with self._engine.connect() as db:
             return question(db)
 
@@ -68,7 +68,7 @@ class Database:
 
 
 def chained(db: sa.Connection, server_id: str) -> "sa.CursorResult[Any]":
-    """All closed records of a server with their places, in the order of these; those without one come first."""
+    """Returns all closed records of a server in the order of their places; records without one come first."""
     table = GENERATIONS.c
     return db.execution_options(yield_per=1000).execute(
         sa.select(*RECORD, table.position, table.hash)

@@ -1,8 +1,8 @@
-"""What a server's generations have used and the database may not have yet, in files that are only appended to.
+"""Usage of a server's generations that the database may not have yet, in append-only files.
 
-The files are mapped into memory and their blocks taken beforehand: an entry is there as soon as it is written, however
-the process ends, and writing one costs a microsecond and cannot fail for want of room. `sync` makes what was written
-survive the machine as well.
+The files are memory-mapped and their blocks preallocated: an entry is safe as soon as it is written, however the
+process ends, and writing one takes a microsecond and cannot fail for lack of space. `sync` makes entries survive a
+crash of the machine as well.
 """
 
 import json
@@ -21,20 +21,20 @@ from typing import Any, BinaryIO
 
 SEGMENT_BYTES = 4 << 20
 CLOSING_BYTES = 1 << 10
-"""Room that is kept for the last entry of each generation that runs."""
+"""Space reserved for the last entry of each running generation."""
 
 _WORD = struct.Struct("<I")
 """An entry begins with its length, which is written last, and the checksum of what follows."""
 _BODY = struct.Struct("<BQ")
-"""Kind, and number of the generation where it is of one."""
+"""Kind, and the number of the generation if the entry is about one."""
 _COUNTS = "Q"
-"""Number and tokens of each generation, one after the other: the machine that writes them reads them again."""
+"""Number and tokens of each generation, alternating, in native byte order: the same machine reads them again."""
 _PAIR_BYTES = 2 * array(_COUNTS).itemsize
 _OVERHEAD_BYTES = 2 * _WORD.size + _BODY.size
 
 
 class Kind(IntEnum):
-    """What an entry says: that a generation began, how many tokens some have, that one ended."""
+    """What an entry records: a generation's start, token counts of some, or a generation's end."""
 
     OPENED = 1
     COUNTED = 2
@@ -42,12 +42,12 @@ class Kind(IntEnum):
 
 
 class JournalFull(Exception):
-    """There is no room for more, and the disk gives none."""
+    """The journal has no space left, and cannot grow."""
 
 
 @dataclass(slots=True)
 class Entries:
-    """What a journal says of a generation."""
+    """What a journal contains about a generation."""
 
     opened: dict[str, Any]
     tokens: int = 0
@@ -60,14 +60,14 @@ class _Segment:
     memory: mmap.mmap | None
     used: int = 0
     unsaved: set[int] = field(default_factory=set)
-    """Closed generations of which it must not forget."""
+    """Ended generations that the database may not have yet."""
 
 
 class Journal:
-    """The journal of the server that a data folder belongs to. All threads may call it."""
+    """The journal of the server that a data folder belongs to. Thread-safe."""
 
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Reads what an earlier process has left: `left` has it until `saved`.
+        """Reads what an earlier process has left; `left` contains it until `saved`.
 
         Raises:
             OSError: the folder cannot be written, or the disk is full.
@@ -77,7 +77,7 @@ class Journal:
         self._lock = threading.Lock()
         self._live: dict[int, dict[str, Any]] = {}
         self._tokens: dict[int, int] = {}
-        """Of those that run and have some."""
+        """Token counts of running generations that have any."""
         self.left: dict[int, Entries] = {}
         self._old: list[_Segment] = []
         paths = sorted(folder.glob("*.log"))
@@ -91,20 +91,20 @@ class Journal:
         self._segment = self._allocate()
 
     def open(self, number: int, fields: dict[str, Any]) -> None:
-        """A generation begins.
+        """Records the start of a generation.
 
         Raises:
-            JournalFull: there is no room for all that may follow.
+            JournalFull: there is no space for all that may follow.
         """
         with self._lock:
             self._append(Kind.OPENED, number, _json(fields), spare=CLOSING_BYTES * (len(self._live) + 1))
             self._live[number] = fields
 
     def count(self, tokens: Mapping[int, int]) -> None:
-        """Generations have so many tokens each.
+        """Records the token counts of generations.
 
         Raises:
-            JournalFull: that cannot be written.
+            JournalFull: they cannot be written.
         """
         with self._lock:
             if not tokens.keys() <= self._live.keys():  # some have ended
@@ -114,7 +114,7 @@ class Journal:
             self._tokens.update(tokens)
 
     def close(self, number: int, fields: dict[str, Any]) -> None:
-        """A generation has ended; there is always room for that."""
+        """Records the end of a generation; there is always space for it."""
         with self._lock:
             self._append(Kind.CLOSED, number, _json(fields), spare=0)
             del self._live[number]
@@ -122,7 +122,7 @@ class Journal:
             self._segment.unsaved.add(number)
 
     def saved(self, numbers: list[int]) -> None:
-        """These are in the database: they may be forgotten."""
+        """Marks generations as saved in the database, so that they may be forgotten."""
         with self._lock:
             for segment in (*self._old, self._segment):
                 segment.unsaved.difference_update(numbers)
@@ -131,7 +131,7 @@ class Journal:
             self._forget()
 
     def sync(self) -> None:
-        """Has all that was written survive a crash of the machine."""
+        """Makes all entries so far survive a crash of the machine."""
         with self._lock:
             segments = [segment for segment in (*self._old, self._segment) if segment.memory is not None]
             descriptors = [os.open(segment.path, os.O_RDONLY) for segment in segments]
@@ -142,7 +142,7 @@ class Journal:
                 os.close(descriptor)
 
     def shut(self) -> None:
-        """Closes the files; those of which nothing is needed go."""
+        """Closes the files, and removes those that are no longer needed."""
         with self._lock:
             if not self._live:
                 self._old.append(self._segment)
@@ -153,7 +153,7 @@ class Journal:
                     segment.memory = None
 
     def _append(self, kind: Kind, number: int, payload: bytes, spare: int) -> None:
-        """Writes an entry where `spare` bytes are left after it, in another segment if need be."""
+        """Writes an entry that leaves `spare` bytes free after it, in a new segment if necessary."""
         size = _OVERHEAD_BYTES + len(payload)
         if self._segment.used + size + spare > self._segment_bytes:
             self._rotate(size + spare)
@@ -168,7 +168,7 @@ class Journal:
         segment.used = end
 
     def _rotate(self, needed: int) -> None:
-        """Goes on in a new segment, which begins with what runs now."""
+        """Continues in a new segment, which begins with the running generations."""
         carried = [(number, _json(fields)) for number, fields in self._live.items()]
         needed += sum(2 * _OVERHEAD_BYTES + _PAIR_BYTES + len(opened) for _, opened in carried)
         if needed > self._segment_bytes:
@@ -197,7 +197,7 @@ class Journal:
         return _Segment(path=path, memory=memory)
 
     def _forget(self) -> None:
-        """Removes old segments of which everything is saved or carried on."""
+        """Removes old segments whose entries are all saved or carried over."""
         for segment in [segment for segment in self._old if not segment.unsaved]:
             if segment.memory is not None:
                 segment.memory.close()
@@ -206,7 +206,7 @@ class Journal:
 
 
 def _read(path: Path) -> dict[int, Entries]:
-    """What a segment says of each generation."""
+    """Returns a segment's entries for each generation."""
     found: dict[int, Entries] = {}
     for kind, number, payload in _entries(path.read_bytes()):
         match kind:
@@ -222,18 +222,18 @@ def _read(path: Path) -> dict[int, Entries]:
 
 
 def _entries(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, number and payload of all entries that were written whole."""
+    """Yields kind, number and payload of all complete entries."""
     used = 0
     while used + _OVERHEAD_BYTES <= len(data) and (size := _WORD.unpack_from(data, used)[0]):
         body = data[used + 2 * _WORD.size : used + size]
         if zlib.crc32(body) != _WORD.unpack_from(data, used + _WORD.size)[0]:
-            return  # the machine has crashed while it was written
+            return  # the machine crashed while it was being written
         yield *_BODY.unpack_from(body), body[_BODY.size :]
         used += size
 
 
 def _take_blocks(file: BinaryIO, num_bytes: int) -> None:
-    """Has the disk keep room for a file."""
+    """Reserves disk space for a file."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, num_bytes)
     else:

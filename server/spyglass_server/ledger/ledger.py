@@ -1,8 +1,8 @@
 """The usage ledger: one record for each generation, whatever fails.
 
-A record begins before anything of an answer is sent and ends once, with its tokens and its cost. The journal has it at
-once; a thread writes it to the database, and tries until that succeeds. What a crash has left in the journal is closed
-as LOST, with the tokens that were counted, when the server starts again.
+A record is opened before any part of an answer is sent, and closed once, with its tokens and its cost. It goes to the
+journal at once; a thread writes it to the database, and retries until that succeeds. Records that a crash has left open
+in the journal are closed as LOST, with the tokens counted so far, when the server starts again.
 """
 
 import asyncio
@@ -33,28 +33,28 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
-"""So many closed records may wait for the database; beyond that, new generations are refused."""
+"""Maximum number of closed records waiting for the database; beyond that, new generations are refused."""
 _RETRY_S = (0.1, 1.0)
-"""First and longest time between two tries to reach the database."""
+"""First and longest delay between attempts to reach the database."""
 _LAST_TRY_S = 5.0
-"""So long the end of the server waits for the database; what is still missing is in the journal."""
+"""How long the server's shutdown waits for the database; unwritten records stay in the journal."""
 _QUERY_S = 10.0
 _RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """A question to the database, asked after all that was written before it."""
+    """A query, run after all earlier writes."""
 
     ask: Callable[[Connection], Any]
     answer: "asyncio.Future[Any]"
 
 
 class Ledger:
-    """The ledger of one server. Calls never wait for the database, but for the questions."""
+    """The ledger of one server. Only queries wait for the database."""
 
     def __init__(self, folder: Path, server_id: str, url: str | None = None) -> None:
-        """Opens the database at `url`, a file in `folder` by default, and closes what a crash has left.
+        """Opens the database at `url`, a file in `folder` by default, and closes records that a crash has left.
 
         Raises:
             ValueError: the database cannot be reached or used; the text is for the operator.
@@ -68,7 +68,7 @@ class Ledger:
         self._queue: queue.SimpleQueue[Record | _Query | None] = queue.SimpleQueue()
         self._waiting: list[Record] = []
         self._num_waiting = 0
-        """Closed records that are not in the database, also in the queue."""
+        """Closed records that are not in the database yet, including queued ones."""
         self._count_lock = threading.Lock()
         for number, entries in self._journal.left.items():
             self._queue.put(_left(number, entries))
@@ -78,7 +78,7 @@ class Ledger:
         self._thread.start()
 
     def check(self) -> None:
-        """Whether a generation may begin.
+        """Checks that a generation may begin.
 
         Raises:
             Unavailable: too many records wait for the database.
@@ -87,10 +87,10 @@ class Ledger:
             raise _unavailable("the usage ledger cannot be written now")
 
     def open(self, record: Record) -> Record:
-        """Begins a record, which gets its number.
+        """Opens a record, which gets its number.
 
         Raises:
-            Unavailable: it cannot be kept.
+            Unavailable: it cannot be written.
         """
         self._last_number = max(self._last_number + 1, time.time_ns() // 1000)
         record = replace(record, number=self._last_number, server_id=self._server_id)
@@ -104,10 +104,10 @@ class Ledger:
         return record
 
     def count(self, completion_tokens: Mapping[int, int]) -> None:
-        """Generations that run have so many tokens, by their numbers; to be called before these are sent.
+        """Saves token counts of running generations, by their numbers; to be called before the tokens are sent.
 
         Raises:
-            Unavailable: that cannot be kept, so they must not be sent.
+            Unavailable: the counts cannot be written, so the tokens must not be sent.
         """
         try:
             self._journal.count(completion_tokens)
@@ -116,7 +116,7 @@ class Ledger:
             raise _unavailable("the usage ledger cannot be written now") from error
 
     def close(self, number: int, completion_tokens: int, outcome: str, first_token_s: float | None = None) -> None:
-        """Ends a record with the outcome OK or the name of a status code; without effect on one that has ended."""
+        """Closes a record with the outcome OK or the name of a status code; no effect on a closed one."""
         if (record := self._live.pop(number, None)) is None:
             return
         record = _closed(record, completion_tokens, outcome, first_token_s=first_token_s, finished_s=time.time())
@@ -127,7 +127,7 @@ class Ledger:
         self._queue.put(record)
 
     async def sums(self, chosen: Filter, groups: tuple[Group, ...] = ()) -> list[Sum]:
-        """What has been used so far, by groups.
+        """Returns the usage so far, by groups.
 
         Raises:
             Unavailable: the database cannot be reached.
@@ -135,12 +135,12 @@ class Ledger:
         return await self._ask(lambda db: reports.sums(db, chosen, groups))
 
     async def spent(self, key_id: str, since_s: float) -> float:
-        """What a key has spent, in US dollars, for generations that began at a time or later; raises as `sums` does."""
+        """Returns what a key has spent, in US dollars, on generations begun since a time; raises as `sums` does."""
         [total] = await self.sums(Filter(key_id=key_id, since_s=since_s))
         return total.cost_usd
 
     async def latest(self, chosen: Filter, limit: int) -> list[Record]:
-        """The latest generations, newest first.
+        """Returns the latest generations, newest first.
 
         Raises:
             Unavailable: the database cannot be reached.
@@ -148,7 +148,7 @@ class Ledger:
         return await self._ask(lambda db: reports.latest(db, chosen, limit)) if limit else []
 
     async def aclose(self) -> None:
-        """Closes the ledger once everything is written, or the database cannot be reached."""
+        """Closes the ledger once everything is written, or after waiting in vain for the database."""
         self._ends_at = time.monotonic() + _LAST_TRY_S
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -168,7 +168,7 @@ class Ledger:
     # --- the thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Writes records, all that wait at once, and asks questions in between."""
+        """Writes records, all waiting ones at once, and runs queries in between."""
         is_over, pause = False, 0.0
         while not is_over:
             queries, is_over = self._take(pause)
@@ -185,7 +185,7 @@ class Ledger:
         self._database.close()
 
     def _take(self, pause_s: float) -> tuple[list[_Query], bool]:
-        """All that is in the queue, or comes into it: the questions, and whether the end has come."""
+        """Empties the queue, blocking if no records wait; returns the queries, and whether the end has come."""
         queries: list[_Query] = []
         block = not self._waiting
         time.sleep(pause_s)
@@ -204,7 +204,7 @@ class Ledger:
                     self._waiting.append(item)
 
     def _save(self) -> bool:
-        """Writes what waits; returns whether nothing waits any more."""
+        """Writes the waiting records; returns whether none are left."""
         waiting, self._waiting = self._waiting, []
         try:
             self._write(waiting)
@@ -212,7 +212,7 @@ class Ledger:
             log.error("%d usage records cannot be written yet: %s", len(waiting), error)
             self._waiting = waiting
         except Exception:
-            # One of them is at fault, or all are: the others must not wait behind it.
+            # One record is at fault, or all are: the others must not wait behind it.
             self._waiting = [record for record in waiting if not self._write_alone(record)]
         return not self._waiting
 
@@ -239,14 +239,14 @@ class Ledger:
         found: Any = None
         failure: Exception | None = None
         try:
-            if not is_saved:  # the answer would not know of what was written before
+            if not is_saved:  # the answer would miss earlier writes
                 raise _unavailable("the usage database cannot be reached now")
             found = self._database.ask(query.ask)
         except Exception as error:
             failure = error
 
         def tell() -> None:
-            if query.answer.done():  # nobody waits any more
+            if query.answer.done():  # the caller no longer waits
                 return
             if failure is not None:
                 query.answer.set_exception(failure)
@@ -271,7 +271,7 @@ def _closed(
 
 
 def _left(number: int, entries: Entries) -> Record:
-    """The record of a generation that an earlier process has had."""
+    """Returns the record of a generation that an earlier process has left."""
     record = Record(**entries.opened)
     if entries.closed is not None:
         return replace(record, **entries.closed)

@@ -1,4 +1,4 @@
-"""Brings the database's tables up to date. Nothing is lost, and records stay as their chain has them."""
+"""Brings the database's tables up to date. Nothing is lost, and records still match their chain."""
 
 import time
 from dataclasses import asdict, replace
@@ -14,13 +14,13 @@ _LOCK = 0x5B7961
 
 
 def migrate(db: sa.Connection, head: ChainHead) -> None:
-    """Makes the tables, or brings those of an older version up to date.
+    """Creates the tables, or brings those of an older version up to date.
 
     Raises:
-        ValueError: they were made by a newer version.
+        ValueError: a newer version created them.
     """
     if db.dialect.name == "postgresql":
-        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))  # other servers may start as well
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))  # other servers may be starting, too
     tables = set(sa.inspect(db).get_table_names())
     if SCHEMA.name in tables:
         version = db.execute(sa.select(SCHEMA.c.version)).scalar_one()
@@ -45,7 +45,7 @@ def _from_1(db: sa.Connection) -> None:
 
 
 def _from_0(db: sa.Connection, head: ChainHead) -> None:
-    """Copies what the first version has kept; what ran when it ended is LOST."""
+    """Copies the first version's records; generations still running when it ended are LOST."""
     db.execute(sa.text("DROP INDEX IF EXISTS generations_by_key"))
     db.execute(sa.text("ALTER TABLE generations RENAME TO generations_0"))
     METADATA.create_all(db)

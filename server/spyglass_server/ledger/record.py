@@ -1,4 +1,4 @@
-"""What the ledger keeps of a generation."""
+"""What the ledger records about a generation."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 class Record:
     """One generation.
 
-    Times are seconds since 1970: when the server took it, when it began to be computed, when its first token came and
-    when it ended, which is None while it runs. Prices are in US dollars for a million tokens. `number` grows with each
-    generation of a server. `outcome` is OK or the name of a status code, LOST where the server has crashed, and empty
-    while it runs. `tenant` is empty where an earlier version has made the record, to which each key was its own.
+    Times are seconds since 1970: when the server accepted it, when its computation began, when its first token came and
+    when it ended, which is None while it runs. Prices are in US dollars per million tokens. `number` grows with each
+    generation of a server. `outcome` is OK or the name of a status code, LOST if the server has crashed, and empty
+    while it runs. `tenant` is empty in records of an earlier version, where each key was its own tenant.
     """
 
     request_id: str

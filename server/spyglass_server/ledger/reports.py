@@ -1,4 +1,4 @@
-"""Questions about usage: sums by tenant, key, model and day, and the latest generations."""
+"""Queries about usage: sums by tenant, key, model and day, and the latest generations."""
 
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ _DAY_S = 86400
 
 
 class Group(Enum):
-    """By what usage is summed up. Days are those on which generations began, in UTC."""
+    """What usage is grouped by. Days are those on which generations began, in UTC."""
 
     TENANT = "tenant"
     KEY = "key_id"
@@ -27,7 +27,7 @@ class Group(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which generations count: all but for the fields that are set. Times, of their beginnings, are in seconds."""
+    """Which generations count; unset fields match all. Times limit their beginnings, in seconds since 1970."""
 
     tenant: str = ""
     key_id: str = ""
@@ -38,7 +38,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
-    """What the generations of a group have used; of the first four fields those are set that it is grouped by."""
+    """What a group of generations has used; of the first four fields, only those grouped by are set."""
 
     tenant: str = ""
     key_id: str = ""
@@ -53,7 +53,7 @@ class Sum:
 
 
 def sums(db: sa.Connection, chosen: Filter, groups: tuple[Group, ...] = ()) -> list[Sum]:
-    """A sum for each group, in their order; one of all where there are no groups."""
+    """Returns a sum for each group, in their order; a single total without groups."""
     by = [_group(db, group).label(group.value) for group in groups]
     counted = {
         "prompt_tokens": _TABLE.prompt_tokens,
@@ -69,7 +69,7 @@ def sums(db: sa.Connection, chosen: Filter, groups: tuple[Group, ...] = ()) -> l
 
 
 def latest(db: sa.Connection, chosen: Filter, limit: int) -> list[Record]:
-    """The latest generations, newest first."""
+    """Returns the latest generations, newest first."""
     newest = sa.select(*RECORD).where(*_conditions(chosen)).order_by(_TABLE.started_s.desc(), _TABLE.number.desc())
     return [Record(**row) for row in db.execute(newest.limit(limit)).mappings()]
 
@@ -90,7 +90,7 @@ def _conditions(chosen: Filter) -> list["sa.ColumnElement[bool]"]:
 
 
 def _tenant() -> "sa.ColumnElement[Any]":
-    """Records of before there were tenants are of their key's own."""
+    """The tenant; in records from before tenants existed, the key is its own tenant."""
     return sa.func.coalesce(sa.func.nullif(_TABLE.tenant, ""), _TABLE.key_id)
 
 

@@ -1,4 +1,4 @@
-"""Checks that no usage record of a server was changed, added, removed or doubled: `spyglass usage verify`."""
+"""Checks that no usage record of a server was changed, added, removed or duplicated: `spyglass usage verify`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from spyglass_server.ledger.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many records are right, and what is wrong, if anything is."""
+    """How many records are right, and what is wrong, if anything."""
 
     num_records: int
     fault: str = ""
 
 
 def verify(folder: Path, server_id: str, url: str | None = None) -> Verdict:
-    """Checks the records of the server whose data folder this is; it may run.
+    """Checks the records of the server that owns a data folder; it may be running.
 
     Raises:
         ValueError: the database or the folder cannot be read.
@@ -30,7 +30,7 @@ def verify(folder: Path, server_id: str, url: str | None = None) -> Verdict:
     head = ChainHead(folder, server_id)
     try:
         with engine.connect() as db:
-            # Read before the records: what is added meanwhile comes after this end.
+            # Read before the records: records added meanwhile come after this end.
             ends = head.read()
             end = START
             found = [end]
@@ -51,7 +51,7 @@ def verify(folder: Path, server_id: str, url: str | None = None) -> Verdict:
 
 
 def _fault(row: Any, before: Link) -> str:
-    """What is wrong with a record that should come next."""
+    """Returns what is wrong with the record that should come next."""
     values = dict(row)
     position, digest = values.pop("position"), values.pop("hash")
     name = f"the record of {values['request_id']!r} (number {values['number']})"

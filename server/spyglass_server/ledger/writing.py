@@ -15,7 +15,7 @@ _WHEN_IT_ENDS = ("first_token_s", "finished_s", "completion_tokens", "cost_usd",
 
 
 def chain_end(db: sa.Connection, server_id: str) -> Link:
-    """The place of the last record that a server has closed."""
+    """Returns the place of the last record that a server has closed."""
     table = GENERATIONS.c
     found = db.execute(
         sa.select(table.position, table.hash)
@@ -27,7 +27,7 @@ def chain_end(db: sa.Connection, server_id: str) -> Link:
 
 
 def write(db: sa.Connection, record: Record, end: Link) -> Link:
-    """Writes a record, and returns the end of the chain, which is its place if it has ended only now."""
+    """Writes a record and returns the end of the chain: the record's own place if this write has closed it."""
     table = GENERATIONS.c
     insert = _INSERT[db.dialect.name](GENERATIONS)
     key = [table.server_id, table.number]

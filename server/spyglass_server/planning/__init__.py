@@ -1,4 +1,4 @@
-"""What a model needs and reaches on given hardware, computed: the command `spyglass plan`, and the engine's own sizes.
+"""Computes what a model needs and reaches on given hardware, for `spyglass plan` and for the engine's own sizes.
 
-Plain arithmetic on a config.json and figures of hardware: no torch, no device, no engine.
+Plain arithmetic on a config.json and hardware figures: no torch, no device, no engine.
 """

@@ -1,4 +1,4 @@
-"""The command `spyglass plan`: options to a plan, and the plan to stdout."""
+"""The command `spyglass plan`: turns options into a plan, and prints it to stdout."""
 
 import argparse
 import sys
@@ -17,11 +17,11 @@ from spyglass_server.planning.times import Load
 
 _DEFAULT_GPU = "h100-sxm"
 _AT_ONCE = 8
-"""Requests that are measured at once."""
+"""Requests that are measured at once by default."""
 
 
 def add_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-    """Adds the command's options, with their variables."""
+    """Adds the command's options, with their environment variables."""
     add_settings(parser, SETTINGS, environ)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> 
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Prints a plan. Returns 0, or 1 where the model does not fit.
+    """Prints a plan. Returns 0, or 1 if the model does not fit.
 
     Raises:
         ValueError, OSError: options contradict each other, or the configuration is not served.
@@ -82,7 +82,7 @@ def _question(options: argparse.Namespace, raw: Mapping[str, Any]) -> Question:
 
 
 def _gpu(options: argparse.Namespace) -> Gpu:
-    """That of the table, with the figures that are given in place of its own."""
+    """Returns the GPU from the table, with the given figures instead of its own."""
     given = {setting.dest: getattr(options, setting.dest) for setting in GPU_FIGURES}
     given["price"] = options.gpu_price
     return replace(

@@ -1,4 +1,4 @@
-"""What steps of a model read, compute and send at least. Knows no device and no engine."""
+"""The minimum that a model's steps read, compute and send. Independent of device and engine."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,11 +10,11 @@ _ATTENTION_SLOWNESS = 2.0
 _SUM_BYTES = 4
 """Sums over ranks, and logits, are in float32."""
 _KERNELS, _SELF_KERNELS, _CROSS_KERNELS, _VISION_KERNELS = 11, 10, 19, 16
-"""Of a step, and of each layer in it; counted in steps of the published models' shapes."""
+"""Kernels of a step, and of each layer in it, counted in steps of the published models' shapes."""
 
 
 class Widths(Protocol):
-    """The sizes of a text model that a token's operations follow from."""
+    """The sizes of a text model that determine a token's operations."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -33,7 +33,7 @@ class Widths(Protocol):
 
 
 def context_cost(text: Widths) -> float:
-    """What a token of context costs the tokens that read it, as a share of what a token costs without any."""
+    """The cost of a token of context for each token that reads it, as a share of a token's cost without context."""
     width = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim + 3 * text.intermediate_size
     operations = 2 * text.num_layers * text.hidden_size * width
     reading = 4 * text.num_self_layers * text.num_heads * text.head_dim
@@ -42,7 +42,7 @@ def context_cost(text: Widths) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bytes of a number, and of a weight in the linear layers of the text model."""
+    """Bytes per number, and per weight in the linear layers of the text model."""
 
     itemsize: int
     linear_itemsize: int
@@ -54,8 +54,8 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one rank reads in bytes, the operations of its text model's linear layers and all others, the sums over
-    ranks that it takes part in with their bytes, and the kernels that it runs."""
+    """The bytes that one rank reads, the operations of its text model's linear layers and all others, the sums over
+    ranks that it takes part in and their bytes, and the kernels that it runs."""
 
     read_bytes: float = 0.0
     linear_operations: float = 0.0
@@ -77,8 +77,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Rows of a step: decoding ones with the tokens that each has before it, and tokens of one prompt with `start`
-    tokens before them. Of both, those that see images read `image_tokens` states of them each."""
+    """Rows of a step: decoding rows with `context` tokens before each, and tokens of one prompt with `start` tokens
+    before them. In both, those that see images read `image_tokens` states each."""
 
     num_rows: int = 0
     context: float = 0.0
@@ -88,12 +88,12 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """All that are computed."""
+        """All computed tokens."""
         return self.num_rows + self.prompt_tokens
 
 
 def step_work(model: ModelSizes, precision: Precision, step: Step, *, is_end: bool = True) -> Work:
-    """Of a step of a model's text part, or of one rank's; prompts that do not end with it have no logits."""
+    """The work of a step of the text model, or of one rank's part; prompts that do not end with it have no logits."""
     text, sees = model.text, step.image_tokens > 0
     num_logits = step.num_rows + (1 if step.prompt_tokens and is_end else 0)
     num_cross = text.num_cross_layers if sees else 0
@@ -114,7 +114,7 @@ def step_work(model: ModelSizes, precision: Precision, step: Step, *, is_end: bo
 
 
 def weight_bytes(model: ModelSizes, precision: Precision, *, sees_images: bool, has_logits: bool = True) -> float:
-    """What a step reads of weights: the layers that it takes part in, and the head."""
+    """The bytes of weights that a step reads: those of the layers that it uses, and of the head."""
     head = model.text.head if has_logits else 0
     layers = _layer_weights(model, sees_images=sees_images)
     return float(precision.linear_itemsize * layers + precision.itemsize * head)
@@ -126,7 +126,7 @@ def _layer_weights(model: ModelSizes, *, sees_images: bool) -> int:
 
 
 def kv_bytes(model: ModelSizes, precision: Precision, step: Step) -> float:
-    """What a step reads of its caches: the text before each row and prompt, and the images that these see."""
+    """The bytes that a step reads from its caches: the text before each row and prompt, and the images they see."""
     text = model.text
     slot = 2 * precision.itemsize * text.num_kv_heads * text.head_dim
     sequences = step.num_rows + (1 if step.prompt_tokens else 0)
@@ -135,12 +135,12 @@ def kv_bytes(model: ModelSizes, precision: Precision, step: Step) -> float:
 
 
 def image_tokens(model: ModelSizes, num_tiles: int) -> int:
-    """States of an image of so many tiles."""
+    """The number of states of an image with `num_tiles` tiles."""
     return num_tiles * model.vision.tokens_per_tile
 
 
 def image_work(model: ModelSizes, precision: Precision, num_tiles: int) -> Work:
-    """Of encoding an image of so many tiles: the encoder computes as many as an image may have, whatever it has."""
+    """The work of encoding an image with `num_tiles` tiles: the encoder always computes the maximum number of tiles."""
     vision, text = model.vision, model.text
     tokens, real = image_tokens(model, vision.max_tiles), image_tokens(model, num_tiles)
     layers = vision.num_layers + vision.num_global_layers
@@ -160,12 +160,12 @@ def image_work(model: ModelSizes, precision: Precision, num_tiles: int) -> Work:
 
 
 def step_bytes(model: ModelSizes, itemsize: int, max_tokens: int, max_batch: int) -> int:
-    """What the largest step takes beside weights and caches while the largest image is encoded: an estimate, in whose
-    place the engine measures.
+    """Estimates what the largest step takes besides weights and caches while the largest image is encoded; the engine
+    measures this instead.
 
-    Of a step: the residual stream and what is added to it in float32, the widest layer's inputs and outputs; of
-    sampling: logits and twice as much to draw from them; of an image: the states that the projector reads in float32,
-    and of a layer queries, keys, values and its feed-forward.
+    For a step: the residual stream and what is added to it in float32, the widest layer's inputs and outputs; for
+    sampling: the logits, and twice as much to draw from them; for an image: the states that the projector reads in
+    float32, and a layer's queries, keys, values and feed-forward.
     """
     text, vision = model.text, model.vision
     per_token = 4 * 3 * text.hidden_size + itemsize * (3 * text.intermediate_size + text.hidden_size)

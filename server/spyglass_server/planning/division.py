@@ -1,23 +1,23 @@
-"""How a model's sizes are divided among ranks: the one rule that the planner and the model itself follow."""
+"""How a model's sizes are divided among ranks: the rule that both the planner and the model follow."""
 
 import math
 
 SPARE_EMBEDDINGS = 8
-"""Tokens that have an embedding and no logit."""
+"""Tokens that have an embedding but no logit."""
 
 
 def per_rank(count: int, num_ranks: int) -> int:
-    """How many of so many parts each rank has at most."""
+    """Returns the maximum number of parts per rank, of `count` parts."""
     return math.ceil(count / num_ranks)
 
 
 def heads_of_rank(heads: int, kv_heads: int, num_ranks: int) -> tuple[int, int]:
-    """The heads of one rank, and its key-value heads.
+    """Returns the heads of one rank, and its key-value heads.
 
-    Heads that share a key head stay together; where there are more ranks than key heads, several have the same.
+    Heads that share a key head stay together; with more ranks than key heads, several ranks have the same key head.
 
     Raises:
-        ValueError: the heads cannot be divided so.
+        ValueError: the heads cannot be divided among the ranks.
     """
     if num_ranks <= kv_heads:
         own = per_rank(kv_heads, num_ranks)
@@ -31,6 +31,6 @@ def heads_of_rank(heads: int, kv_heads: int, num_ranks: int) -> tuple[int, int]:
 
 
 def heads_here(heads: int, kv_heads: int, rank: int, num_ranks: int) -> int:
-    """How many of the model's heads a rank has: `heads_of_rank`, but for those that are padding."""
+    """Returns how many of the model's heads a rank has: `heads_of_rank` without padding."""
     at_most, _ = heads_of_rank(heads, kv_heads, num_ranks)
     return max(0, min(at_most, heads - rank * at_most))

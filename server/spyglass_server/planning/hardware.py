@@ -1,4 +1,4 @@
-"""Figures of GPUs, from their vendors' data sheets, and what of them is reached."""
+"""Figures of GPUs, from their vendors' data sheets, and how much of them is reached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU as its data sheet has it: operations are dense, with sums in float32; links count one direction.
+    """A GPU as in its data sheet: operations are dense, with sums in float32; links count one direction.
 
-    `fp8_tflops` is None where there are no units for it. `price` is a typical one of an hour on demand, in US dollars:
-    of all figures the one that changes most.
+    `fp8_tflops` is None without fp8 units. `price` is a typical on-demand price per hour, in US dollars: of all figures
+    it changes most.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Gpu:
 
 
 _NVLINK_US, _PCIE_US = 12.0, 25.0
-"""What a sum over ranks takes when it is small."""
+"""Time of a small sum over ranks."""
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
@@ -83,8 +83,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What steps reach: bytes and operations a second, these for the text model's linear layers and for all else; bytes
-    a second between ranks, the time of a sum over ranks that is small, and of each kernel."""
+    """What steps reach: bytes per second; operations per second for the text model's linear layers and for everything
+    else; bytes per second between ranks; the time of a small sum over ranks, and of each kernel."""
 
     bytes_per_s: float
     linear_operations_per_s: float
@@ -99,11 +99,11 @@ _BANDWIDTH_SHARE = 0.83
 _OPERATIONS_SHARE = 0.6
 _LINK_SHARE = 0.7
 _KERNEL_S = 1.2e-6
-"""Of a recorded step."""
+"""Time per kernel of a recorded step."""
 
 
 def rates_of(gpu: Gpu, dtype: str, quantization: str) -> Rates:
-    """What a GPU reaches of its data sheet with numbers in a precision, and weights in another."""
+    """Returns what a GPU reaches of its data sheet with numbers in one precision and weights in another."""
     plain = gpu.fp32_tflops if dtype == "float32" else gpu.bf16_tflops
     linear = (gpu.fp8_tflops or plain) if quantization == "fp8" else plain
     return Rates(

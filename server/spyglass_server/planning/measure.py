@@ -1,6 +1,6 @@
-"""`spyglass plan --measure`: what a process with random weights measures, beside what its device's rates predict.
+"""`spyglass plan --measure`: compares what a process with random weights measures with what its device's rates predict.
 
-The process is `spyglass_server.runtime.measurement`, which alone knows torch and the engine.
+The process is `spyglass_server.runtime.measurement`; only it uses torch and the engine.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from spyglass_server.planning.sizes import ITEMSIZES, with_defaults
 from spyglass_server.planning.times import Speed
 
 SECONDS = 60.0
-"""For all loads together, when the weights are made."""
+"""Time for all loads together, once the weights are made."""
 _NO_LINK = 1e12
 _PROGRAM = "spyglass_server.runtime.measurement"
 
@@ -39,13 +39,13 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a device did, beside what was predicted."""
+    """A device's measured figures, with the predicted ones."""
 
     device: str
     figures: tuple[Compared, ...]
 
     def as_text(self) -> str:
-        """A table; a time that did not occur within the time for measuring is a dash."""
+        """Returns a table; a time that did not occur while measuring is a dash."""
         rows = [(f"measured on {self.device}", "predicted", "measured", "measured / predicted")]
         rows += [
             (figure.name, _show(figure.kind, figure.predicted), _show(figure.kind, figure.measured), _ratio(figure))
@@ -54,7 +54,7 @@ class Measurement:
         return table(rows) + "\n"
 
     def as_json(self) -> str:
-        """JSON, in bytes, seconds and tokens a second."""
+        """Returns JSON, in bytes, seconds and tokens per second."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
@@ -65,9 +65,9 @@ def measure(
     device: str,
     limits: Mapping[str, int | None],
 ) -> Measurement:
-    """Measures a load with each of `counts` requests at once, on the caches that the largest of them needs.
+    """Measures a load with each of `counts` requests at once, with the caches that the largest of them needs.
 
-    `limits` are the limits of a step that are set; the others are the engine's for the device that it finds.
+    `limits` are the step limits that are set; the others are the engine's defaults for the device that it finds.
 
     Raises:
         ValueError: torch is missing, or the engine refuses the model; the text is for the operator.
@@ -102,14 +102,14 @@ def measure(
 
 
 def _caches(question: Question, at_once: int) -> CacheSizes:
-    """As large as the requests need, and a page each for what they do not fill."""
+    """Returns caches as large as the requests need, plus a page each for what they do not fill."""
     units, load = question.model.cache_units(ITEMSIZES[question.dtype]), question.load
     pages = at_once * (-(-load.tokens // units.page_size) + 1)
     return CacheSizes(num_pages=pages, num_tiles=max(units.image_tiles, 2 * at_once * load.images * load.tiles))
 
 
 def _run(request: Mapping[str, Any]) -> Any:
-    """The answer of the process, which ends with this one."""
+    """Returns the answer of the process, which ends with this one."""
     done = subprocess.run(
         [sys.executable, "-m", _PROGRAM],
         input=json.dumps(request),
@@ -153,8 +153,8 @@ def _speed(question: Question, at_once: int, measured: Mapping[str, float]) -> l
 
 
 def predicted_speed(question: Question, at_once: int, measured: Mapping[str, float]) -> Speed:
-    """What the rates of a device predict: `bytes_per_s`, `operations_per_s`, and `fixed`, the seconds of a step that
-    has as many kernels and reads and computes next to nothing."""
+    """Predicts the speed from a device's rates: `bytes_per_s`, `operations_per_s`, and `fixed`, the seconds of a step
+    that has as many kernels but reads and computes next to nothing."""
     load = question.load
     seen = load.images * image_tokens(question.model, load.tiles)
     rates = Rates(

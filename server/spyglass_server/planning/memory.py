@@ -1,26 +1,26 @@
-"""How much memory weights and caches take, and how free memory is divided between the caches: arithmetic alone."""
+"""How much memory weights and caches take, and how free memory is divided between the caches: pure arithmetic."""
 
 import math
 from dataclasses import dataclass
 
 PAGE_SIZE = 16
-"""Tokens of a page of text."""
+"""Tokens per page of text."""
 _SCALE_BYTES = 4
-"""Of each output of a quantized linear layer."""
+"""Size of the scale of each output of a quantized linear layer."""
 _IMAGE_SHARE = 3
-"""Images get one part in so many of what is free."""
+"""Images get one part in this many of the free memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model: weights of the linear layers that quantization takes, their outputs, all others."""
+    """Parameters of a model: weights of the linear layers that are quantized, their outputs, all others."""
 
     linear: int
     outputs: int
     other: int
 
     def nbytes(self, itemsize: int, quantization: str) -> int:
-        """What they take at so many bytes each, or the linear ones in 8 bits where `quantization` is not "none"."""
+        """Their size at `itemsize` bytes each, with the linear ones in 8 bits unless `quantization` is "none"."""
         if quantization == "none":
             return (self.linear + self.other) * itemsize
         return self.linear + self.outputs * _SCALE_BYTES + self.other * itemsize
@@ -28,7 +28,7 @@ class ParameterCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheUnits:
-    """What caches consist of: pages of `page_size` tokens of text, and tiles, of which an image has `image_tiles`."""
+    """What caches consist of: pages of `page_size` tokens of text, and tiles, at most `image_tiles` for each image."""
 
     page_size: int
     page_bytes: int
@@ -37,18 +37,18 @@ class CacheUnits:
 
     @property
     def image_bytes(self) -> int:
-        """What the largest image takes."""
+        """The size of the largest image."""
         return self.image_tiles * self.tile_bytes
 
     def text_bytes(self, tokens: int) -> int:
-        """What the pages of so many tokens take."""
+        """The size of the pages for `tokens` tokens."""
         return math.ceil(tokens / self.page_size) * self.page_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheWishes:
-    """What is asked of the caches: bytes for pages and for tiles, None for what there is; tokens of the longest
-    sequence, None for as long as possible; as many images as may be of use."""
+    """The requested caches: bytes for pages and for tiles, None for what is available; tokens of the longest sequence,
+    None for as long as possible; the maximum number of useful images."""
 
     cache_bytes: int | None
     image_cache_bytes: int | None
@@ -56,15 +56,15 @@ class CacheWishes:
     max_images: int
 
     def least_text(self, units: CacheUnits) -> int:
-        """The fewest bytes of pages that do."""
+        """The minimum bytes of pages."""
         return units.text_bytes(self.max_model_len or 1) if self.cache_bytes is None else self.cache_bytes
 
     def least_images(self, units: CacheUnits) -> int:
-        """The fewest bytes of tiles that do."""
+        """The minimum bytes of tiles."""
         return units.image_bytes if self.image_cache_bytes is None else self.image_cache_bytes
 
     def least(self, units: CacheUnits) -> int:
-        """The fewest bytes of both caches that do."""
+        """The minimum bytes of both caches."""
         return self.least_text(units) + self.least_images(units)
 
 
@@ -81,9 +81,9 @@ class CacheSizes:
 
 
 def divide(free: int, wishes: CacheWishes, units: CacheUnits) -> CacheSizes:
-    """Divides free bytes, at least `wishes.least`: a third for images, but no more than are of use, the rest for text.
+    """Divides free bytes, at least `wishes.least`: a third for images, but no more than is useful, the rest for text.
 
-    Images get less where the longest sequence needs it.
+    Images get less if the longest sequence needs it.
     """
     images = wishes.image_cache_bytes
     if images is None:
@@ -95,7 +95,7 @@ def divide(free: int, wishes: CacheWishes, units: CacheUnits) -> CacheSizes:
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Three digits, in units of 10^9 bytes, or 10^6 where that is less than one."""
+    """Formats bytes with three digits, in units of 10^9, or of 10^6 if that is less than one."""
     if num_bytes >= 10**11:
         return f"{num_bytes / 1e9:.0f} GB"
     return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"

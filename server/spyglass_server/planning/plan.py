@@ -1,4 +1,4 @@
-"""A plan: what a model needs of each GPU, what fits beside it, how fast it is, what it costs, and what to change."""
+"""A plan: what a model needs from each GPU, what else fits, how fast it is, what it costs, and what to change."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,19 +10,19 @@ from spyglass_server.planning.sizes import ITEMSIZES, ModelSizes
 from spyglass_server.planning.times import Clock, Load, Speed
 
 DRAFT_ROWS = {"cpu": 16}
-"""Up to so many tokens of answers a step costs little more than with one: as many are guessed. Not measured on GPUs."""
+"""Up to this many answer tokens, drafts included, a step costs little more than with one. Not measured on GPUs."""
 STEP_TOKENS, CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}, {"cpu": 64, "cuda": 512}
 """The engine's defaults for `--max-step-tokens` and `--max-chunk-tokens`."""
 SLICE_OPERATIONS = {"cpu": 4e9, "cuda": 1e12}
-"""How much of a picture is encoded in a step: some 30 ms on two cores, some milliseconds on GPUs."""
+"""Operations of picture encoding per step: about 30 ms on two cores, a few milliseconds on GPUs."""
 HELD_BYTES = 500_000_000
-"""What the driver holds of a GPU's memory for a process."""
+"""GPU memory that the driver holds for a process."""
 _NUM_GPUS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is to be planned. `dtype` and `quantization` are how the weights are kept, `name` is the model's."""
+    """What to plan. `dtype` and `quantization` are how the weights are kept, `name` is the model's."""
 
     name: str
     model: ModelSizes
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of each GPU. `budget` is what may be used, `caches` are None where they do not fit."""
+    """Bytes of each GPU. `budget` is what may be used, `caches` is None if they do not fit."""
 
     budget: int
     weights: int
@@ -48,12 +48,12 @@ class Memory:
     units: CacheUnits
     caches: CacheSizes | None
     requests: int
-    """How many fit the caches at once; they may be more than a batch."""
+    """How many requests fit the caches at once; there may be more than a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """US dollars for a million tokens, when as many requests run at once as can."""
+    """US dollars per million tokens, when as many requests as possible run at once."""
 
     input: float
     output: float
@@ -61,7 +61,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer. Where it does not fit, there are no speeds and costs but `advice`: options that would."""
+    """The answer. If the model does not fit, there are no speeds and costs but `advice`: options that would fit."""
 
     question: Question
     memory: Memory
@@ -79,7 +79,7 @@ def make_plan(question: Question, at_once: int | None = None) -> Plan:
     """Plans one request alone, and `at_once` of them: None for as many as fit.
 
     Raises:
-        ValueError: the model cannot be cut for so many GPUs, or the load is longer than it was made for.
+        ValueError: the model cannot be divided among the GPUs, or the load is longer than it was made for.
     """
     longest = question.model.text.max_position
     if question.load.tokens > longest:
@@ -97,7 +97,7 @@ def make_plan(question: Question, at_once: int | None = None) -> Plan:
 
 
 def memory_of(question: Question) -> Memory:
-    """The memory of each GPU, divided as the engine does. Raises ValueError when the model cannot be cut."""
+    """Divides the memory of each GPU as the engine does. Raises ValueError if the model cannot be divided."""
     model, itemsize = question.model.of_rank(question.num_gpus), ITEMSIZES[question.dtype]
     units = model.cache_units(itemsize)
     weights = model.count().nbytes(itemsize, question.quantization)
@@ -134,7 +134,7 @@ def _num_requests(load: Load, caches: CacheSizes, units: CacheUnits) -> int:
 
 
 def _costs(question: Question, speed: Speed) -> Costs:
-    """A request's time on the GPUs, divided between prompt and answer as what each would take by itself."""
+    """Divides a request's time on the GPUs between prompt and answer, by the time that each would take alone."""
     request = question.gpu.price * question.num_gpus / 3600 * speed.request.seconds / speed.at_once
     prompt, answer = speed.prompt.seconds, question.load.answer * speed.between_tokens.seconds / speed.at_once
     share = prompt / (prompt + answer)
@@ -144,8 +144,8 @@ def _costs(question: Question, speed: Speed) -> Costs:
 
 
 def _advice(question: Question) -> Iterator[str]:
-    """Options that make it fit: weights in 8 bits, more GPUs, larger GPUs; the latter with 8 bits, too, where these
-    alone do not do."""
+    """Options that make it fit: weights in 8 bits, more GPUs, larger GPUs; the latter also with 8 bits, if these alone
+    are not enough."""
     numbers = [number for number in _NUM_GPUS if number > question.num_gpus]
     larger = sorted(
         (gpu for gpu in GPUS.values() if gpu.memory_gb > question.gpu.memory_gb), key=lambda gpu: gpu.memory_gb
@@ -172,7 +172,7 @@ def _options(question: Question, change: Question) -> str:
 
 
 def _shorter(question: Question) -> Iterator[str]:
-    """Shorter requests or fewer pictures, where the weights fit."""
+    """Shorter requests or fewer pictures, if the weights fit."""
     memory = memory_of(question)
     left = memory.budget - memory.weights - memory.step
     room = (left - memory.units.image_bytes) // memory.units.page_bytes * memory.units.page_size

@@ -24,7 +24,7 @@ _VISION = {
 
 
 def _config(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int) -> Mapping[str, Any]:
-    """A cross-attention layer stands before every fourth of the text model's own layers, from the fourth on."""
+    """A cross-attention layer precedes every fourth of the text model's own layers, from the fourth on."""
     text = {
         "vocab_size": 128_256,
         "hidden_size": hidden_size,
@@ -51,4 +51,4 @@ def _config(hidden_size: int, intermediate_size: int, num_layers: int, num_heads
 CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"11b": _config(4096, 14_336, 40, 32), "90b": _config(8192, 28_672, 100, 64)}
 )
-"""What their config.json say, by size."""
+"""The contents of their config.json, by size."""

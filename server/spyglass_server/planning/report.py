@@ -11,7 +11,7 @@ from spyglass_server.planning.times import Speed, Time
 
 
 def as_text(plan: Plan, list_input: float, list_output: float) -> str:
-    """A plan in tables. `list_input` and `list_output` are prices of a million tokens, in US dollars."""
+    """Formats a plan as tables. `list_input` and `list_output` are prices per million tokens, in US dollars."""
     parts = [_headline(plan.question), table(_memory_rows(plan))]
     if not plan.fits:
         advice = [f"  {line}" for line in plan.advice] or ["  nothing in the table of GPUs"]
@@ -31,7 +31,7 @@ def as_text(plan: Plan, list_input: float, list_output: float) -> str:
 
 
 def as_json(plan: Plan, list_input: float, list_output: float) -> str:
-    """A plan as JSON; bytes are of each GPU, times in seconds, prices in US dollars for a million tokens."""
+    """Formats a plan as JSON; bytes are per GPU, times in seconds, prices in US dollars per million tokens."""
     question, memory = plan.question, plan.memory
     found: dict[str, Any] = {
         "model": question.name,
@@ -62,7 +62,7 @@ def as_json(plan: Plan, list_input: float, list_output: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns: the first to the left, the others to the right."""
+    """Aligns rows of cells in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -75,7 +75,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits in seconds or milliseconds."""
+    """Formats a time with three digits, in seconds or milliseconds."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 

@@ -1,4 +1,4 @@
-"""The options of `spyglass plan`; those that `spyglass serve` has too are its own."""
+"""The options of `spyglass plan`; options shared with `spyglass serve` are taken from there."""
 
 import argparse
 
@@ -11,7 +11,7 @@ _BY_NAME = {setting.name: setting for setting in _SERVED}
 
 
 def _number(text: str) -> int:
-    """A whole number of 0 or more."""
+    """Parses a whole number of 0 or more."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
@@ -36,7 +36,7 @@ GPU_FIGURES = (
     _figure("link-gbs", "bandwidth from each GPU to the others, one direction, in 10^9 bytes a second", "GB/S"),
     _figure("link-latency-us", "time of a small sum over all GPUs, in microseconds", "US"),
 )
-"""Each takes the place of the field of `Gpu` that has its name."""
+"""Each replaces the field of `Gpu` with its name."""
 
 SETTINGS = (
     Setting("model", "a folder or file with a config.json, or a published size: " + ", ".join(CONFIGS), "11b",
@@ -61,4 +61,4 @@ SETTINGS = (
     _BY_NAME["price-output"],
     _BY_NAME["device"],
 )  # fmt: skip
-"""`price-input` and `price-output` are the list prices that computed ones stand beside; `device` is for `--measure`."""
+"""`price-input` and `price-output` are the list prices shown beside computed ones; `device` is for `--measure`."""

@@ -1,4 +1,4 @@
-"""The sizes of a Mllama model that memory and time follow from, of the whole and of one rank's part."""
+"""The sizes of a Mllama model, or of one rank's part, that determine memory and time."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from spyglass_server.planning.memory import PAGE_SIZE, CacheUnits, ParameterCoun
 from spyglass_server.planning.published import CONFIGS
 
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Bytes of a number in each precision."""
+"""Bytes per number in each precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,22 +31,22 @@ class TextSizes:
 
     @property
     def num_self_layers(self) -> int:
-        """Layers of self-attention, which alone have keys and values of text."""
+        """Self-attention layers, the only ones with keys and values of text."""
         return self.num_layers - self.num_cross_layers
 
     @property
     def self_layer(self) -> int:
-        """Weights of the linear layers in a layer of self-attention."""
+        """Weights of the linear layers in a self-attention layer."""
         return self.hidden_size * (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim + self._feed_forward
 
     @property
     def cross_layer(self) -> int:
-        """Weights that a token multiplies in a layer of cross-attention: all but those for images."""
+        """Weights that multiply a token in a cross-attention layer: all but those for images."""
         return self.hidden_size * 2 * self.num_heads * self.head_dim + self._feed_forward
 
     @property
     def image_kv(self) -> int:
-        """Weights that make an image's keys and values in a layer of cross-attention."""
+        """Weights that make an image's keys and values in a cross-attention layer."""
         return 2 * self.hidden_size * self.num_kv_heads * self.head_dim
 
     @property
@@ -68,7 +68,7 @@ class TextSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSizes:
-    """The vision encoder. `patch_outputs` are the outputs of the patches' embedding."""
+    """The vision encoder. `patch_outputs` are the outputs of the patch embedding."""
 
     hidden_size: int
     patch_outputs: int
@@ -108,7 +108,7 @@ class VisionSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
-    """A model, or one rank's part of it. `dtype` and `quantization` are those that it is stored in."""
+    """A model, or one rank's part of it. `dtype` and `quantization` are those of its checkpoint."""
 
     text: TextSizes
     vision: VisionSizes
@@ -117,10 +117,10 @@ class ModelSizes:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> "ModelSizes":
-        """Reads a config.json; what it leaves out has transformers' defaults, which are sizes of the 11B model.
+        """Reads a config.json; omitted sizes have transformers' defaults, which are sizes of the 11B model.
 
         Raises:
-            ValueError: it is not that of a Mllama model, or sizes are missing or no numbers.
+            ValueError: it is not that of a Mllama model, or sizes are missing or not numbers.
         """
         if raw.get("model_type") != "mllama":
             raise ValueError(f"the model is of type {raw.get('model_type')!r}; only 'mllama' is served")
@@ -140,7 +140,7 @@ class ModelSizes:
         return ParameterCount(linear=linear, outputs=text.outputs, other=other)
 
     def cache_units(self, itemsize: int) -> CacheUnits:
-        """What pages and tiles take at so many bytes a number."""
+        """Returns the sizes of pages and tiles at `itemsize` bytes per number."""
         text, vision = self.text, self.vision
         slot = 2 * text.num_kv_heads * text.head_dim * itemsize
         return CacheUnits(
@@ -151,10 +151,10 @@ class ModelSizes:
         )
 
     def of_rank(self, num_ranks: int) -> "ModelSizes":
-        """The part of one of so many ranks, padded where sizes do not divide.
+        """Returns one rank's part, of `num_ranks`, padded where sizes do not divide.
 
         Raises:
-            ValueError: the heads cannot be divided so.
+            ValueError: the heads cannot be divided among the ranks.
         """
         text, vision = self.text, self.vision
         heads, kv_heads = heads_of_rank(text.num_heads, text.num_kv_heads, num_ranks)
@@ -179,7 +179,7 @@ class ModelSizes:
 
 
 def read_config(name: str) -> Mapping[str, Any]:
-    """The configuration of a published model by its name, or that in a file or a folder.
+    """Reads the configuration of a published model, by name, or from a file or a folder.
 
     Raises:
         ValueError, OSError: there is none.
@@ -197,7 +197,7 @@ def read_config(name: str) -> Mapping[str, Any]:
 
 
 def with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with all sizes that it leaves out."""
+    """Returns a config.json with all omitted sizes filled in."""
     text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
     return {**raw, "text_config": {**_TEXT, **text}, "vision_config": {**_VISION, **vision}}
 

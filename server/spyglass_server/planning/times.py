@@ -13,7 +13,7 @@ from spyglass_server.planning.sizes import ModelSizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests that are all alike: tokens of prompt and answer, pictures, and the tiles of each picture."""
+    """Identical requests: tokens of prompt and answer, pictures, and the tiles of each picture."""
 
     prompt: int
     answer: int
@@ -22,14 +22,13 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """What a request keeps in pages."""
+        """The tokens that a request keeps in pages."""
         return self.prompt + self.answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Time:
-    """Seconds by the resource that they are spent waiting for; reading and computing overlap, so only the longer
-    counts."""
+    """Seconds by the resource that a step waits for; reading and computing overlap, so only the longer counts."""
 
     bandwidth: float = 0.0
     compute: float = 0.0
@@ -57,22 +56,22 @@ class Time:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The total time."""
         return self.bandwidth + self.compute + self.link + self.launches
 
     @property
     def limit(self) -> str:
-        """The resource that takes most of it."""
+        """The resource that takes most of the time."""
         return max(("bandwidth", "compute", "link", "launches"), key=lambda name: float(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """A load with so many requests at once.
+    """A load with `at_once` requests at once.
 
-    `first_token` is how long one waits that comes while all others decode, or alone; `between_tokens` is a decode step
-    of all; `prompt` is what a prompt with its pictures takes alone; `request` is how long a request lasts while others
-    come and go. `tokens_per_s` counts answers of all requests.
+    `first_token` is how long a new request waits while all others decode, or alone; `between_tokens` is a decode step
+    of all requests; `prompt` is what a prompt with its pictures takes alone; `request` is how long a request lasts
+    while others come and go. `tokens_per_s` counts the answers of all requests.
     """
 
     at_once: int
@@ -85,10 +84,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Times of steps: of a model, or of a rank's part of one, on hardware that reaches `rates`.
+    """Times the steps of a model, or of a rank's part of it, on hardware that reaches `rates`.
 
-    A step computes at most `max_step_tokens` tokens of prompts, and `max_chunk_tokens` while others decode; of a
-    picture it computes `slice_operations`, and no prompt beside them while others decode.
+    A step computes at most `max_step_tokens` prompt tokens, or `max_chunk_tokens` while others decode; it computes
+    `slice_operations` of a picture, and no prompt alongside them while others decode.
     """
 
     model: ModelSizes
@@ -100,7 +99,7 @@ class Clock:
     slice_operations: float
 
     def speed(self, load: Load, at_once: int) -> Speed:
-        """Of a load whose requests come as others end."""
+        """Returns the speed of a load whose requests arrive as others end."""
         step, others = self._decode(load, at_once), self._decode(load, at_once - 1)
         picture = image_work(self.model, self.precision, load.tiles)
         own_pictures = self.time(picture) * load.images
@@ -132,13 +131,13 @@ class Clock:
         )
 
     def _decode(self, load: Load, num_rows: int) -> Time:
-        """A decode step in the middle of the answers."""
+        """The time of a decode step in the middle of the answers."""
         if not num_rows:
             return Time()
         return self._step(load, Step(num_rows=num_rows, context=load.prompt + load.answer / 2))
 
     def _prompt(self, load: Load, num_rows: int) -> Time:
-        """The steps that compute a prompt beside so many decoding rows."""
+        """The time of the steps that compute a prompt alongside `num_rows` decoding rows."""
         context = load.prompt + load.answer / 2
         return _sum(
             self._step(
@@ -150,7 +149,7 @@ class Clock:
         )
 
     def _chunks(self, prompt: int, num_rows: int) -> Iterator[tuple[int, int]]:
-        """Where each step begins in a prompt and how many tokens it computes, as the engine's budget has it."""
+        """Yields where each step begins in a prompt and how many tokens it computes, as in the engine's budget."""
         cost, start = context_cost(self.model.text), 0
         while start < prompt:
             size = max(1, int(self.max_chunk_tokens / (1 + cost * start))) if num_rows else self.max_step_tokens

@@ -1,4 +1,4 @@
-"""From a conversation to tokens and tiles, and from tokens back to text.
+"""Turns conversations into tokens and tiles, and tokens back into text.
 
 Pure functions of a checkpoint's own files: no network, no model, no torch.
 """

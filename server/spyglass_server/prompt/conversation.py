@@ -1,4 +1,4 @@
-"""A conversation as the prompt is made of it: messages with text and images, tools and the calls of tools."""
+"""Conversations from which prompts are made: messages with text and images, tools and tool calls."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Tool:
 
 
 class RawJson(str):
-    """JSON as the model wrote it, cut off or otherwise not an object; a template's `tojson` writes it as it is."""
+    """JSON as the model wrote it, truncated or otherwise not an object; a template's `tojson` writes it unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn; a part is text, or None where an image stands."""
+    """A turn; a part is text, or None for an image."""
 
     role: str
     parts: tuple[str | None, ...]

@@ -1,6 +1,7 @@
-"""Turns the tokens of a choice into text as they come, and finds its stop strings.
+"""Turns the tokens of a choice into text as they arrive, and finds its stop strings.
 
-Text is returned only when no later token can change it: incomplete characters and the beginnings of stop strings wait.
+Text is returned only when no later token can change it: incomplete characters and possible starts of stop strings are
+held back.
 """
 
 import codecs
@@ -21,19 +22,19 @@ class Detokenizer:
         return self._decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """Returns what is left when the choice has ended."""
+        """Returns the remaining text when the choice has ended."""
         return self._decode(b"", True)
 
 
 class StopStrings:
-    """The strings at which a text ends; it ends before the first of them."""
+    """Ends a text before the first of its stop strings."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
         self._held = ""
         self.met: str | None = None
-        """The string that the text has met, if any; what comes after it is dropped."""
+        """The stop string found, if any; text after it is dropped."""
 
     def push(self, text: str) -> str:
         """Takes more of the text and returns what is now certain to be before a stop string."""
@@ -52,12 +53,12 @@ class StopStrings:
         return text
 
     def flush(self) -> str:
-        """Returns what was held back, when the text is over."""
+        """Returns the text held back, when the text is complete."""
         text, self._held = self._held, ""
         return text
 
     def _possible_start(self) -> int:
-        """How many of the last characters could be the beginning of a stop string."""
+        """How many of the last characters could be the start of a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):
                 return length

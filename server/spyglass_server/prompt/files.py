@@ -1,6 +1,4 @@
-"""Reads the files of a checkpoint that concern prompts, in the versions that circulate: tokenizer, chat template,
-preprocessor.
-"""
+"""Reads a checkpoint's files for prompts, in the versions in circulation: tokenizer, chat template, preprocessor."""
 
 import json
 from collections.abc import Iterable
@@ -13,7 +11,7 @@ from spyglass_server.images import ImageSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFiles:
-    """What a checkpoint says about prompts. `chat_template` is None where it has none."""
+    """A checkpoint's settings for prompts. `chat_template` is None if it has none."""
 
     tokenizer_path: Path
     chat_template: str | None
@@ -28,7 +26,7 @@ def read_prompt_files(folder: Path) -> PromptFiles:
     """Reads a checkpoint folder.
 
     Raises:
-        ValueError: it is not a Mllama checkpoint, or a file does not say what it should.
+        ValueError: it is not a Mllama checkpoint, or a file is invalid.
         OSError: a file cannot be read.
     """
     if not (folder / "config.json").is_file():
@@ -63,17 +61,17 @@ def _json(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def _chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
-    """A template stands in a file of its own, in an older JSON file, or in the tokenizer's configuration."""
+    """Reads the template from its own file, an older JSON file, or the tokenizer's configuration."""
     if (path := folder / "chat_template.jinja").exists():
         return path.read_text("utf-8")
     found = _json(folder / "chat_template.json", optional=True).get("chat_template") or tokenizer.get("chat_template")
-    if isinstance(found, list):  # several, with names
+    if isinstance(found, list):  # several named ones
         found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
     return found
 
 
 def _special_tokens(tokenizer: dict[str, Any]) -> dict[str, str]:
-    """Tokens that templates know by name, such as bos_token."""
+    """Returns the tokens that templates refer to by name, such as bos_token."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     found = {name: tokenizer.get(name) for name in names}
     return {

@@ -1,6 +1,6 @@
-"""Makes prompts: from a request's input to token ids and tiles, through template, tokenizer and image processing.
+"""Makes prompts: turns a request's input into token ids and tiles, using template, tokenizer and image processing.
 
-Blocking work for a thread.
+Blocking; call it in a thread.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from spyglass_server.prompt.template import LLAMA3_TEMPLATE, ChatTemplate
 from spyglass_server.prompt.tokenizer import TextTokenizer
 
 _CHARACTERS_A_TOKEN = 8
-"""More than the tokens of ordinary text have, so that only a text that is much too long is cut for a look."""
+"""More characters than tokens of ordinary text have, so that only a text that is much too long is cut for a check."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """Where an image stands in a request, and whether a single tile of it will do."""
+    """The position of an image in a request, and whether a single tile of it is enough."""
 
     field: str
     is_low: bool = False
@@ -40,7 +40,7 @@ class ChatInput:
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """A ready prompt in which control tokens are parsed."""
+    """A ready prompt, in which control tokens are parsed."""
 
     field: ClassVar[str] = "text"
     text: str
@@ -59,16 +59,16 @@ Input = ChatInput | TextInput | TokensInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Token ids, where the image tokens stand among them, and the images' tiles."""
+    """Token ids, the positions of image tokens among them, and the images' tiles."""
 
     tokens: tuple[int, ...]
     image_positions: tuple[int, ...] = ()
     images: tuple[ImageTiles, ...] = ()
     prediction: tuple[int, ...] = ()
-    """Tokens of what the answer is expected to be."""
+    """Tokens of the expected answer."""
 
     def without_images(self) -> "Prompt":
-        """The same without the tiles."""
+        """Returns the prompt without the tiles."""
         return replace(self, images=())
 
 
@@ -86,7 +86,7 @@ class PromptMaker:
         self.stop_token_ids = files.stop_token_ids
         self.vocab_size = files.vocab_size
         self.tool_tag_id = self.tokenizer.special_tokens.get("<|python_tag|>")
-        """The control token after which the model calls tools, where it has one."""
+        """The control token after which the model calls tools, if it has one."""
         self._image_token_id = files.image_token_id
         self._image_spec = files.image_spec
         self._max_image_pixels = max_image_pixels
@@ -97,26 +97,26 @@ class PromptMaker:
 
     @property
     def largest_token_id(self) -> int:
-        """Of all tokens that a prompt may hold."""
+        """The largest token id that a prompt may contain."""
         return max(self.vocab_size - 1, self._image_token_id)
 
     def prepare(self, given: Input, images: Sequence[bytes] = (), max_tokens: int = 1 << 30) -> Prompt:
         """Makes the prompt of a request. `images` are encoded pictures, in reading order.
 
         Raises:
-            InvalidImage: one of them cannot be used.
-            InvalidRequest, ContextTooLong: as `write`.
+            InvalidImage: an image cannot be used.
+            InvalidRequest, ContextTooLong: as in `write`.
         """
         slots = given.images if isinstance(given, ChatInput) else ()
         tiles = [self._tile(data, slot) for data, slot in zip(images, slots, strict=True)]
         return replace(self.write(given, max_tokens), images=tuple(tiles))
 
     def write(self, given: Input, max_tokens: int = 1 << 30) -> Prompt:
-        """Makes the prompt of a request, but for the tiles of its images.
+        """Makes the prompt of a request, without its images' tiles.
 
         Raises:
             InvalidRequest: the input cannot be a prompt of this model.
-            ContextTooLong: it is far longer than `max_tokens`; one that is a little longer is returned.
+            ContextTooLong: the prompt is far longer than `max_tokens`; a slightly longer one is returned.
         """
         num_images = 0
         match given:
@@ -132,16 +132,16 @@ class PromptMaker:
         return Prompt(tokens=tuple(tokens), image_positions=positions)
 
     def expect(self, prediction: str) -> tuple[int, ...]:
-        """The tokens of what an answer is expected to be, as many as any answer may have."""
+        """Returns the tokens of an expected answer, at most as many as any answer may have."""
         part = prediction[: MAX_TOKENS * _CHARACTERS_A_TOKEN]
         return tuple(self.tokenizer.encode_text(part)[:MAX_TOKENS]) if part else ()
 
     def image_spec(self, slot: ImageSlot) -> ImageSpec:
-        """What the model wants of an image."""
+        """Returns the model's requirements for an image."""
         return replace(self._image_spec, max_tiles=1) if slot.is_low else self._image_spec
 
     def check_size(self, width: int, height: int, slot: ImageSlot) -> None:
-        """Raises InvalidImage where an image of this size has too many pixels."""
+        """Raises InvalidImage if an image of this size has too many pixels."""
         try:
             check_size(width, height, self._max_image_pixels)
         except ImageError as error:
@@ -162,7 +162,7 @@ class PromptMaker:
         return tokens
 
     def _check_length(self, text: str, max_tokens: int, field: str) -> None:
-        """Refuses a text of which a part is too long already, at a fraction of the work of reading it all."""
+        """Refuses a text if a part of it is already too long, at a fraction of the cost of tokenizing it all."""
         part = text[: max_tokens * _CHARACTERS_A_TOKEN]
         if len(part) < len(text) and len(self.tokenizer.encode_text(part)) > max_tokens + 1:
             raise ContextTooLong(max_tokens, "many more", field)

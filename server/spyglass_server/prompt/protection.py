@@ -1,8 +1,8 @@
-"""Keeps what people write from becoming control tokens on its way through a chat template.
+"""Keeps the caller's text from becoming control tokens on its way through a chat template.
 
-Before rendering, the first character of every control token is replaced in people's text by a private character that
-the conversation does not use. After rendering, only the template can have written a control token: the text is cut at
-those, and the pieces get their characters back.
+Before rendering, the first character of every control token is replaced in the caller's text by a private character
+that the conversation does not use. After rendering, any control token comes from the template: the text is cut at
+those, and the characters of the pieces are restored.
 """
 
 import re
@@ -16,26 +16,26 @@ _PRIVATE = range(0xE000, 0xF8FF)
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Private characters for one conversation: replacements in people's text, and two marks."""
+    """Private characters for one conversation: replacements in the caller's text, and two marks."""
 
     replaced: dict[str, str]
     end: str
-    """Marks the end of the message that is to be continued."""
+    """Marks the end of the message to continue."""
     name: str
-    """Surrounds the number that takes the place of a tool's name."""
+    """Surrounds the number that replaces a tool's name."""
 
     def hide(self, text: str) -> str:
-        """People's text as the template gets it."""
+        """Returns the caller's text as the template receives it."""
         return text.translate({ord(character): private for character, private in self.replaced.items()})
 
     def restore(self, text: str) -> str:
-        """Puts people's characters back, also where the template wrote private ones as escapes."""
+        """Restores the caller's characters, even if the template wrote private ones as escapes."""
         for character, private in self.replaced.items():
             text = text.replace(private, character).replace(_escape(private), character)
         return text
 
     def number(self, tool: int) -> str:
-        """Takes the place of a tool's name; nothing else contains it."""
+        """Returns the replacement for a tool's name; nothing else contains it."""
         return f"{self.name}{tool}{self.name}"
 
     def has_number(self, text: str, tool: int) -> bool:
@@ -44,7 +44,7 @@ class Protection:
 
 
 def protect(texts: Iterable[str], first_characters: Iterable[str]) -> Protection:
-    """A protection for people's `texts` from control tokens that begin with `first_characters`.
+    """Returns a protection for the caller's `texts` from control tokens that begin with `first_characters`.
 
     Raises:
         InvalidRequest: the texts use so many private characters that too few are left.
@@ -59,11 +59,11 @@ def protect(texts: Iterable[str], first_characters: Iterable[str]) -> Protection
 
 
 def _private(text: str) -> Iterator[str]:
-    """The private characters in a text, as themselves or as escapes."""
+    """Yields the private characters in a text, whether literal or escaped."""
     yield from (c for c in text if ord(c) in _PRIVATE)
     yield from (chr(int(code, 16)) for code in re.findall(r"\\u([ef][0-9a-f]{3})", text))
 
 
 def _escape(character: str) -> str:
-    """A private character as JSON and Python's repr() write it."""
+    """Returns a private character as JSON and Python's repr() write it."""
     return f"\\u{ord(character):04x}"

@@ -1,7 +1,7 @@
 """Renders conversations with a checkpoint's own chat template, in a sandbox.
 
-The template is tried with the conversation and the tools as they are. Where it raises, or its rendering lacks an image
-or a tool, it is tried with other forms of the same: one tool call in each turn, and the tools written into the first
+The template is tried with the conversation and the tools as they are. If it raises, or its rendering lacks an image or
+a tool, it is tried with other forms of the same input: one tool call per turn, and the tools written into the first
 user message in Meta's words.
 """
 
@@ -45,7 +45,7 @@ LLAMA3_TEMPLATE = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-"""Meta's ChatFormat, for a checkpoint that brings no template."""
+"""Meta's ChatFormat, for checkpoints without a template."""
 
 
 _TOOLS_PREFACE = (
@@ -54,11 +54,11 @@ _TOOLS_PREFACE = (
     'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}. '
     "Do not use variables.\n\n"
 )
-"""Meta's, of the templates that come with the Llama 3 models."""
+"""Meta's text, from the templates that come with the Llama 3 models."""
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, which marks answers for training and writes nothing."""
+    """`{% generation %}`, which marks answers for training and renders nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - as in the base class
 
@@ -93,13 +93,13 @@ class ChatTemplate:
         self._first_characters = {token[0] for token in control_tokens}
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[str, Callable[[str], str]]:
-        """Renders a conversation, ready for the assistant's turn, or to continue a trailing assistant message.
+        """Renders a conversation, ready for the assistant's turn or for continuing a trailing assistant message.
 
-        Returns the text with people's characters still replaced, and the function that puts them back:
-        cut the text at control tokens first.
+        Returns the text with the caller's characters still replaced, and the function that restores them; cut the text
+        at control tokens first.
 
         Raises:
-            InvalidRequest: the template refuses the conversation, or loses a part of it, in every form.
+            InvalidRequest: the template refuses the conversation, or drops a part of it, in every form.
         """
         texts = [*_texts(messages), *(_to_json(tool.definition) for tool in tools)]
         protection = protect(texts, self._first_characters)
@@ -127,7 +127,7 @@ class ChatTemplate:
             **self._variables,
         )
         if continued:
-            text, found, _ = text.partition(protection.end)  # what the template puts after it would end the turn
+            text, found, _ = text.partition(protection.end)  # what the template adds after it would end the turn
             if not found:
                 raise ValueError("it leaves out the message to go on with")
         return text
@@ -137,8 +137,8 @@ class ChatTemplate:
     ) -> None:
         """Raises ValueError for a rendering that lacks an image or a tool.
 
-        A tool's name may be in the text for other reasons. So the same form is rendered again with a number in place of
-        each name, which only the tool itself can have brought there.
+        A tool's name may occur in the text for other reasons, so the same form is rendered again with a number in place
+        of each name, which can only come from the tool itself.
         """
         num_images = sum(message.parts.count(None) for message in messages)
         if self._image_token and (num_shown := text.count(self._image_token)) != num_images:
@@ -160,11 +160,11 @@ def _texts(messages: Iterable[Message]) -> Iterable[str]:
 
 
 _Form = Callable[[Sequence[Message], Sequence[Tool]], tuple[Sequence[Message], Sequence[Tool]]]
-"""Makes of messages and tools what a template may take; tools that it returns are the template's to show."""
+"""Converts messages and tools into a form that a template may accept; the template must show the returned tools."""
 
 
 def _forms(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[_Form]:
-    """Forms to try, those first that change the least."""
+    """Yields forms to try, those that change the least first."""
     has_parallel_calls = any(len(message.tool_calls) > 1 for message in messages)
     yield lambda messages, tools: (messages, tools)
     if has_parallel_calls:
@@ -176,11 +176,11 @@ def _forms(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[_Form
 
 
 def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> Sequence[Message]:
-    """The conversation with the tools written into the first user message, before its first text."""
+    """Returns the conversation with the tools written into the first user message, before its first text."""
     definitions = (_to_json(tool.definition, indent=4) for tool in tools)
     text = _TOOLS_PREFACE + "\n\n".join(definitions) + "\n\n"
     at = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    if at is None:  # nobody has asked anything yet
+    if at is None:  # there is no user message yet
         at = sum(message.role == "system" for message in messages)
         return [*messages[:at], Message("user", (text.rstrip(),)), *messages[at:]]
     parts = messages[at].parts
@@ -190,7 +190,7 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> Sequence[
 
 
 def _one_call_a_turn(messages: Sequence[Message]) -> Sequence[Message]:
-    """The conversation with each call in a turn of its own, followed by its result."""
+    """Returns the conversation with each call in a separate turn, followed by its result."""
     result: list[Message] = []
     rest = list(messages)
     while rest:
@@ -208,7 +208,7 @@ def _one_call_a_turn(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _turn(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
-    """A message in the form that templates expect: a string where there are no images."""
+    """Returns a message in the form that templates expect; its content is a string if there are no images."""
     content: Any = [
         {"type": "image"} if part is None else {"type": "text", "text": hide(part)} for part in message.parts
     ]

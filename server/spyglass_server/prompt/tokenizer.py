@@ -1,4 +1,4 @@
-"""Text to token ids, and token ids to bytes. Control tokens are encoded only where the caller says so."""
+"""Converts text to token ids, and token ids to bytes. Control tokens are encoded only if the caller asks for it."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders
 
 
 class TextTokenizer:
-    """A byte-level BPE tokenizer, as all models of this family have."""
+    """A byte-level BPE tokenizer, as used by all models of this family."""
 
     def __init__(self, path: Path) -> None:
         """Reads a tokenizer.json.
@@ -37,11 +37,11 @@ class TextTokenizer:
         return dict(self._special)
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of plain text: a control token's string in it is just text."""
+        """Encodes plain text; a control token's string in it is just text."""
         return _encode(self._plain, text)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a ready prompt: control tokens are parsed, and it begins with the begin token just once."""
+        """Encodes a ready prompt: parses control tokens, and prepends the begin token if it is missing."""
         ids = _encode(self._tokenizer, text)
         prefix = self._tokenizer.encode("", add_special_tokens=True).ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
@@ -50,7 +50,7 @@ class TextTokenizer:
         """Splits text at control tokens: pieces of plain text with None, control tokens with their id."""
         if self._pattern is None:
             return [(text, None)]
-        pieces = self._pattern.split(text)  # the pattern captures, so control tokens stand between the others
+        pieces = self._pattern.split(text)  # the pattern captures, so every other piece is a control token
         return [(piece, self._special[piece] if i % 2 else None) for i, piece in enumerate(pieces) if piece]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -62,12 +62,12 @@ class TextTokenizer:
         return self._written.get(token_id) or self.token_bytes(token_id)
 
     def written_text(self, token_ids: Iterable[int]) -> str:
-        """What tokens of a prompt say; bytes that are no whole characters become replacement characters."""
+        """The text of a prompt's tokens; bytes that form no whole character become replacement characters."""
         return b"".join(map(self.written, token_ids)).decode("utf-8", "replace")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    # As a batch of one: only the batch's method lets other threads run meanwhile.
+    # As a batch of one: only the batch method lets other threads run meanwhile.
     ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
     return ids
 

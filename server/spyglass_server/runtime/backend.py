@@ -1,6 +1,6 @@
-"""What computes batches on one kind of device: lays them out, runs the text model, samples.
+"""Backends compute batches on one kind of device: lay them out, run the text model, sample.
 
-Which one a device has is decided here and nowhere else.
+Only this module decides which backend a device uses.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from spyglass_server.runtime.slot_cache import SlotCache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The caches and what fits them. Block `num_pages` of the text's is spare: what nobody reads goes there."""
+    """The caches and their capacities. Block `num_pages` of the text cache is spare, for values that are never read."""
 
     text: SlotCache
     images: SlotCache
@@ -29,14 +29,14 @@ class Memory:
     tile_size: int
     max_batch: int
     max_tokens: int
-    """Of one sequence."""
+    """Per sequence."""
     records_steps: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardOutput:
-    """What a plan asks for: logits [rows, vocabulary], None where there are none, prompt logprobs, and attention to
-    images, float32 [context] of each row that tells it."""
+    """A plan's results: logits [rows, vocabulary] or None, prompt logprobs, and attention to images, float32 [context]
+    for each row that requests it."""
 
     logits: Tensor | None
     prompts: tuple[TopLogprobs, ...] = ()
@@ -44,17 +44,17 @@ class ForwardOutput:
 
 
 class Backend(Protocol):
-    """A plan is made of rows; it holds all that the forward pass needs, and can be sent to other processes.
+    """A plan is built from rows; it contains all that the forward pass needs, and can be sent to other processes.
 
-    Another backend of the same model that computes the same plans holds the same caches.
+    Another backend of the same model that computes the same plans has the same caches.
     """
 
     looks_ahead: bool
-    """As a runner's."""
+    """As in `Runner`."""
     slice_tokens: int
-    """How many tokens of an image are computed at once in a layer."""
+    """Maximum tokens of an image computed at once in a layer."""
     slice_operations: float
-    """How much of an image is encoded between two steps, in floating-point operations: some milliseconds on GPUs."""
+    """Image encoding between two steps, in floating-point operations: a few milliseconds on GPUs."""
 
     def plan(self, rows: Sequence[Row]) -> Any:
         """Lays out rows as a batch."""
@@ -68,18 +68,18 @@ class Backend(Protocol):
         ...
 
     def follow(self, plan: Any) -> None:
-        """Computes a plan whose tokens the first rank samples, and takes part in what it does for that."""
+        """Computes a plan whose tokens the first rank samples, and takes part in the collectives of that sampling."""
 
     def logits(self, row: Row) -> Tensor:
-        """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
+        """Returns the logits of every token of a row, float32 [tokens, vocabulary], to compare with a reference."""
         ...
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Copies what is no part of a plan to the device: pixels, and numbers of pages and tiles."""
+        """Copies data that is not part of a plan to the device: pixels, and page and tile numbers."""
         ...
 
     def check(self) -> None:
-        """Raises torch.AcceleratorError when the device is lost."""
+        """Raises torch.AcceleratorError if the device is lost."""
 
 
 def _cuda(model: TextModel, memory: Memory, device: torch.device) -> Backend:
@@ -93,7 +93,7 @@ _MAKERS: dict[str, Callable[[TextModel, Memory, torch.device], Backend]] = {"cud
 
 
 def make_backend(model: TextModel, memory: Memory, device: torch.device, kernels: Kernels | None = None) -> Backend:
-    """The backend for a device; where there is none of its own, that for CPUs, which may have kernels of our own."""
+    """Returns the backend for a device; devices without one get the CPU backend, which may use our own kernels."""
     from spyglass_server.runtime.cpu.backend import CpuBackend
 
     if maker := _MAKERS.get(device.type):

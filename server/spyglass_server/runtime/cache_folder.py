@@ -1,4 +1,4 @@
-"""Folders in the user's cache for what is expensive to make again."""
+"""Folders in the user's cache for data that is expensive to recreate."""
 
 import os
 import stat
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def cache_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """A folder that nobody else may write to: what is in it is trusted.
+    """Returns a folder that no other user may write to, since its contents are trusted.
 
     Raises:
-        OSError, RuntimeError: it cannot be used; the latter where there is no home.
+        OSError, RuntimeError: the folder cannot be used; the latter if there is no home directory.
     """
     base = environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "spyglass" / name

@@ -39,10 +39,10 @@ def load_model(
 ) -> Mllama:
     """Builds the model, or a rank's part of it, with a checkpoint's weights; `convert` as in `install`.
 
-    Of tensors that are cut only the rank's own part is read.
+    Only the rank's own part of a sharded tensor is read.
 
-    Linear modules of the text model's layers that the checkpoint stores in fp8 are `Fp8Linear`, whatever `convert` is.
-    That all tensors are there, in the right shapes, is checked before the first is read.
+    Linear modules of the text model's layers that the checkpoint stores in fp8 become `Fp8Linear`, regardless of
+    `convert`. Checks that all tensors exist in the right shapes before reading the first.
 
     Raises:
         ValueError: tensors are missing or of the wrong shape, or a file is damaged.
@@ -72,13 +72,13 @@ def _jobs(folder: Path, model: Mllama, dtype: torch.dtype) -> deque[Job]:
 
 
 def _taken(jobs: deque[Job]) -> Iterator[Job]:
-    """Leaves nothing behind of what it hands out: a file is closed, and its memory given back, after its last job."""
+    """Drops each job it yields, so that a file is closed, and its memory released, after its last job."""
     while jobs:
         yield jobs.popleft()
 
 
 def _jobs_of(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size, dtype: torch.dtype) -> Iterator[Job]:
-    """What makes a parameter; for one in fp8, its scales too."""
+    """Yields the jobs for a parameter and, if it is in fp8, for its scales."""
     config = model.config
     parts = _parts(tensors, name, model, shape)
     scales = [part.scale for part in parts if part.scale]
@@ -93,7 +93,7 @@ def _jobs_of(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size, d
 
 
 def _parts(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size) -> Sequence["_Source"]:
-    """What the checkpoint has of a parameter, cut for the rank."""
+    """Returns the checkpoint's tensors for a parameter, cut for the rank."""
     config, mesh = model.config, model.mesh
     if name == "text.head.weight" and config.text.tied_embeddings:
         head = tensors.find("language_model.embed_tokens.weight")
@@ -110,7 +110,7 @@ def _parts(tensors: "_Tensors", name: str, model: Mllama, shape: torch.Size) -> 
 
 
 def _whole(name: str, model: Mllama, shape: torch.Size) -> list[int]:
-    """The shape of a parameter of the whole model."""
+    """Returns the shape of a parameter in the whole model."""
     if model.mesh.size == 1:
         return list(shape)
     return list(empty_model(model.config).get_parameter(name).shape)
@@ -118,24 +118,24 @@ def _whole(name: str, model: Mllama, shape: torch.Size) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A tensor in an open file or, with `own`, a rank's part of it; with the scales of its rows where it is in fp8."""
+    """A tensor in an open file or, with `own`, a rank's part of it; with the scales of its rows if it is in fp8."""
 
     file: Any
     name: str
     scale: "_Source | None" = None
     rows: int | None = None
-    """Only the first so many count."""
+    """If set, only this many leading rows are used."""
     own: Cut | None = None
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
-        """Never empty: what has no dimensions counts as a row."""
+        """Never empty: a scalar counts as one row."""
         shape = tuple(self.file.get_slice(self.name).get_shape()) or (1,)
         return shape if self.rows is None else (min(self.rows, shape[0]), *shape[1:])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what is read."""
+        """The shape of the tensor as read."""
         shape = list(self.whole_shape)
         if self.own is not None:
             shape[self.own.dim] = self.own.size
@@ -146,19 +146,19 @@ class _Source:
         return bool(self.file.get_slice(self.name).get_dtype() == "F8_E4M3")
 
     def cut(self, own: Cut) -> "_Source":
-        """A part of the tensor; the whole where it is not of the size that is cut."""
+        """Returns a part of the tensor, or the whole if it is too small for the cut."""
         if own.dim >= len(self.whole_shape) or own.end > self.whole_shape[own.dim]:
-            return self  # which is of the wrong shape, and told as such
+            return self  # the caller reports the wrong shape
         scale = self.scale and (self.scale.cut(own) if own.dim == 0 else self.scale)
         return replace(self, own=own, scale=scale)
 
     def read(self) -> Tensor:
-        """Numbers of their own; where nothing is in fp8 and nothing is cut, a view of the mapped file."""
+        """Returns the dequantized values; a view of the mapped file if the tensor is neither in fp8 nor cut."""
         tensor = self.read_stored()
         return dequantized(tensor, self.scale.read_stored()) if self.scale else tensor
 
     def read_stored(self) -> Tensor:
-        """A view of the mapped file where nothing is cut; values in fp8 are without their scales."""
+        """Returns the values, in fp8 without their scales; a view of the mapped file if nothing is cut."""
         own = self.own
         if own is None:
             tensor: Tensor = self.file.get_tensor(self.name)

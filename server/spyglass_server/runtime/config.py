@@ -18,7 +18,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding; `factor` 1 means plain, else the scaling of Llama 3."""
+    """Rotary position embedding; `factor` 1 means plain, any other value Llama 3's scaling."""
 
     theta: float
     factor: float = 1.0
@@ -56,7 +56,7 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """The vision encoder. `intermediate_layers`: states before these layers join the output."""
+    """The vision encoder. The states before each of the `intermediate_layers` are part of the output."""
 
     hidden_size: int
     intermediate_size: int
@@ -91,7 +91,7 @@ class VisionConfig:
 class ModelConfig:
     """The configuration of a checkpoint.
 
-    `dtype` is what its weights are saved in, but for those of linear layers where `quantization` is "fp8", not "none".
+    `dtype` is that of its saved weights, except in linear layers if `quantization` is "fp8" rather than "none".
     """
 
     text: TextConfig
@@ -106,7 +106,7 @@ def load_config(folder: Path) -> ModelConfig:
     """Reads a checkpoint folder's configuration.
 
     Raises:
-        ValueError: it is not a Mllama checkpoint, or of a form that this engine does not run.
+        ValueError: it is not a Mllama checkpoint, or not one that this engine can run.
         OSError: a file cannot be read.
     """
     raw = json.loads((folder / "config.json").read_text())

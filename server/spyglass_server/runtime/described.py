@@ -1,7 +1,7 @@
-"""What transformers makes of a checkpoint's config.json: its newest form, with all defaults.
+"""A checkpoint's config.json as transformers reads it: in its newest form, with all defaults.
 
-To import transformers takes a second or more of each start, so what it found is kept in the user's cache, by a digest
-of the file and of transformers' version.
+Importing transformers takes a second or more at each start, so its result is kept in the user's cache, keyed by a
+digest of the file and of transformers' version.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ def described(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str
     except (OSError, RuntimeError) as error:
         log.info("the configuration is read at every start: %s", error)
         return _read(folder)
-    with suppress(OSError, ValueError):  # there is none yet, or a broken one
+    with suppress(OSError, ValueError):  # no cached file yet, or a broken one
         known: dict[str, Any] = json.loads(kept.read_text())
         return known
     found = _read(folder)
     try:
         with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
             json.dump(found, file)
-        Path(file.name).replace(kept)  # at once, whoever else reads or writes it
+        Path(file.name).replace(kept)  # atomic for concurrent readers and writers
     except OSError as error:
         log.info("the configuration cannot be kept: %s", error)
     return found

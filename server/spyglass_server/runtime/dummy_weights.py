@@ -1,6 +1,6 @@
-"""Weights that nobody trained, made on the device: for benchmarks, and to see what a machine can hold.
+"""Untrained weights, made on the device: for benchmarks, and to see what a machine can hold.
 
-Speed and memory depend on sizes, not on what a model knows.
+Speed and memory depend on sizes, not on trained values.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from spyglass_server.runtime.weights import Convert, empty_model, install
 _SEED = 0
 _STD = 0.02
 _GATE = 0.1
-"""Of tanh gates, which the published models begin with at zero; images count a little."""
+"""Value of tanh gates, which start at zero in the published models; with this value images have a small effect."""
 
 
 def dummy_model(
@@ -28,11 +28,11 @@ def dummy_model(
 ) -> Mllama:
     """Builds the model with random weights, the same each time on one kind of device; `convert` as in `install`.
 
-    Matrices are normal with a standard deviation of 0.02, norms do nothing, so states stay of ordinary size through
-    however many layers.
+    Matrices are normal with a standard deviation of 0.02 and norms have no effect, so states keep an ordinary size
+    through any number of layers.
 
     Raises:
-        ValueError: the configuration contradicts itself.
+        ValueError: the configuration is inconsistent.
     """
     model = empty_model(config, mesh)
     return install(model, _values(model, dtype, device), convert)

@@ -1,4 +1,4 @@
-"""Whether a model fits a device, in the operator's words: what it needs, what there is, what would fit instead."""
+"""Whether a model fits a device, in the operator's terms: what it needs, what there is, what would fit instead."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from spyglass_server.planning.memory import CacheSizes, CacheUnits, CacheWishes,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device's memory in bytes, and how much of it may be used: `share` of it, less what others hold already."""
+    """A device's memory in bytes, and how much of it may be used: `share` of it, less what others already hold."""
 
     name: str
     total: int
@@ -20,7 +20,7 @@ class Device:
 
     @property
     def budget(self) -> int:
-        """What may be used."""
+        """The usable bytes."""
         return int(self.total * self.share) - self.held
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A model on a device and what is asked of its caches; `units` are these in each precision that may be chosen."""
+    """A model on a device, and the requested caches; `units` are their units in each precision to choose from."""
 
     count: ParameterCount
     device: Device
@@ -46,7 +46,7 @@ class Fit:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take as they are to be loaded."""
+        """The size of the weights as they will be loaded."""
         return self.count.nbytes(self.dtype.itemsize, self.quantization)
 
     def check(self) -> None:
@@ -64,10 +64,10 @@ class Fit:
             raise ValueError(f"{weights}, and {self.device}; {self._shortage(left)}{self._advice()}")
 
     def divide(self, weight_bytes: int, step_bytes: int) -> CacheSizes:
-        """Divides what loaded weights and the largest step leave between the caches.
+        """Divides the memory that loaded weights and the largest step leave between the caches.
 
         Raises:
-            ValueError: it is too little; the text says what would fit.
+            ValueError: too little is left; the text says what would fit.
         """
         left = self.device.budget - weight_bytes - step_bytes
         units = self.units[self.dtype]
@@ -77,7 +77,7 @@ class Fit:
         return divide(left, self.wishes, units)
 
     def _shortage(self, left: int) -> str:
-        """Says that what is left is less than the caches need."""
+        """Returns a text that too little is left for the caches."""
         units, wishes = self.units[self.dtype], self.wishes
         text, images = (gigabytes(need) for need in (wishes.least_text(units), wishes.least_images(units)))
         if wishes.cache_bytes is not None:
@@ -90,7 +90,7 @@ class Fit:
         return f"that leaves {gigabytes(max(0, left))} for caches, where {pages} and {tiles}"
 
     def _advice(self, step_bytes: int = 0) -> str:
-        """What would fit instead, or how much memory would, to be appended."""
+        """Returns a text to append: what would fit instead, or how much memory would be needed."""
         nbytes = self.count.nbytes
         needs = {
             (dtype, quantization): nbytes(dtype.itemsize, quantization) + step_bytes + self.wishes.least(units)
@@ -113,14 +113,14 @@ class Fit:
         )
 
     def _shorter(self, need: int, units: CacheUnits) -> int:
-        """The longest sequence for which there is room, of a form that needs more with the one that is asked for."""
+        """Returns the longest sequence with enough room, in a form in which the requested length does not fit."""
         if self.wishes.max_model_len is None or self.wishes.cache_bytes is not None:
             return 0
         room = self.device.budget - need + self.wishes.least_text(units)
         return max(0, room // units.page_bytes * units.page_size)
 
     def _options(self, dtype: torch.dtype, quantization: str) -> str:
-        """The options that differ for a form."""
+        """Returns the options that differ for a form."""
         options = [f"--dtype {precision(dtype)}"] if dtype != self.dtype else []
         if quantization != self.quantization:
             options.append(f"--quantization {quantization}")
@@ -128,5 +128,5 @@ class Fit:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """A precision as options name it."""
+    """Returns a precision's name in options."""
     return str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
-"""Compiles grammars for the model's vocabulary in a thread, and keeps those that were used last.
+"""Compiles grammars for the model's vocabulary in a thread, and keeps the most recently used ones.
 
-Grammars come in llguidance's notation, and have been checked.
+Grammars are in llguidance's notation and already checked.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from spyglass_server.panics import LibraryPanicked, panics_as_errors
 
 _MAX_KNOWN = 64
 _MAX_CHARACTERS = 2 << 20
-"""Maximum number of compiled grammars that are kept, and of their characters in all. Most take some 100 kB; those of
+"""Maximum number of compiled grammars that are kept, and of their characters in total. Most take about 100 kB; those of
 the largest schemas take 9 MB for 120,000 characters."""
 
 
@@ -34,7 +34,7 @@ class ThreadedGrammarCompiler:
     """Compiles grammars one after another, and keeps the latest."""
 
     def __init__(self, tokenizer_path: Path, stop_token_ids: frozenset[int]) -> None:
-        # At once, since it takes a while in which nothing else in the process goes on.
+        # Created now, not on first use: it takes a while and blocks the whole process.
         self._tokenizer = LLTokenizer(str(tokenizer_path), eos_token=sorted(stop_token_ids) or None)
         self._known: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "grammars")
@@ -53,7 +53,7 @@ class ThreadedGrammarCompiler:
 
 
 class _Matcher:
-    """A matcher that is made when it is first needed."""
+    """A matcher that is created on first use."""
 
     def __init__(self, is_ready: Callable[[], bool], make: Callable[[], LLMatcher]) -> None:
         self._is_ready, self._make = is_ready, make

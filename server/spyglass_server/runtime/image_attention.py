@@ -1,7 +1,7 @@
-"""What tokens attend to in images: the cross-attention of chosen tokens, told beside what they compute.
+"""What tokens attend to in images: the cross-attention of chosen tokens, returned with their outputs.
 
 A token's attention is that of its query to the keys of all images that it sees, as the layer itself computes it,
-averaged over all heads and some layers. Tokens that nobody asks about cost nothing.
+averaged over all heads and some layers. Tokens whose attention is not requested cost nothing.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from spyglass_server.runtime.slot_cache import SlotCache
 
 
 def watched_span(row: Row) -> ImageSpan | None:
-    """The images that the row's last token sees; None where its attention is not told."""
+    """The images that the row's last token sees; None if its attention is not requested."""
     if not row.tells_attention:
         return None
     spans = image_spans(row.request.image_positions, row.end - 1, row.end)
@@ -29,8 +29,8 @@ def watched_span(row: Row) -> ImageSpan | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """A token whose attention is told: its place among those that cross-attention layers compute, the slots of the
-    images that it sees, int64 [context], and the layers, none for all."""
+    """A token whose attention is returned: its place among the tokens that cross-attention layers compute, the slots of
+    the images that it sees, int64 [context], and the layers, empty for all."""
 
     place: int
     slots: Tensor
@@ -48,11 +48,11 @@ class AttentionSums:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is any such token."""
+        """Whether any token is watched."""
         return bool(self._watched)
 
     def add(self, layer: int, q: Tensor, keys: Tensor) -> None:
-        """Takes a layer's q [tokens, heads, head_dim] and all its keys [slots, kv_heads * head_dim]."""
+        """Adds a layer's attention, from q [tokens, heads, head_dim] and all its keys [slots, kv_heads * head_dim]."""
         for i, one in enumerate(self._watched):
             if one.layers and layer not in one.layers:
                 continue
@@ -65,7 +65,7 @@ class AttentionSums:
             self._sums[i] = summed if before is None else before + summed
 
     def averages(self) -> list[Tensor]:
-        """Of each watched token, float32 [context]; all ranks must ask."""
+        """Returns the average of each watched token, float32 [context]; all ranks must call this."""
         if not self._watched:
             return []
         sums = [one for one in self._sums if one is not None]
@@ -77,7 +77,7 @@ class AttentionSums:
 
 
 class WatchedCrossCache:
-    """A cross-attention cache under which watched tokens' attention is added up. Implements `CrossCache`."""
+    """A cross-attention cache that also adds up watched tokens' attention. Implements `CrossCache`."""
 
     def __init__(self, cache: CrossCache, stored: SlotCache, sums: AttentionSums) -> None:
         self._cache, self._stored, self._sums = cache, stored, sums
@@ -94,7 +94,7 @@ class WatchedCrossCache:
 
 
 def image_maps(row: Row, span: ImageSpan, weights: NDArray[np.float32]) -> tuple[ImageMap | None, ...]:
-    """The maps of a row's images, from the attention to all slots of those that its last token sees.
+    """Returns the maps of a row's images, from the attention to all slots of the images that its last token sees.
 
     The first slot of a tile is its class token, the others are its patches in reading order.
     """

@@ -1,6 +1,6 @@
-"""Builds an engine from a checkpoint folder and the engine's settings; the sizes of its caches follow from the device.
+"""Builds an engine from a checkpoint folder and the engine's settings; its cache sizes follow from the device.
 
-The server makes a `CheckpointLoader` and sends it to the engine process; torch is imported only there, when `load`
+The server creates a `CheckpointLoader` and sends it to the engine process; torch is imported only there, when `load`
 runs.
 """
 
@@ -54,7 +54,7 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """A rank's part of the model, and what remains to be known of its memory."""
+    """A rank's part of the model, and the sizing of its memory."""
 
     parts: _Parts
     sizing: "Sizing"
@@ -119,14 +119,14 @@ class CheckpointLoader:
         return self._engine(loaded, runner, (memory,), max_tokens, phases)
 
     def _load_with_followers(self, phases: Phases) -> tuple[EngineCore, EngineInfo]:
-        """Loads the first rank's part. Until all have loaded theirs, what is wrong with one of them is raised here."""
+        """Loads the first rank's part. Until all ranks have loaded theirs, an error in any of them is raised here."""
         from spyglass_server.runtime.config import load_config
         from spyglass_server.runtime.parallel.followers import Followers
         from spyglass_server.runtime.parallel.leading import LeadingRunner
         from spyglass_server.runtime.sharding import sharded
 
         size = self.settings.tensor_parallel_size
-        sharded(load_config(self.folder), size)  # refuses what cannot be divided before anything is started
+        sharded(load_config(self.folder), size)  # rejects an indivisible model before anything is started
         followers = Followers(self, size, self.launch)
         try:
             parts = self._parts(followers.place, phases)
@@ -197,10 +197,10 @@ class CheckpointLoader:
         phases.end("configuration")
         device = _choose_device(self.settings.device, place)
         if device.type == "cpu":
-            os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge go first
+            os.nice(max(0, _CPU_NICENESS - os.nice(0)))  # the event loops of server and bridge have priority
             if place is not None:
                 torch.set_num_threads(max(1, torch.get_num_threads() // place.local_size))
-        # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps have ever new ones
+        # cuDNN's attention, torch's first choice on new GPUs, prepares for every shape, and steps keep having new ones
         torch.backends.cuda.enable_cudnn_sdp(False)
         return _Parts(
             config=config,
@@ -223,7 +223,7 @@ class CheckpointLoader:
     def _runner(
         self, loaded: "_Loaded", group: "Group | None", phases: Phases
     ) -> tuple["ModelRunner", MemoryInfo, int]:
-        """Makes the caches, which are of the same sizes on all ranks; also returns the maximum length of a sequence."""
+        """Makes the caches, with the same sizes on all ranks; also returns the maximum length of a sequence."""
         from spyglass_server.runtime.runner import ModelRunner
 
         parts, sizing = loaded.parts, loaded.sizing
@@ -261,7 +261,7 @@ class CheckpointLoader:
         )
 
     def _limits(self, config: "ModelConfig", device: "torch.device") -> Limits:
-        """The limits of a step: as set, and what depends on the model and the device."""
+        """The limits of a step, from the settings, the model and the device."""
         return Limits(
             max_batch=self.settings.max_batch,
             **step_limits(self.settings, device.type),
@@ -271,7 +271,7 @@ class CheckpointLoader:
 
 
 def step_limits(settings: EngineConfig, device: str) -> dict[str, int]:
-    """How many tokens of prompts a step computes at most, as set or as a kind of device has it by default."""
+    """Returns the maximum prompt tokens of a step, as set or by default for a kind of device."""
     return {
         "max_step_tokens": settings.max_step_tokens or max(settings.max_batch, STEP_TOKENS[device]),
         "max_chunk_tokens": settings.max_chunk_tokens or CHUNK_TOKENS[device],
@@ -293,7 +293,7 @@ def _choose_device(name: str, place: "Place | None" = None) -> "torch.device":
 
 
 def _choose_quantization(name: str, config: "ModelConfig", device: "torch.device") -> str:
-    """How weights are kept: as the setting says, or as the checkpoint stores them where that is quantized already."""
+    """Returns how weights are kept: as set, or as the checkpoint stores them if it is already quantized."""
     if name == "int8" and device.type == "cuda":
         raise ValueError(
             "--quantization int8 is for CPUs: on a GPU it is slower than bfloat16, since each product needs some 18 "

@@ -1,9 +1,9 @@
-"""Linear layers in other forms than torch's: packed for CPUs, or quantized to 8 bits, whole numbers or fp8.
+"""Linear layers in forms other than torch's: packed for CPUs, or quantized to 8 bits, integer or fp8.
 
-Each takes the place of a plain layer, whose weight is freed.
+Each replaces a plain layer, whose weight is freed.
 
-Packing: the two operations are those that torch's own compiler uses when weights are frozen. Packed for a few
-rows, they need half the time of the plain layer there and no more for many.
+Packing uses the two operations that torch's own compiler uses for frozen weights. A layer packed for a few rows takes
+half the time of the plain layer for these, and no more for many.
 """
 
 import functools
@@ -18,17 +18,17 @@ from spyglass_server.runtime.fp8 import to_fp8, widened
 from spyglass_server.runtime.ops import ops_of
 
 _ROWS = 16
-"""For how many rows at once the layout is chosen. Measured at 1 to 512: no other is faster anywhere."""
+"""Number of rows that the layout is chosen for. Measured at 1 to 512: no other is faster anywhere."""
 _MIN_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
-"""Rows computed at least. With AVX-512 four take a fifth less time than one: weights stream faster there."""
+"""Minimum rows to compute. With AVX-512 four take a fifth less time than one: weights stream faster there."""
 _PART = 128
-"""What the upper of two parts of 8 bits counts."""
+"""Factor of the upper of two 8-bit parts."""
 _TINY = 1e-30
-"""In the place of a largest value of zero."""
+"""Replaces a largest value of zero."""
 _FP8_CAPABILITY = (8, 9)
 """The first compute capability of CUDA with fp8 units."""
 _FP8_MULTIPLE = 16
-"""Their products are of matrices whose rows have a multiple of so many values."""
+"""These units multiply matrices whose rows have a multiple of this many values."""
 
 
 class PackedLinear(nn.Module):
@@ -40,7 +40,7 @@ class PackedLinear(nn.Module):
         self._bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x [rows, in]: [rows, out]."""
+        """Takes x [rows, in] and returns [rows, out]."""
         rows = len(x)
         if rows < _MIN_ROWS:
             x = F.pad(x, (0, 0, 0, _MIN_ROWS - rows))
@@ -49,12 +49,12 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer without bias whose weight is kept in 8 bits: whole numbers, and a scale for each output.
+    """A linear layer without bias whose weight is kept in int8, with a scale for each output.
 
-    Weights are rounded by at most half a step of 1/127 of the largest of their output. Inputs are multiplied in two
-    parts of 8 bits, scaled by token, so that what is lost of them does not count beside that: in a single part a model
-    with a few large values in its states answers differently. Sums of whole numbers are exact, whatever is computed
-    beside. On CPUs only: GPUs compute all that is around the product slower than a product in bfloat16.
+    Weights are rounded by at most half a step of 1/127 of the largest weight of their output. Inputs are multiplied in
+    two 8-bit parts, scaled by token, so that their error is negligible beside that: with a single part, a model with a
+    few large values in its states answers differently. Integer sums are exact, independent of other rows. For CPUs
+    only: on GPUs, everything around the product takes longer than a product in bfloat16.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -78,11 +78,11 @@ class Int8Linear(nn.Module):
 class Fp8Linear(nn.Module):
     """A linear layer without bias whose weight is kept in fp8 (e4m3), with a scale for each output.
 
-    Inputs are rounded to fp8 too, with a scale for each token, where `fp8_product` multiplies in fp8.
+    Inputs are rounded to fp8 too, with a scale for each token, if `fp8_product` multiplies in fp8.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        """Takes a weight float8_e4m3fn [out, in], and the scale of each output, [out, 1], by which it is multiplied."""
+        """Takes a weight float8_e4m3fn [out, in], and the scale that multiplies each output, [out, 1]."""
         super().__init__()
         self.register_buffer("_weight", weight)
         self.register_buffer("_scale", scale.float().reshape(1, -1))
@@ -93,16 +93,16 @@ class Fp8Linear(nn.Module):
         return cls(*to_fp8(linear.weight.detach()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x [rows, in]: [rows, out] in the precision of x."""
+        """Takes x [rows, in] and returns [rows, out] in x's dtype."""
         return fp8_product(x, self.get_buffer("_weight"), self.get_buffer("_scale"))
 
 
 def fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The product of inputs [rows, in] with a weight in fp8: [rows, out] in the precision of x.
+    """Multiplies inputs x [rows, in] by an fp8 weight: [rows, out] in x's dtype.
 
-    GPUs with fp8 units multiply inputs rounded by `to_fp8`, and round results to bfloat16; others make the weight full
-    and leave the inputs as they are. CPUs compute with the rounded inputs in float32, so that what is lost by rounding
-    can be measured there.
+    GPUs with fp8 units multiply inputs rounded by `to_fp8`, and round results to bfloat16; others widen the weight and
+    leave the inputs unrounded. CPUs compute with the rounded inputs in float32, so that the rounding error can be
+    measured there.
 
     Args:
         weight: float8_e4m3fn [out, in]
@@ -126,11 +126,11 @@ def _has_fp8_units(device: torch.device) -> bool:
 CONVERTERS: Mapping[str, Callable[[nn.Linear], nn.Module]] = MappingProxyType(
     {"fp8": Fp8Linear.quantized, "int8": Int8Linear}
 )
-"""What makes the modules of a quantization of plain ones."""
+"""Converts plain modules to those of a quantization."""
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Packs all linear layers inside a module where that is possible and of use."""
+    """Packs all linear layers in a module if that is possible and useful."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and _can_pack(child.weight):

@@ -1,7 +1,6 @@
-"""What rows ask to be done to their logits before sampling: penalties, biases, banned tokens and grammar masks.
+"""Edits of the rows' logits before sampling: penalties, biases, banned tokens and grammar masks.
 
-What is done to a row's logits depends on that row alone. It is decided on the host, as numbers, and applied wherever
-the logits are.
+A row's edits depend on that row alone. They are computed on the host, as numbers, and applied wherever the logits are.
 """
 
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from spyglass_server.engine.worker.batch import Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitEdits:
-    """Changes of single logits, each of row `rows` and token `tokens` [changes]: positive ones are divided by
-    `factors`, negative ones multiplied, then `shifts` are subtracted. And `allowed` [masks, words] has a bit for each
-    token that rows `masked` [masks] may still have, the lowest first.
+    """Changes to single logits, of row `rows` and token `tokens` [changes]: positive logits are divided by `factors`,
+    negative ones multiplied, then `shifts` are subtracted. `allowed` [masks, words] has a bit for each token that rows
+    `masked` [masks] may still choose, lowest first.
 
-    `failed` are the rows that cannot go on, and why: their grammars allow no next token.
+    `failed` maps rows that cannot continue to the reason: their grammars allow no next token.
     """
 
     rows: NDArray[np.int32]
@@ -39,7 +38,7 @@ class LogitEdits:
 
     @classmethod
     def of(cls, rows: Sequence[Row], vocab_size: int) -> "LogitEdits":
-        """Of rows whose logits are sampled."""
+        """Returns the edits of rows whose logits are sampled."""
         changes = {i: found for i, row in enumerate(rows) if (found := _changes(row, vocab_size)) is not None}
         masks, failed = {}, {}
         for i, row in enumerate(rows):
@@ -47,7 +46,7 @@ class LogitEdits:
                 continue
             try:
                 masks[i] = _allowed(row.matcher, vocab_size)
-            except GrammarFailed as error:  # no other row has a part in it
+            except GrammarFailed as error:  # other rows are not affected
                 failed[i] = f"the grammar cannot be followed: {error}"
         tokens, factors, shifts = (
             np.concatenate([np.empty(0), *(found[part] for found in changes.values())]) for part in range(3)
@@ -64,7 +63,7 @@ class LogitEdits:
 
 
 def apply_changes(logits: Tensor, rows: Tensor, tokens: Tensor, factors: Tensor, shifts: Tensor) -> None:
-    """Changes single logits of [rows, vocabulary] where they are."""
+    """Changes single logits of [rows, vocabulary] in place."""
     flat = logits.view(-1)
     at = rows.long() * logits.shape[1] + tokens
     found = flat.index_select(0, at)
@@ -72,7 +71,7 @@ def apply_changes(logits: Tensor, rows: Tensor, tokens: Tensor, factors: Tensor,
 
 
 def apply_masks(logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
-    """Leaves rows of logits [rows, vocabulary] only what is allowed, int32 [masks, words]."""
+    """Masks all tokens but the allowed ones, int32 [masks, words], in rows of logits [rows, vocabulary]."""
     rows = rows.long()
     bits = (allowed[:, :, None] >> torch.arange(32, dtype=torch.int32, device=allowed.device)) & 1
     forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
@@ -80,7 +79,7 @@ def apply_masks(logits: Tensor, rows: Tensor, allowed: Tensor) -> None:
 
 
 def _changes(row: Row, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:
-    """Tokens, factors and shifts of a row; each token once."""
+    """Returns tokens, factors and shifts of a row, each token once; None if it has none."""
     sampling, banned = row.request.sampling, frozenset() if row.may_stop else row.request.stop_token_ids
     if not (banned or sampling.has_penalties or sampling.logit_bias):
         return None
@@ -104,17 +103,17 @@ def _changes(row: Row, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def _counted(tokens: Sequence[int], vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which tokens are among some, and how often each; the image token, which has no logits, is left out."""
+    """Returns the distinct tokens and how often each occurs, without the image token, which has no logits."""
     counts = np.bincount(np.asarray(tokens, np.int64))[:vocab_size]
     there = counts.nonzero()[0]
     return there, counts[there]
 
 
 def _allowed(matcher: Matcher, vocab_size: int) -> NDArray[np.int32]:
-    """Which tokens a grammar allows, a bit each; it may know more than there are logits, or fewer."""
+    """Returns a bit for each token, set if the grammar allows it; the grammar may know more or fewer tokens."""
     try:
         known = np.frombuffer(matcher.allowed(), np.uint8)
-    except Exception as error:  # of the grammar's library
+    except Exception as error:  # from the grammar library
         raise GrammarFailed(repr(error)) from error
     size, rest = divmod(vocab_size, 8)
     mask = np.zeros(4 * -(-vocab_size // 32), np.uint8)

@@ -1,4 +1,4 @@
-"""A load that is run on an engine in this process, and its times."""
+"""Runs a load on an engine in this process, and times it."""
 
 import itertools
 import random
@@ -16,7 +16,7 @@ from spyglass_server.runtime.measured_rates import Total
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests that are all alike, so many at once."""
+    """Identical requests, `at_once` of them at a time."""
 
     prompt: int
     answer: int
@@ -27,16 +27,16 @@ class Load:
 
 @dataclass(slots=True)
 class _Answer:
-    """When a request was submitted, and when its tokens came."""
+    """When a request was submitted, and when its tokens arrived."""
 
     submitted: float
     tokens: list[float] = field(default_factory=list)
 
 
 class MeasuredLoad:
-    """A load on the engine, in turns: each request that ends is followed by another.
+    """A load that runs on the engine in turns: each request that ends is followed by another.
 
-    Its clock runs while it does.
+    Its clock advances only while it runs.
     """
 
     def __init__(self, core: EngineCore, config: Mapping[str, Any], load: Load) -> None:
@@ -51,8 +51,8 @@ class MeasuredLoad:
         self._began = 0.0
 
     def fill(self, seconds: float) -> None:
-        """Begins the first requests, whose answers have unlike lengths, so that requests end one after the other; and
-        computes until all have a token, or for so long."""
+        """Starts the first requests, with answers of different lengths, so that they end one after another. Steps until
+        all have a token, for at most `seconds`."""
         for place in range(self._load.at_once):
             self._submit(max(1, self._load.answer * (place + 1) // self._load.at_once))
         while self._steps.seconds < seconds and not all(answer.tokens for answer in self._running.values()):
@@ -60,24 +60,24 @@ class MeasuredLoad:
         self._began, self._steps.count = self._steps.seconds, 0
 
     def run(self, seconds: float) -> None:
-        """Steps for so long."""
+        """Steps for `seconds`."""
         ends = self._steps.seconds + seconds
         while self._steps.seconds < ends:
             self._step()
 
     def stop(self) -> None:
-        """Cancels what runs."""
+        """Cancels all running requests."""
         self._ended += self._running.values()
         for request_id in self._running:
             self._core.cancel(request_id)
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the steps since all requests began."""
+        """The average since all requests began."""
         return (self._steps.seconds - self._began) / self._steps.count
 
     def summary(self) -> dict[str, float]:
-        """What happened since all requests began; a time of which there is none is 0."""
+        """Returns the results since all requests began; a time that did not occur is 0."""
         begin, answers = self._began, self._ended
         firsts = [
             answer.tokens[0] - answer.submitted for answer in answers if answer.submitted > begin and answer.tokens

@@ -15,12 +15,12 @@ from spyglass_server.runtime.native.modules import adapt
 
 _MOST_BYTES = 1 << 30
 _PRODUCTS = 4
-"""As many are timed together."""
+"""Products that are timed together."""
 
 
 @dataclass(slots=True)
 class Total:
-    """How often something was done, and how long that took."""
+    """How many times something was done, and how long it took."""
 
     count: int = 0
     seconds: float = 0.0
@@ -37,7 +37,7 @@ class Total:
 class RateProbe:
     """Linear layers of the model's own shape, as the engine computes them.
 
-    They take as much memory as the model's, so that they are read from where the model's are.
+    They take as much memory as the model's, so that they are read from the same memory.
     """
 
     def __init__(self, config: Mapping[str, Any], info: EngineInfo) -> None:
@@ -50,21 +50,20 @@ class RateProbe:
         count = max(1, min(info.memory.weight_bytes, _MOST_BYTES) // self._nbytes)
         self._layers = nn.Sequential(*(_layer(shape, dtype, self._device, info.quantization) for _ in range(count)))
         if adapt(self._layers, self._device):
-            self._dtype = torch.float32  # whatever the weights are in
+            self._dtype = torch.float32  # for weights in any dtype
         self._next = itertools.cycle(self._layers)
 
     def begin(self, rows: int, chunk: int) -> None:
-        """Begins with products of so many rows, whose reading is measured, and of a chunk of a prompt, whose
-        computing is."""
+        """Starts products of `rows` rows, to measure reading, and of a chunk of a prompt, to measure computing."""
         self._few, self._many = (
             torch.randn(count, self._width, dtype=self._dtype, device=self._device) for count in (rows, chunk)
         )
         for x in (self._few, self._many):
-            self._apply(x, Total())  # what the first ones prepare does not count
+            self._apply(x, Total())  # warm-up does not count
         self._reading, self._computing = Total(), Total()
 
     def run(self, seconds: float) -> None:
-        """Multiplies for so long, half of it with few rows and half with many."""
+        """Multiplies for `seconds`, half of the time with few rows and half with many."""
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends - seconds / 2:
             self._apply(self._few, self._reading)
@@ -72,7 +71,7 @@ class RateProbe:
             self._apply(self._many, self._computing)
 
     def rates(self) -> dict[str, float]:
-        """Bytes read and operations done in a second."""
+        """Returns bytes read and operations done per second."""
         return {
             "bytes_per_s": self._nbytes * self._reading.per_s,
             "operations_per_s": 2 * self._many.shape[0] * self._num_weights * self._computing.per_s,

@@ -1,11 +1,11 @@
-"""A process of its own that `spyglass plan --measure` starts: what this machine's device reaches, and what the engine
+"""The process that `spyglass plan --measure` starts: measures what this machine's device reaches, and what the engine
 does with random weights in the sizes of a config.json.
 
     python -m spyglass_server.runtime.measurement < request.json
 
 The request has `config` (a config.json), `options` (of `spyglass-server`), `loads` (each `prompt`, `answer`, `images`,
 `tiles` and `at_once`) and `seconds`, the time for all loads together. The answer on stdout has `limits` of a step,
-`memory` in bytes, and of each load what was measured, in seconds, with the rates that the device reached meanwhile.
+`memory` in bytes and, for each load, the measured times in seconds with the rates that the device reached meanwhile.
 """
 
 import argparse
@@ -59,8 +59,7 @@ def main() -> None:
 
 
 def _measure(model: MeasuredLoad, twin: MeasuredLoad, probe: RateProbe, seconds: float) -> dict[str, float]:
-    """Runs a load on the model, on its twin and on the probe by turns, so that whatever else the machine does slows
-    all down alike."""
+    """Runs a load on the model, its twin and the probe in turns, so that other work on the machine slows all alike."""
     ends = time.perf_counter() + seconds
     twin.fill(seconds / 4)
     model.fill(seconds / 2)
@@ -82,7 +81,7 @@ def _settings(options: Sequence[str]) -> EngineConfig:
 
 
 def _load_engine(config: Mapping[str, Any], settings: EngineConfig) -> tuple[EngineCore, EngineInfo]:
-    """The engine with random weights."""
+    """Loads the engine with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
         _tokenizer().save(f"{folder}/tokenizer.json")
@@ -90,7 +89,7 @@ def _load_engine(config: Mapping[str, Any], settings: EngineConfig) -> tuple[Eng
 
 
 def _tokenizer() -> Tokenizer:
-    """A token for each byte: grammars need one, and no load has a grammar."""
+    """Returns a tokenizer with a token for each byte: grammars need one, though no load has a grammar."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -99,7 +98,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _twin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model of as many layers and heads, and almost no width: its steps take what does not depend on sizes."""
+    """Returns a model with as many layers and heads but almost no width: its steps take only size-independent time."""
     text, vision = dict(config["text_config"]), dict(config["vision_config"])
     text |= {"hidden_size": _TWIN_HEAD_DIM * text["num_attention_heads"], "intermediate_size": 64}
     vision |= {
@@ -115,7 +114,7 @@ def _twin(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def allocated_bytes() -> int:
-    """What all tensors of this process take."""
+    """Returns the memory of all tensors in this process."""
     gc.collect()
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()

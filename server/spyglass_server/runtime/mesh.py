@@ -1,6 +1,6 @@
 """The ranks that compute one model together: each holds a part of it and computes with all the others.
 
-Collective operations happen on all ranks in the same order; a rank that leaves one out keeps the others waiting.
+Collective operations happen on all ranks in the same order; a rank that skips one blocks the others.
 """
 
 from typing import Protocol
@@ -11,25 +11,25 @@ from torch import Tensor
 
 
 class Mesh(Protocol):
-    """What the model's layers need of the other ranks."""
+    """What the model's layers need from the other ranks."""
 
     rank: int
     size: int
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' tensors, float32; of a single rank the same tensor."""
+        """Returns the sum of all ranks' tensors, float32; for a single rank the same tensor."""
         ...
 
     def join(self, x: Tensor) -> Tensor:
-        """All ranks' tensors [rows, columns], side by side in the order of ranks."""
+        """Returns all ranks' tensors [rows, columns], side by side in rank order."""
         ...
 
     def share(self, x: Tensor) -> None:
-        """Gives all ranks the first one's tensor, in the place of their own."""
+        """Overwrites each rank's tensor with the first rank's."""
 
 
 class Alone:
-    """A mesh of one rank, where nothing is to be done. Implements `Mesh`."""
+    """A mesh of one rank, with nothing to do. Implements `Mesh`."""
 
     rank, size = 0, 1
 
@@ -40,7 +40,7 @@ class Alone:
         return x
 
     def share(self, x: Tensor) -> None:
-        """There is nobody."""
+        """There are no other ranks."""
 
 
 ALONE = Alone()

@@ -1,6 +1,6 @@
-"""What a layer computes beside its matrix products, by device: PyTorch's operations on CPUs, our own kernels on GPUs.
+"""A layer's operations besides matrix products, by device: PyTorch's operations on CPUs, our own kernels on GPUs.
 
-Both compute the same: float32 inside, the weights' format outside.
+Both compute the same: float32 inside, the weights' dtype outside.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class Ops(Protocol):
     def add_rms_norm(
         self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The sum of the residual stream x float32 [rows, size] and `added`, times `gate` [1] if there is one, and its
-        root-mean-square norm in the format of weight [size]. The sum may take the place of x. Without `added`, x may
-        be of any format."""
+        """Returns the sum of the residual stream x float32 [rows, size] and `added`, times `gate` [1] if there is one,
+        and its root-mean-square norm in the dtype of weight [size]. The sum may overwrite x. Without `added`, x may
+        have any dtype."""
         ...
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Ops(Protocol):
         ...
 
     def logits(self, head: nn.Linear, x: Tensor) -> Tensor:
-        """Of normed states x [rows, hidden]: float32 [rows, vocabulary]."""
+        """Returns the logits of normed states x [rows, hidden], float32 [rows, vocabulary]."""
         ...
 
     def to_fp8(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,13 +38,13 @@ class Ops(Protocol):
         ...
 
     def fp8_weight_product(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        """The product of x [rows, in], as it is, with a weight float8_e4m3fn [out, in] and its scales float32 [1, out]:
-        [rows, out] in the format of x."""
+        """Multiplies x [rows, in], unrounded, by a weight float8_e4m3fn [out, in] with its scales float32 [1, out]:
+        [rows, out] in x's dtype."""
         ...
 
 
 class TorchOps:
-    """PyTorch's operations: as few of them as possible, which is what counts on CPUs."""
+    """PyTorch's operations: as few of them as possible, which is what matters on CPUs."""
 
     def add_rms_norm(
         self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
@@ -53,7 +53,7 @@ class TorchOps:
             x = x + added if gate is None else x + gate * added
         exact = x.float()
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        # addcmul takes no number in the place of a tensor
+        # addcmul takes a tensor, not a number
         mean_square = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1])
         normed = exact * mean_square.rsqrt_() * weight
         return x, normed.to(weight.dtype)
@@ -84,5 +84,5 @@ _MAKERS: dict[str, Callable[[], Ops]] = {"cuda": _triton_ops}
 
 @cache
 def ops_of(device_type: str) -> Ops:
-    """The operations for tensors of a kind of device."""
+    """Returns the operations for tensors on a kind of device."""
     return _MAKERS.get(device_type, TorchOps)()

@@ -1,4 +1,4 @@
-"""From what was sampled to the rows' outputs."""
+"""Turns sampled tokens into the rows' outputs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +12,11 @@ from spyglass_server.runtime.image_attention import image_maps, watched_span
 from spyglass_server.runtime.sampler import Draw
 
 NOT_FINITE = -1
-"""In the place of a token: the logits of the row are not finite."""
+"""Replaces a token if the logits of the row are not finite."""
 
 
 def draws_of(rows: Sequence[Row]) -> list[Draw]:
-    """What is drawn for rows whose logits are sampled, row by row."""
+    """Returns the draws for rows whose logits are sampled, row by row."""
     return [
         Draw(row=i, params=row.request.sampling, choice=choice, position=row.end)
         for i, row in enumerate(rows)
@@ -25,12 +25,12 @@ def draws_of(rows: Sequence[Row]) -> list[Draw]:
 
 
 def sampled_rows(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, but one for each position of those that have guesses."""
+    """Returns the same rows, with one for each position of rows that have drafts."""
     return [one for row in rows for one in (row.sampled() if row.num_drafts else (row,))]
 
 
 def with_drafted(rows: Sequence[Row], outputs: Iterable[RowOutput]) -> list[RowOutput]:
-    """The rows' outputs from those of their `sampled_rows`."""
+    """Returns the rows' outputs from those of their `sampled_rows`."""
     found = iter(outputs)
     whole = []
     for row in rows:
@@ -48,11 +48,11 @@ def row_outputs(
     prompts: Iterator[Sequence[Logprobs]],
     attention: Iterator[NDArray[np.float32]],
 ) -> list[RowOutput]:
-    """Puts together what rows get.
+    """Assembles the rows' outputs.
 
-    `tokens` are those of all draws; `failed` rows, counted among those that are sampled, cannot go on by their
-    grammars; `logprobs` are of the draws of rows that ask for them, `prompts` of the rows that want those, and
-    `attention` of those that tell theirs, to all slots of the images that they see.
+    `tokens` are those of all draws; `failed` rows, counted among the sampled ones, cannot continue by their grammars;
+    `logprobs` are for the draws of rows that request them, `prompts` for rows that request prompt logprobs, and
+    `attention` for rows that return theirs, to all slots of the images that they see.
     """
     outputs = []
     drawn, sampled = iter(tokens), -1

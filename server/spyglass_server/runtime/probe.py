@@ -1,4 +1,4 @@
-"""How much memory a device has and what is in use: asked of the device, behind an interface that tests stand in for."""
+"""How much memory a device has and how much is in use, queried behind an interface that tests replace."""
 
 import gc
 import os
@@ -18,23 +18,23 @@ class MemoryProbe(Protocol):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total memory."""
         ...
 
     def held(self) -> int:
-        """What is held outside of torch's tensors: by other processes, and by the driver for this one."""
+        """Returns the memory held outside of torch's tensors: by other processes, and by the driver for this one."""
         ...
 
     def allocated(self) -> int:
-        """What this process's tensors take."""
+        """Returns the memory of this process's tensors."""
         ...
 
     def peak_of(self, work: Callable[[], None]) -> int:
-        """Does work; returns how much more than before was allocated at its peak."""
+        """Runs `work`; returns how much more memory than before was allocated at its peak."""
         ...
 
     def release(self) -> None:
-        """Gives back what the tensors that are gone have left."""
+        """Returns the memory of freed tensors to the device."""
 
 
 class CudaProbe:
@@ -68,7 +68,7 @@ class CudaProbe:
 
 
 PROBES: dict[str, Callable[[torch.device], MemoryProbe]] = {"cuda": CudaProbe}
-"""Of the kinds of devices whose memory is divided; on others caches have sizes that do not depend on it."""
+"""For the kinds of devices whose memory is divided; on others, cache sizes do not depend on it."""
 
 
 def host_bytes() -> int:

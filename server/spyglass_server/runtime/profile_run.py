@@ -1,4 +1,4 @@
-"""What the largest work takes beside weights and caches: it is tried with the loaded model and small caches."""
+"""Measures what the largest work takes besides weights and caches, with the loaded model and small caches."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +31,9 @@ class ProfileRun:
     device: torch.device
 
     def measure(self, probe: MemoryProbe) -> int:
-        """The bytes that a step takes at most while an image is encoded, and what is kept between steps for them.
+        """Returns the maximum bytes of a step while an image is encoded, including what is kept between steps for both.
 
-        An image is encoded in pieces between steps, so what it takes counts beside what a step takes.
+        An image is encoded in pieces between steps, so its memory counts in addition to a step's.
         """
         sizes = CacheSizes(num_pages=self._num_pages, num_tiles=self.units.image_tiles)
         before = probe.allocated()
@@ -57,7 +57,7 @@ class ProfileRun:
 
     @property
     def _num_pages(self) -> int:
-        """So many that the tokens of a step have slots of their own."""
+        """Enough pages for each token of a step to have its own slot."""
         return self.limits.max_step_tokens // self.units.page_size + 2
 
     def _encode(self, runner: ModelRunner) -> None:
@@ -76,8 +76,8 @@ class ProfileRun:
         runner.drop_image(_KEY)
 
     def _compute(self, runner: ModelRunner) -> None:
-        """Computes a step of as many tokens and rows as there may be: prompts at the end of a full context that see an
-        image, and rows that decode. What is in the cache does not matter, nor whether logits are finite."""
+        """Computes a step with the maximum tokens and rows: prompts at the end of a full context that see an image, and
+        decoding rows. The contents of the cache do not matter, nor whether logits are finite."""
         lengths: list[int] = []
         left = self.limits.max_step_tokens
         while left and len(lengths) < self.limits.max_batch:
@@ -87,7 +87,7 @@ class ProfileRun:
         runner.execute([self._row(length) for length in lengths])
 
     def _row(self, length: int) -> Row:
-        """A row of the last tokens of a full context, or of the first token of another one."""
+        """Returns a row of the last tokens of a full context, or of the first token of another one."""
         decodes = length == 1
         end = 1 if decodes else self.context
         num_pages = -(-end // self.units.page_size)

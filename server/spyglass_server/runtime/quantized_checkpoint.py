@@ -1,8 +1,8 @@
-"""Checkpoints that are stored in fp8: which are served, and how their numbers are read.
+"""Checkpoints that are stored in fp8: which ones are served, and how their numbers are read.
 
-Served is what compressed-tensors calls FP8-dynamic, the form of the published ones: weights float8_e4m3fn with a scale
-for each output beside them, inputs rounded token by token as they come. Which layers are stored so is seen by their
-tensors; the others are in the checkpoint's precision.
+The served form is what compressed-tensors calls FP8-dynamic, that of the published checkpoints: weights float8_e4m3fn
+with a scale for each output, inputs rounded token by token at run time. The tensors show which layers are stored this
+way; the others are in the checkpoint's precision.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ _INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 
 
 def stored_quantization(raw: Mapping[str, Any]) -> str:
-    """How weights are kept in a checkpoint with this config.json: "none" or "fp8".
+    """Returns how a checkpoint with this config.json quantizes weights: "none" or "fp8".
 
     Raises:
-        ValueError: in a way that is not served; the text says which are.
+        ValueError: in a way that is not served; the text says which ways are.
     """
     config = raw.get("quantization_config")
     if config is None:
@@ -33,22 +33,22 @@ def stored_quantization(raw: Mapping[str, Any]) -> str:
 
 
 def check_scales(name: str, weight: Sequence[int], scale: Sequence[int]) -> None:
-    """Checks the shape of a weight in fp8 and of its scales, of which there is one for each output.
+    """Checks the shape of an fp8 weight, and that it has one scale for each output.
 
     Raises:
-        ValueError: there is not.
+        ValueError: it does not.
     """
     if len(weight) != 2 or tuple(scale) not in ((weight[0], 1), (weight[0],)):
         raise ValueError(f"{name} {list(weight)} has scales {list(scale)} and not one for each output; {_SUPPORTED}")
 
 
 def dequantized(weight: Tensor, scale: Tensor) -> Tensor:
-    """The numbers, float32 [out, in], that a weight float8_e4m3fn [out, in] with a scale for each output stands for."""
+    """Returns the float32 values [out, in] of a weight float8_e4m3fn [out, in] with a scale for each output."""
     return weight.float() * scale.float().reshape(-1, 1)
 
 
 def _differences(config: Mapping[str, Any]) -> Iterator[str]:
-    """What a quantization_config says that is not FP8-dynamic."""
+    """Yields what in a quantization_config is not FP8-dynamic."""
     if (method := config.get("quant_method")) != "compressed-tensors":
         yield f"quant_method {method!r}"
     if (status := config.get("quantization_status", "compressed")) != "compressed":

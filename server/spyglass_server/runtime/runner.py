@@ -25,12 +25,12 @@ from spyglass_server.runtime.slot_cache import SlotCache
 
 @contextmanager
 def _noticing_lost_devices(backend: Backend) -> Iterator[None]:
-    """Tells errors after which the device refuses everything else from those of the batch."""
+    """Distinguishes errors after which the device refuses all further work from errors of the batch."""
     try:
         yield
     except torch.AcceleratorError as error:
         raise DeviceLost(str(error)) from error
-    except RuntimeError as error:  # cuBLAS and other libraries report a lost device as errors of their own
+    except RuntimeError as error:  # cuBLAS and other libraries report a lost device with their own errors
         try:
             backend.check()
         except torch.AcceleratorError as lost:
@@ -39,7 +39,7 @@ def _noticing_lost_devices(backend: Backend) -> Iterator[None]:
 
 
 class ModelRunner:
-    """The runner of a Mllama model on one device. The model is its own from then on: weights may be packed."""
+    """The runner of a Mllama model on one device. It owns the model from then on: weights may be packed."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class ModelRunner:
         records_steps: bool = True,
         has_kernels: bool = True,
     ) -> None:
-        """`max_batch` sequences may be in a batch, each of at most `max_tokens`: None for all that fits the pages.
+        """A batch has at most `max_batch` sequences, each of at most `max_tokens`: None for as many as fit the pages.
 
-        Where the device can record decode steps, it does so now, unless `records_steps` is false. CPUs compute with
-        kernels of our own where these can be had, unless `has_kernels` is false.
+        If the device can record decode steps, it does so now, unless `records_steps` is false. CPUs compute with our
+        own kernels if available, unless `has_kernels` is false.
         """
         if kernels := adapt(model.text, device, has_kernels=has_kernels):
             install_in_encoder(model.vision, kernels)
@@ -145,7 +145,7 @@ class ModelRunner:
         return torch.cat(pieces, dim=3)
 
     def _keep_states(self, states: Tensor, tiles: Sequence[int]) -> None:
-        """Puts states [cross layers, 2, kv_heads, tokens, head_dim] where rows will look for them."""
+        """Stores states [cross layers, 2, kv_heads, tokens, head_dim] where rows will read them."""
         size = self._memory.tile_size
         slots = np.asarray(tiles, np.int64)[:, None] * size + np.arange(size)
         where = self._backend.to_device(torch.from_numpy(slots.ravel()))
@@ -166,9 +166,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Row]) -> Pending:
-        """Begins to compute rows as one batch; what is returned waits for the outputs.
+        """Starts computing rows as one batch; the returned function waits for the outputs.
 
-        Raises what `execute` raises, and so does the waiting.
+        Both raise what `execute` raises.
         """
         with _noticing_lost_devices(self._backend):
             plan = self.plan(rows)
@@ -177,7 +177,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def sample(self, rows: Sequence[Row], plan: Any, output: ForwardOutput) -> Pending:
-        """Chooses the rows' tokens by what their plan has given."""
+        """Chooses the rows' tokens from their plan's output."""
         with _noticing_lost_devices(self._backend):
             pending = self._backend.sample(rows, plan, output)
 
@@ -193,7 +193,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, plan: Any) -> ForwardOutput:
-        """Computes a plan. Another runner of the same model that computes the same plans holds the same caches."""
+        """Computes a plan. Another runner of the same model that computes the same plans has the same caches."""
         return self._backend.forward(plan)
 
     @torch.inference_mode()
@@ -203,5 +203,5 @@ class ModelRunner:
 
     @torch.inference_mode()
     def logits(self, row: Row) -> Tensor:
-        """Logits of every token of a row, float32 [tokens, vocabulary]: for comparisons with a reference."""
+        """Returns the logits of every token of a row, float32 [tokens, vocabulary], to compare with a reference."""
         return self._backend.logits(row)

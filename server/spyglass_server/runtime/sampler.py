@@ -1,7 +1,7 @@
 """Samples tokens from logits: temperature, filters, random numbers, and logprobs.
 
-A random number depends on nothing but seed, choice, position and token, so an answer does not change with what else is
-in the batch.
+A random number depends only on seed, choice, position and token, so an answer does not change with the rest of the
+batch.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 from spyglass_server.engine.messages import Logprobs, SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-"""What SplitMix64 adds to its state for each number: 2^64 by the golden ratio, as an int64."""
+"""What SplitMix64 adds to its state for each number: 2^64 divided by the golden ratio, as an int64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +41,21 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def sample_finite(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """The same where some logits may be no numbers: -1 for draws from their rows. Masked ones are minus infinity."""
+    """As `sample`, but logits may be non-finite: -1 for draws from their rows. Masked logits are minus infinity."""
     finite = logits.amax(dim=-1).isfinite().tolist()
     tokens = sample(logits if all(finite) else logits.nan_to_num(), draws)
     return [token if finite[draw.row] else -1 for draw, token in zip(draws, tokens, strict=True)]
 
 
 class TopLogprobs(NamedTuple):
-    """Logprobs of a token each [tokens], and the most probable tokens [tokens, top] with theirs, best first."""
+    """Logprobs of tokens [tokens], and the most probable tokens [tokens, top] with their logprobs, best first."""
 
     chosen: Tensor
     top_tokens: Tensor
     top: Tensor
 
     def to_messages(self) -> tuple[Logprobs, ...]:
-        """The same, token by token, on the host."""
+        """Returns the same, token by token, on the host."""
         tops = zip(self.top_tokens.tolist(), self.top.tolist(), strict=True)
         return tuple(
             Logprobs(one, tuple(ids), tuple(top)) for one, (ids, top) in zip(self.chosen.tolist(), tops, strict=True)
@@ -63,7 +63,7 @@ class TopLogprobs(NamedTuple):
 
 
 def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> TopLogprobs:
-    """Logprobs of `tokens`, one of each row, and of the `count` most probable ones, by logits [rows, vocabulary]."""
+    """Returns logprobs of `tokens`, one per row, and of the `count` most probable, from logits [rows, vocabulary]."""
     logprobs = logits.float().log_softmax(dim=-1)
     best = logprobs.topk(count)
     return TopLogprobs(logprobs.gather(1, tokens[:, None])[:, 0], best.indices, best.values)
@@ -72,8 +72,8 @@ def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> TopLogprobs:
 def _sample_random(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Adds Gumbel noise to the scaled logits of the tokens that the filters leave, and takes the largest sum.
 
-    Each token has a random number of its own, so rounding that differs with the batch decides only where two sums are
-    as close as that; to go through tokens by probability would let it decide wherever two of them are equally probable.
+    Each token has its own random number, so rounding that differs with the batch decides only if two sums are that
+    close; going through tokens by probability would let it decide whenever two of them are equally probable.
     """
 
     def column(values: list[float]) -> Tensor:
@@ -110,23 +110,23 @@ def _gumbel(draws: Sequence[Draw], logits: Tensor) -> Tensor:
     """Standard Gumbel noise [draws, vocabulary] in float64."""
     first = torch.from_numpy(random_starts(draws)).to(logits.device)
     token = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-    bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 12)  # the half takes the last of 53
+    bits = _shifted(_split_mix(first[:, None] + token[None] * _GOLDEN), 12)  # the added half takes the last of 53
     return bits.double().add_(0.5).mul_(2.0**-52).log_().neg_().log_().neg_()
 
 
 def random_starts(draws: Sequence[Draw]) -> NDArray[np.int64]:
-    """Where the random numbers of each draw begin [draws]: 64 bits from a counter-based generator (Philox)."""
+    """Returns where each draw's random numbers begin [draws]: 64 bits from a counter-based generator (Philox)."""
     generators = (np.random.Philox(key=draw.params.seed, counter=[0, 0, draw.choice, draw.position]) for draw in draws)
     return np.array([int(generator.random_raw()) - 2**63 for generator in generators], np.int64)
 
 
 def _split_mix(state: Tensor) -> Tensor:
-    """The numbers that SplitMix64 (Steele, Lea and Flood, 2014) gives in its int64 states; products wrap around."""
+    """Returns the numbers of SplitMix64 (Steele, Lea and Flood, 2014) in int64 states; products wrap around."""
     state = (state ^ _shifted(state, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     state = (state ^ _shifted(state, 27)) * (0x94D049BB133111EB - 2**64)
     return state ^ _shifted(state, 31)
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
-    """Moves 64 bits to the right and fills up with zeros."""
+    """Shifts 64 bits right, filling with zeros."""
     return (bits >> count) & ((1 << (64 - count)) - 1)

@@ -1,9 +1,9 @@
-"""How a model is cut for several ranks, as Megatron-LM does it (Shoeybi et al., 2019).
+"""How a model is sharded over several ranks, as in Megatron-LM (Shoeybi et al., 2019).
 
-Layers into attention and feed-forward are cut by their outputs, those out of them by their inputs, whose products are
-summed over the ranks; embedding and head by the vocabulary. Heads that share a key head stay together; where there are
-more ranks than key heads, several have the same one. What does not divide is padded with zeros, which change nothing.
-Norms, gates and tables of positions are on all ranks.
+Layers into attention and feed-forward are cut by their outputs; layers out of them by their inputs, with the products
+summed over the ranks; embedding and head by the vocabulary. Heads that share a key head stay together; with more ranks
+than key heads, several ranks have the same key head. Sizes that do not divide are padded with zeros, which change
+nothing. Norms, gates and position tables are on all ranks.
 """
 
 import re
@@ -15,7 +15,7 @@ from spyglass_server.runtime.config import ModelConfig, TextConfig, VisionConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What a rank has of a tensor: begin … end - 1 along a dimension, filled up with zeros to `size`."""
+    """A rank's part of a tensor: begin … end - 1 along a dimension, padded with zeros to `size`."""
 
     dim: int
     begin: int
@@ -24,10 +24,10 @@ class Cut:
 
 
 def sharded_text(config: TextConfig, num_ranks: int) -> TextConfig:
-    """The sizes of one rank's part of the text model; the vocabulary's is the whole.
+    """The sizes of one rank's part of the text model; the vocabulary's is that of the whole model.
 
     Raises:
-        ValueError: its heads cannot be divided among so many ranks.
+        ValueError: the heads cannot be divided among `num_ranks` ranks.
     """
     heads, kv_heads = heads_of_rank(config.num_heads, config.num_kv_heads, num_ranks)
     return replace(
@@ -48,7 +48,7 @@ def sharded_vision(config: VisionConfig, num_ranks: int) -> VisionConfig:
 
 
 def sharded(config: ModelConfig, num_ranks: int) -> ModelConfig:
-    """The sizes of one rank's part of a model. Raises ValueError when it cannot be cut so."""
+    """The sizes of one rank's part of a model. Raises ValueError if it cannot be divided."""
     return replace(config, text=sharded_text(config.text, num_ranks), vision=sharded_vision(config.vision, num_ranks))
 
 
@@ -70,7 +70,7 @@ _BY_STEM = {
     r"vision\.(global_)?layers\.\d+\.fc1": (0, (_VISION_WIDTH,)),
     r"vision\.(global_)?layers\.\d+\.fc2": (1, (_VISION_WIDTH,)),
 }
-"""Of parameters that are cut: the dimension, and by what each of their parts in a checkpoint is."""
+"""For parameters that are cut: the dimension, and the unit by which each of their parts in a checkpoint is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class Sharding:
     num_ranks: int
 
     def cuts(self, parameter: str, num_parts: int) -> list[Cut | None]:
-        """Those of a parameter's parts, in the checkpoint's order; None is the whole.
+        """Returns the cuts of a parameter's parts, in the checkpoint's order; None is the whole.
 
-        A bias behind a sum is the whole on the first rank and nothing on the others.
+        A bias after a sum is whole on the first rank and zero on the others.
         """
         if self.num_ranks == 1:
             return [None] * num_parts
@@ -120,7 +120,7 @@ class Sharding:
         return Cut(dim=dim, begin=begin, end=begin + text.head_dim, size=text.head_dim)
 
     def _range(self, dim: int, count: int, width: int) -> Cut:
-        """This rank's of `count` things, each so wide."""
+        """Returns this rank's cut of `count` units, each `width` wide."""
         own = per_rank(count, self.num_ranks)
         begin = min(self.rank * own, count)
         end = min(begin + own, count)

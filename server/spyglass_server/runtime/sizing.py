@@ -1,6 +1,6 @@
-"""Decides how large the caches are. What can be known before a model is loaded is checked before.
+"""Decides how large the caches are. Whatever can be checked before a model is loaded is checked first.
 
-On GPUs caches take what weights and the largest step leave of the memory that may be used; on CPUs their sizes are set.
+On GPUs caches take the usable memory that weights and the largest step leave; on CPUs their sizes are set.
 """
 
 import itertools
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _LONGEST_BY_DEFAULT = 32_768
 _CPU_CACHE_BYTES, _CPU_IMAGE_CACHE_BYTES = 2 << 30, 1 << 30
 _QUANTIZATIONS = {"cuda": ("none", "fp8"), "cpu": ("none", "int8")}
-"""What to propose where a model does not fit."""
+"""Quantizations to propose if a model does not fit."""
 
 
 class Sizing:
@@ -43,10 +43,10 @@ class Sizing:
         page_size: int,
         mesh: Mesh = ALONE,
     ) -> None:
-        """Checks all that can be known before loading; of a mesh, for one rank's part.
+        """Checks all that can be known before loading; on a mesh, for one rank's part.
 
         Raises:
-            ValueError: weights or caches do not fit, or not what is set; the text is for the operator.
+            ValueError: weights or caches do not fit, or settings contradict the model; the text is for the operator.
         """
         self._count = count_parameters(empty_model(config, mesh))
         config = sharded(config, mesh.size)
@@ -66,7 +66,7 @@ class Sizing:
         self._fit().check()
 
     def caches(self, model: Mllama, limits: Limits) -> CacheSizes:
-        """The sizes of the caches beside a loaded model.
+        """Returns the sizes of the caches for a loaded model.
 
         Raises:
             ValueError: too little memory is left for them; the text is for the operator.
@@ -90,7 +90,7 @@ class Sizing:
         return self._fit().divide(weight_bytes, step_bytes)
 
     def account(self, model: Mllama, sizes: CacheSizes) -> MemoryInfo:
-        """Where all memory goes, which is logged as well."""
+        """Returns and logs where all memory goes."""
         weight_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
         units, memory = self._units, self._memory()
         info = MemoryInfo(
@@ -118,7 +118,7 @@ class Sizing:
         return info
 
     def max_tokens(self, sizes: CacheSizes) -> int:
-        """The longest sequence, for which there is room in pages."""
+        """Returns the length of the longest sequence for which the pages have room."""
         room, wanted = sizes.num_pages * self._units.page_size, self._wanted_tokens
         if room < wanted:
             holder = "the KV cache" if self._wishes.cache_bytes is None else "--cache-bytes"
@@ -136,7 +136,7 @@ class Sizing:
         return Device(name=self._probe.name, total=self._probe.total, share=share, held=self._probe.held())
 
     def _fit(self) -> Fit:
-        """As of now: what others hold of the memory changes. On CPUs caches take memory only when they are used."""
+        """The fit as of now: the memory that others hold changes. On CPUs caches take memory only when used."""
         nothing = CacheWishes(cache_bytes=0, image_cache_bytes=0, max_model_len=None, max_images=0)
         dtypes = (self._dtype, torch.bfloat16)
         stored = self._config.quantization
@@ -151,7 +151,7 @@ class Sizing:
         )
 
     def _check_given(self) -> None:
-        """Checks the lengths and sizes that are set against the model."""
+        """Checks the configured lengths and sizes against the model."""
         made_for, wanted = self._config.text.max_position, self._wishes.max_model_len
         text, images, units = self._wishes.cache_bytes, self._wishes.image_cache_bytes, self._units
         if wanted is not None and wanted > made_for:
@@ -168,7 +168,7 @@ class Sizing:
 
 
 def cache_units(config: ModelConfig, dtype: torch.dtype, page_size: int) -> CacheUnits:
-    """What pages and tiles of a model take in a precision."""
+    """Returns the sizes of a model's pages and tiles in a precision."""
     return CacheUnits(
         page_size=page_size,
         page_bytes=ModelRunner.page_bytes(config, page_size, dtype),

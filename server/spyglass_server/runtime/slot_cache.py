@@ -1,6 +1,6 @@
 """The memory of keys and values. Pages of text and tiles of images are numbered blocks of slots in it.
 
-Which token writes and reads which slots is in the plan of the batch.
+A batch's plan says which slots each token writes and reads.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""Copies tensors from mapped files into the memory of a device: several at once, in pieces, with a report of progress.
+"""Copies tensors from mapped files to a device's memory: several at once, in pieces, with progress reports.
 
-Copies to GPUs go through a pinned buffer for each thread, from which the device reads by itself at full speed. One
-thread copies to its buffer while that of another is read. All work on the device is in the order of one stream, so
-memory that was freed may be used again at once.
+Copies to GPUs go through a pinned buffer per thread, from which the device reads on its own at full speed. One thread
+fills its buffer while the device reads another's. All work on the device is in the order of one stream, so freed memory
+may be reused at once.
 """
 
 import logging
@@ -20,14 +20,14 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 32 << 20
-"""What is copied at once, and the size of a pinned buffer."""
+"""Maximum bytes copied at once, and the size of a pinned buffer."""
 _THREADS = {"cuda": 4}
-"""How many threads copy; elsewhere two, so that one may wait for the disk."""
+"""Number of copying threads; elsewhere two, so that one may wait for the disk."""
 _REPORT_S = 5.0
-"""Time between two lines of progress."""
+"""Time between two progress reports."""
 
 Copy = Callable[[Tensor, Tensor], None]
-"""Copies the second of two flat tensors, of at most a piece, into the first, in whose precision it is then."""
+"""Copies the second of two flat tensors, of at most a piece, into the first, converting it to the first's dtype."""
 
 
 class Progress:
@@ -38,7 +38,7 @@ class Progress:
         self._started = self._reported = clock()
 
     def add(self, num_bytes: int) -> None:
-        """Counts bytes that are loaded."""
+        """Counts loaded bytes."""
         with self._lock:
             self._done += num_bytes
             now = self._clock()
@@ -52,13 +52,13 @@ class Progress:
         )
 
     def finish(self) -> None:
-        """Logs the time that all of it took."""
+        """Logs the total time."""
         taken = max(self._clock() - self._started, 1e-9)
         log.info("weights: %.2f GB loaded in %.1f s, %.2f GB/s", self._done / 1e9, taken, self._done / 1e9 / taken)
 
 
 class StagedCopy:
-    """Copies through a buffer [piece bytes], which is converted into, so that the device needs no conversion."""
+    """Copies through a buffer [piece bytes], converting into it so that the device need not."""
 
     def __init__(self, buffer: Tensor, wait: Callable[[], None]) -> None:
         """`wait` returns when the device has read the buffer."""
@@ -77,7 +77,7 @@ def _direct(target: Tensor, source: Tensor) -> None:
 
 def _pinned(device: torch.device) -> Copy:
     event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    stream = torch.cuda.default_stream(device)  # the current one of every thread that has chosen none
+    stream = torch.cuda.default_stream(device)  # the current stream of every thread that has set none
 
     def wait() -> None:
         event.record(stream)
@@ -87,12 +87,12 @@ def _pinned(device: torch.device) -> Copy:
 
 
 _COPIES: dict[str, Callable[[torch.device], Copy]] = {"cuda": _pinned}
-"""How tensors get to devices; to others they are copied without a buffer."""
+"""How tensors are copied to kinds of devices; to others without a buffer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A tensor to be made, and what reads its parts, which lie one after the other in it."""
+    """A tensor to make, and the readers of its parts, which follow one another in it."""
 
     name: str
     shape: torch.Size
@@ -106,7 +106,7 @@ class Job:
 
 
 def transfer(jobs: Iterable[Job], device: torch.device, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-    """Makes the tensors of jobs on a device, in order, and a few ahead of the one that is returned next.
+    """Yields the jobs' tensors on a device, in order; a few are made ahead of the next one.
 
     Raises what reading raises.
     """

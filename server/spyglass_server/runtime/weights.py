@@ -1,4 +1,4 @@
-"""Gives a model its weights, one parameter after the other, wherever they come from."""
+"""Gives a model its weights, one parameter after another, from any source."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,7 +14,7 @@ from spyglass_server.runtime.model.mllama import Mllama
 
 _SCALE = ".weight_scale"
 Convert = Callable[[nn.Linear], nn.Module]
-"""Makes another module of a linear one."""
+"""Converts a linear module to another one."""
 
 
 def empty_model(config: ModelConfig, mesh: Mesh = ALONE) -> Mllama:
@@ -28,7 +28,7 @@ def empty_model(config: ModelConfig, mesh: Mesh = ALONE) -> Mllama:
 
 
 def is_layer_linear(name: str, module: nn.Module) -> bool:
-    """Whether a module of this name, or that of its parameter, is a linear one in the text model's layers."""
+    """Whether a module with this name, or its parameter's, is a linear one in the text model's layers."""
     return name.startswith("text.layers.") and isinstance(module, nn.Linear)
 
 
@@ -42,18 +42,18 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def install(model: Mllama, values: Iterable[tuple[str, Tensor]], convert: Convert | None) -> Mllama:
-    """Replaces the parameters of an empty model by values, and makes it ready to compute.
+    """Replaces the parameters of an empty model with values, and makes it ready to compute.
 
-    A value named for a weight and `_scale` makes an `Fp8Linear` of the module that has been given that weight in fp8.
-    `convert` is applied to each linear module of the text model's layers as soon as it has its weight, so that the
-    model is never there in full without it. Values may be made one by one while the model is filled.
+    A value named after a weight, with `_scale`, turns the module that has been given that weight in fp8 into an
+    `Fp8Linear`. `convert` is applied to each linear module of the text model's layers as soon as it has its weight, so
+    that the whole model never exists unconverted. Values may be made one by one while the model is filled.
     """
     for name, value in values:
         if name.endswith(_SCALE):
             _install_scale(model, name.removesuffix(_SCALE), value)
             continue
         _install(model, name, value, convert)
-        del value  # the next one is made before this name stands for it
+        del value  # the next value is made before this name is rebound to it
     return model.eval()
 
 

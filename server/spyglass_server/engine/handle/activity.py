@@ -1,4 +1,4 @@
-"""How the engine gets on with what it has to do: when it last made a step and a token, and how many tokens a second."""
+"""Tracks the engine's progress: when it last completed a step and a token, and how many tokens it makes a second."""
 
 import time
 from collections import deque
@@ -8,9 +8,9 @@ _WINDOW_S = 10
 
 
 class Activity:
-    """Notes steps and tokens; `clock` gives seconds that never go back.
+    """Records steps and tokens; `clock` returns monotonic seconds.
 
-    Ages count from the beginning of the work, where nothing has come of it yet, and there are none while there is none.
+    Until work yields a first result, ages count from when it began; without work they are None.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -20,16 +20,16 @@ class Activity:
         self._work_began_s: float | None = None
         self._answers_began_s: float | None = None
         self._tokens: deque[tuple[int, int]] = deque()
-        """How many tokens there were in a second, of those in which there were any."""
+        """Each second that had tokens, and their number."""
 
     def set_work(self, *, has_requests: bool, has_answers: bool) -> None:
-        """Says whether the engine has requests, and whether it has begun with any of them."""
+        """Sets whether the engine has requests, and whether it has begun any of them."""
         now = self._clock()
         self._work_began_s = (self._work_began_s or now) if has_requests else None
         self._answers_began_s = (self._answers_began_s or now) if has_answers else None
 
     def note_step(self, num_tokens: int = 0, ago_s: float = 0.0) -> None:
-        """A step has ended, and brought so many tokens of answers."""
+        """Records a step that ended `ago_s` seconds ago and produced `num_tokens` answer tokens."""
         now = self._clock()
         self._step_s = max(self._step_s, now - ago_s)
         if not num_tokens:
@@ -43,17 +43,17 @@ class Activity:
 
     @property
     def last_step_age_s(self) -> float | None:
-        """Seconds since the last step ended; None while there is nothing to do."""
+        """Seconds since the last step ended; None while there is no work."""
         return None if self._work_began_s is None else self._clock() - max(self._step_s, self._work_began_s)
 
     @property
     def last_token_age_s(self) -> float | None:
-        """Seconds since the last token of an answer; None while no answer is being written."""
+        """Seconds since the last answer token; None while no answer is being generated."""
         return None if self._answers_began_s is None else self._clock() - max(self._token_s, self._answers_began_s)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of answers a second, on average over the last ten seconds."""
+        """Answer tokens per second, averaged over the last ten seconds."""
         now = self._clock()
         self._forget(int(now))
         window_s = min(max(now - self._born_s, 1.0), _WINDOW_S)

@@ -1,6 +1,6 @@
 """The engine as the server sees it: submits requests, dispatches their events, and restarts the process when it dies.
 
-A dead process fails its running requests at once, and one that hangs is ended.
+When the process dies, its running requests fail at once; a process that hangs is killed.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _FIRST_BACKOFF_S = 0.2
 _LAST_BACKOFF_S = 30.0
 _TICK_S = 1.0
 _STOP_S = 0.5
-"""How long the process may take to end by itself: when the server stops, nobody waits for its step any more."""
+"""How long the process may take to exit before it is killed: once the server stops, its current step is of no use."""
 
 
 class EngineLoadError(Exception):
@@ -44,7 +44,7 @@ class EngineLoadError(Exception):
 
 
 class EngineDied:
-    """Said to a running request when its engine process has ended."""
+    """Sent to a running request when its engine process has ended."""
 
 
 OnEvent = Callable[[Event | EngineDied], None]
@@ -56,23 +56,23 @@ class AsyncEngine:
     def __init__(self, loader: EngineLoader) -> None:
         self._loader = loader
         self.on_ready: Callable[[bool], None] = lambda ready: None
-        """Hears whenever the engine becomes ready or ceases to be."""
+        """Called whenever the engine becomes ready or stops being so."""
         self.on_step: Callable[[StepStats], None] = lambda stats: None
-        """Hears of each step."""
+        """Called after each step."""
         self._ids = itertools.count(1)
         self._running: dict[int, OnEvent] = {}
         self._scheduled: set[int] = set()
-        """Those of them with which the engine has begun."""
+        """Ids of running requests that the engine has begun."""
         self.activity = Activity()
         self.heard_s = 0.0
-        """When the message came whose events are handled now, on the monotonic clock."""
+        """When the message being handled arrived, on the monotonic clock."""
         self.num_restarts = 0
-        """How often the engine process was started again."""
+        """How often the engine process was restarted."""
         self._process: EngineProcess | None = None
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
         self.is_loaded = False
-        """Whether there is a process that has loaded the model."""
+        """Whether the current process has loaded the model."""
         self._first: asyncio.Future[None] | None = None
         self._backoff_s = _FIRST_BACKOFF_S
         self._restart: asyncio.TimerHandle | None = None
@@ -82,35 +82,35 @@ class AsyncEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine has loaded; known after `start`."""
+        """What the engine has loaded; available after `start`."""
         assert self._info is not None, "the engine has not started"
         return self._info
 
     @property
     def has_info(self) -> bool:
-        """Whether the model has been loaded yet, at least once."""
+        """Whether the model has been loaded at least once."""
         return self._info is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine takes requests: it has loaded the model, and gets on."""
+        """Whether the engine accepts requests: it has loaded the model and does not hang."""
         return self._ready.is_set()
 
     @property
     def num_scheduled(self) -> int:
-        """How many requests the engine has begun with."""
+        """How many running requests the engine has begun."""
         return len(self._scheduled)
 
     @property
     def pid(self) -> int | None:
-        """The engine process; None while there is none."""
+        """The engine process's id; None while there is none."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Waits until the model is loaded, by the process that `launch` has started or by one that starts now.
+        """Waits until the model is loaded; starts the process unless `launch` has done so.
 
         Raises:
-            EngineLoadError: it cannot be loaded.
+            EngineLoadError: the model cannot be loaded.
         """
         if self._first is None:
             self.launch()
@@ -118,37 +118,37 @@ class AsyncEngine:
         await self._first
 
     def launch(self) -> None:
-        """Starts the process, so that it loads while the server does something else before `start`."""
+        """Starts the process, so that it can load while the server does other work before `start`."""
         self._first = asyncio.get_running_loop().create_future()
-        self._first.add_done_callback(_look_at)  # it may fail before anybody waits
+        self._first.add_done_callback(_look_at)  # it may fail before `start` awaits it
         self._launch()
 
     def kill(self) -> None:
-        """Ends the process at once, for a server that cannot start."""
+        """Kills the process, for a server that cannot start."""
         self._stopping = True
         if self._process:
             self._process.kill()
 
     async def stop(self) -> None:
-        """Ends the process; running requests hear that it died."""
+        """Ends the process; running requests receive `EngineDied`."""
         self._stopping = True
         for timer in (self._restart, self._tick):
             if timer:
                 timer.cancel()
         if self._process:
             await self._process.stop(_STOP_S)
-            await asyncio.sleep(0)  # lets the process's last message, its end, be handled
+            await asyncio.sleep(0)  # lets the process's last message, None, be handled
 
     async def wait_ready(self) -> None:
-        """Waits until the engine can take requests; returns at once when it can."""
+        """Waits until the engine can accept requests; returns at once if it already can."""
         await self._ready.wait()
 
     def next_id(self) -> int:
-        """A fresh id for a request."""
+        """Returns a new request id."""
         return next(self._ids)
 
     def submit(self, request: EngineRequest, on_event: OnEvent) -> None:
-        """Begins a request. `on_event` hears everything about it, on the event loop, until `cancel`."""
+        """Begins a request. `on_event` receives all its events, on the event loop, until `cancel`."""
         if self._process is None:  # it has died since `wait_ready`
             on_event(EngineDied())
             return
@@ -157,7 +157,7 @@ class AsyncEngine:
         self._process.send(Submit(request))
 
     def cancel(self, request_id: int) -> None:
-        """Drops a request, which may have ended by itself; nothing more is heard of it."""
+        """Drops a request, which may already have ended; no more of its events are delivered."""
         if self._drop(request_id) and self._process:
             self._process.send(CancelRequest(request_id))
 
@@ -173,7 +173,7 @@ class AsyncEngine:
         self.num_restarts += 1
         try:
             self._launch()
-        except (OSError, RuntimeError):  # the system gives no more memory, processes or threads now
+        except (OSError, RuntimeError):  # the system is out of memory, processes or threads
             log.exception("the engine process cannot be started")
             self._launch_later()
 
@@ -227,7 +227,7 @@ class AsyncEngine:
             on_event(RequestFailed(event.id, "its event could not be handled"))
 
     def _drop(self, request_id: int) -> bool:
-        """Forgets a request; says whether it was known."""
+        """Forgets a request; returns whether it was known."""
         was_known = self._running.pop(request_id, None) is not None
         self._scheduled.discard(request_id)
         self._note_work()
@@ -237,7 +237,7 @@ class AsyncEngine:
         self.activity.set_work(has_requests=bool(self._running), has_answers=bool(self._scheduled))
 
     def _watch(self) -> None:
-        """Looks every second how the process is; one that hangs takes nothing new, and is ended when that lasts."""
+        """Checks the process every second: a stalled one gets no new requests, and a lost one is killed."""
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._watch)
         pulse = self._watchdog.tick()
         if pulse is Pulse.LOST and self._process:

@@ -31,20 +31,20 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRITON_DEFAULT_FP_FUSION": "1",
 }
-"""Variables that the child's libraries read when they load, where the operator has not set them.
+"""Variables that the child's libraries read when they load, unless the operator has set them.
 
-Its threads must not spin for long while they wait: on a machine of few cores that would starve the event
-loops of server and bridge. To sleep at once costs as much as a small layer takes, so they spin for about the time
-from one layer to the next, some 0.2 ms. Memory of one step is kept for the next: to ask the system again for each
-large tensor takes a tenth of the time. Nothing is ever fetched from a model hub.
+The child's threads must not spin for long while they wait: on a machine with few cores, that would starve the event
+loops of server and bridge. Sleeping at once costs as much time as a small layer, so they spin for about the time from
+one layer to the next, some 0.2 ms. Memory is kept from one step to the next, as requesting it from the system again for
+each large tensor takes a tenth of the time. Nothing is ever fetched from a model hub.
 """
 
 
 class EngineProcess:
     """One life of the engine process: from its start to its end.
 
-    Messages are handed to `on_message` on the event loop, in order; the last call, with None, says
-    that the process has ended and will say no more.
+    Messages are passed to `on_message` on the event loop, in order; a last call with None means that the process has
+    ended.
     """
 
     def __init__(self, loader: EngineLoader, on_message: Callable[[Message | None], None]) -> None:
@@ -67,7 +67,7 @@ class EngineProcess:
         try:
             for thread in self._threads:
                 thread.start()
-        except RuntimeError:  # nobody reads, so nobody will say that the process has ended
+        except RuntimeError:  # without the reader, no message would report the end
             self._process.kill()
             self._commands.put(None)
             raise
@@ -78,15 +78,15 @@ class EngineProcess:
         return self._process.pid
 
     def send(self, command: Command) -> None:
-        """Queues a command; never blocks. Lost without a word when the process has ended."""
+        """Queues a command; never blocks. The command is silently lost if the process has ended."""
         self._commands.put(command)
 
     def kill(self) -> None:
-        """Ends the process at once, also one that is stopped."""
+        """Kills the process, even if it is suspended."""
         self._process.kill()
 
     async def stop(self, timeout_s: float) -> None:
-        """Ends the process: kindly, then by force."""
+        """Asks the process to end, and kills it after `timeout_s`."""
         self.send(Shutdown())
         await asyncio.to_thread(self._process.join, timeout_s)
         if self._process.is_alive():
@@ -102,7 +102,7 @@ class EngineProcess:
                 self._loop.call_soon_threadsafe(self._on_message, message)
         self._commands.put(None)
         self._process.join()
-        with contextlib.suppress(RuntimeError):  # the event loop has closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the event loop has closed
             self._loop.call_soon_threadsafe(self._on_message, None)
 
     def _write(self) -> None:
@@ -113,7 +113,7 @@ class EngineProcess:
 
 @contextlib.contextmanager
 def _child_environment() -> Iterator[None]:
-    """Has `ENVIRONMENT` for children that start within it."""
+    """Applies `ENVIRONMENT` to children that start within it."""
     added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,17 +1,17 @@
-"""Whether the engine process goes on: it says so every second, with how long its step has taken."""
+"""Judges whether the engine process makes progress: it reports every second how long its step has taken."""
 
 from enum import Enum
 
 STALLED_TICKS, DEAD_TICKS = 5, 10
-"""Seconds in which nothing is heard of the process, until it counts as stalled and as lost."""
+"""Seconds of silence after which the process counts as stalled and as lost."""
 STALLED_STEP_S, DEAD_STEP_S = 8.0, 120.0
-"""How long a step may take at least."""
+"""Minimum step duration that counts as stalled and as lost."""
 STALLED_STEPS, DEAD_STEPS = 3, 20
-"""How many times as long as the longest step so far a step may take: large models are slow on CPUs."""
+"""How many times as long as the longest step so far a step may take, since large models are slow on CPUs."""
 
 
 class Pulse(Enum):
-    """How the process is."""
+    """The state of the process."""
 
     WELL = "well"
     STALLED = "stalled"
@@ -19,21 +19,21 @@ class Pulse(Enum):
 
 
 class Watchdog:
-    """Judges one life of the process. Counts ticks, so that a server that was itself stopped does not blame it."""
+    """Watches one life of the process. Counts ticks, so that a suspended server does not blame the process."""
 
     def __init__(self) -> None:
         self._silent_ticks = 0
         self._step_s = self._longest_s = 0.0
 
     def hear(self, step_s: float) -> None:
-        """The process has said how long its step has taken, 0 for none."""
+        """Records how long the process's step has taken, 0 if there is none."""
         self._silent_ticks = 0
         if step_s < self._step_s:
             self._longest_s = max(self._longest_s, self._step_s)
         self._step_s = step_s
 
     def tick(self) -> Pulse:
-        """Another second has passed."""
+        """Counts another second and returns the state of the process."""
         self._silent_ticks += 1
         if self._is_beyond(DEAD_TICKS, DEAD_STEP_S, DEAD_STEPS):
             return Pulse.LOST

@@ -12,14 +12,14 @@ from spyglass_server.engine.structured_output import Matcher
 class Row:
     """A run of tokens of one sequence to be computed in this step.
 
-    `sequence` is the number of its sequence, which no other one has. `tokens` are at positions start, start + 1, … of
-    it; their keys and values go to `pages`, its block table, which covers everything up to the last of them.
-    `image_tiles` are the tiles that hold the cross-attention states of the request's images, in order. If `choices` is
-    not empty, the logits of the last token are sampled once for each of these choices. `history` is the sequence up to
-    the row's end where the request has penalties, and empty otherwise. Stop tokens are not sampled unless it
-    `may_stop`, nor tokens that `matcher` does not allow. Where the request wants prompt logprobs, this row's begin with
-    those after token `prompt_logprobs_start` of `tokens`. The last `num_drafts` of `tokens` are guesses: the logits of
-    each of them, and of the token before them, are sampled. With a `matcher`, `draft_matchers` stand behind each.
+    `sequence` is the unique number of its sequence. `tokens` are at positions start, start + 1, … of it; their keys and
+    values go to `pages`, its block table, which covers everything up to the last of them. `image_tiles` are the tiles
+    that hold the cross-attention states of the request's images, in order. If `choices` is not empty, the logits of the
+    last token are sampled once for each of these choices. `history` is the sequence up to the row's end if the request
+    has penalties, and empty otherwise. Stop tokens are not sampled unless `may_stop`, nor are tokens that `matcher`
+    does not allow. If the request wants prompt logprobs, this row's begin with those after token
+    `prompt_logprobs_start` of `tokens`. The last `num_drafts` of `tokens` are guesses: the logits of each of them, and
+    of the token before them, are sampled. With a `matcher`, `draft_matchers` are its states after each guess.
     """
 
     request: EngineRequest
@@ -41,7 +41,7 @@ class Row:
         return self.start + len(self.tokens)
 
     def sampled(self) -> "list[Row]":
-        """A row for each position whose logits are sampled: each ends there. None where nothing is."""
+        """Returns a row for each position whose logits are sampled, ending there."""
         if not self.num_drafts:
             return [self] if self.choices else []
         rows = []
@@ -62,17 +62,17 @@ class Row:
 
     @property
     def num_answered(self) -> int:
-        """How many tokens the answer has before the first that this row samples."""
+        """How many tokens the answer has before the first one that this row samples."""
         return self.end - self.num_drafts - len(self.request.tokens)
 
     @property
     def tells_attention(self) -> bool:
-        """Whether its last token's attention to images is told."""
+        """Whether its last token's attention to images is returned."""
         return bool(self.choices) and 0 <= self.end - len(self.request.tokens) < self.request.attention_tokens
 
     @property
     def prompt_targets(self) -> tuple[int, ...]:
-        """The prompt tokens whose logprobs this row's states give."""
+        """The prompt tokens whose logprobs this row yields."""
         if not self.request.prompt_logprobs:
             return ()
         return self.request.tokens[self.start + self.prompt_logprobs_start + 1 : self.end + 1]
@@ -80,8 +80,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutput:
-    """The tokens sampled for a row's choices, with their probabilities and their attention to images if it asks for
-    them, or why the row failed, and whether its grammar did it."""
+    """The tokens sampled for a row's choices, with logprobs and attention to images if requested, or why the row failed
+    and whether its grammar was the cause."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
@@ -90,35 +90,36 @@ class RowOutput:
     error: str | None = None
     by_grammar: bool = False
     drafted: "tuple[RowOutput, ...]" = ()
-    """What came after each guess of the row, for one that has some."""
+    """The output after each of the row's guesses."""
 
 
 Pending = Callable[[], list[RowOutput]]
-"""Waits for the outputs of a batch, and returns them."""
+"""Waits for the outputs of a batch and returns them."""
 
 
 class DeviceLost(BaseException):
-    """Nothing can be computed any more until the process starts again; no row is to blame, so nobody catches it."""
+    """Nothing can be computed until the process restarts. Derives from BaseException, as no row is to blame and no
+    caller should catch it."""
 
 
 class Runner(Protocol):
-    """Does the arithmetic. Holds the tensors of pages and tiles, but decides nothing."""
+    """Does the arithmetic. Holds the tensors of pages and tiles, but makes no decisions."""
 
     looks_ahead: bool
-    """Whether it computes while its caller goes on. Then a batch is best started before the outputs of the one before
-    it are known: all happens in the order in which it was asked for, and a token -1 - i of a row stands for what draw i
-    of the batch before has given."""
+    """Whether it computes asynchronously. If so, a batch is best started before the outputs of the previous one are
+    known: calls take effect in order, and a token -1 - i of a row stands for the result of draw i of the previous
+    batch."""
 
     def take_image(self, image: ImageInput) -> None:
         """Copies an image's pixels out of shared memory and keeps them until `drop_image`."""
 
     def drop_image(self, key: ImageKey) -> None:
-        """Forgets an image's pixels; its states stay where they are."""
+        """Forgets an image's pixels; its states stay."""
 
     def encode_image(self, key: ImageKey, tiles: Sequence[int]) -> bool:
-        """Goes on computing the states of an image whose pixels it holds, for a bounded time.
+        """Continues computing the states of an image whose pixels it holds, for a bounded time.
 
-        Returns whether they are complete now, and stand in `tiles`; else it must be called again.
+        Returns whether they are complete and stored in `tiles`; if not, call it again.
         """
         ...
 
@@ -126,16 +127,16 @@ class Runner(Protocol):
         """Copies pages, each (source, target); all sources are read before any target is written."""
 
     def start(self, rows: Sequence[Row]) -> Pending:
-        """Begins to compute rows as one batch. It or the waiting raises what `execute` raises."""
+        """Starts computing rows as one batch. This call or the `Pending` raises what `execute` raises."""
         ...
 
     def execute(self, rows: Sequence[Row]) -> list[RowOutput]:
         """Computes all rows as one batch; may be repeated with the same rows.
 
-        Raises whatever goes wrong with the batch as a whole, DeviceLost when no other will do better; a row
-        whose logits are not finite is reported in its output instead.
+        Raises any error of the batch as a whole, DeviceLost if no other batch would succeed either; a row whose logits
+        are not finite is reported in its output instead.
         """
         ...
 
     def close(self) -> None:
-        """Nothing is computed any more: lets go of other processes."""
+        """Releases other processes; nothing can be computed after this."""

@@ -1,7 +1,7 @@
-"""Block hashes: what a full page of the KV cache contains.
+"""Block hashes, which identify the content of full KV cache pages.
 
-A page depends on its own tokens and images and on all that come before it, so two pages with the same hash hold the
-same keys and values.
+A page depends on its own tokens and images and on all before it, so two pages with the same hash hold the same keys and
+values.
 """
 
 from array import array
@@ -14,11 +14,11 @@ _DIGEST_SIZE = 16
 
 
 def block_hashes(request: EngineRequest, tokens: Sequence[int], page_size: int, known: Sequence[bytes]) -> list[bytes]:
-    """Keys of the full pages of `tokens`, which begin as the request does, from those of the first ones on.
+    """Returns the keys of all full pages of `tokens`, which begin with the request's; extends the `known` first keys.
 
-    Each is a digest of the one before it, the page's tokens and the images whose tokens stand in it; what a
-    position sees is settled by the image tokens up to it. The first is that of the tenant: nobody finds
-    out by a quick answer what others have asked.
+    Each key is a digest of the previous key, the page's tokens and the images whose tokens it contains; the image
+    tokens up to a position determine what it sees. The chain starts with the tenant's digest, so that fast answers
+    never reveal to one tenant what others have asked.
     """
     keys = list(known)
     key = keys[-1] if keys else blake2b(request.tenant.encode(), digest_size=_DIGEST_SIZE).digest()

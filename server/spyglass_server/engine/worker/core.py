@@ -1,4 +1,4 @@
-"""One step of the engine: schedule, execute, commit. When a batch fails, its rows are computed one by one."""
+"""Runs engine steps: schedule, execute, commit. When a batch fails, its rows are computed one by one."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """Runs requests to their end, one step at a time."""
+    """Runs requests to completion, one step at a time."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self._scheduler = scheduler
@@ -35,18 +35,18 @@ class EngineCore:
         self._requests: dict[int, EngineRequest] = {}
         self._started: list[tuple[Step, Pending]] = []  # not yet committed, oldest first
         self._encode_s: dict[ImageKey, float] = {}
-        """How long the images took so far that are being encoded."""
+        """Time spent so far on each image that is being encoded."""
         self.stats: StepStats | None = None
-        """What the last step did; None where it had nothing to compute."""
+        """What the last step did; None if it had nothing to compute."""
         self.is_blocked = False
-        """Whether the last step had nothing to compute: all requests wait for their grammars."""
+        """Whether the last step had nothing to compute because all requests wait for their grammars."""
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work or bool(self._started)
 
     def submit(self, request: EngineRequest) -> list[Event]:
-        """Takes a request in and copies its images, so that their shared memory may go."""
+        """Queues a request and copies its images, so that their shared memory can be freed."""
         self._requests[request.id] = request
         try:
             for image in request.images:
@@ -54,7 +54,7 @@ class EngineCore:
                     self._runner.take_image(image)
                 self._images.setdefault(image.key, set()).add(request.id)
             self._scheduler.submit(request, self._matcher(request.grammar))
-        except FileNotFoundError as error:  # its cancel, which frees the memory, is right behind it
+        except FileNotFoundError as error:  # its cancel, which freed the memory, is about to arrive
             self._forget_ended([request.id])
             return [RequestFailed(request.id, repr(error))]
         except Exception as error:
@@ -62,14 +62,14 @@ class EngineCore:
         return [ImagesTaken(request.id)] if request.images else []
 
     def cancel(self, request_id: int, index: int | None = None) -> None:
-        """Drops a request, or one choice of it; without effect when it has ended."""
+        """Drops a request, or one of its choices; no effect if it has ended."""
         self._scheduler.cancel(request_id, index)
         self._forget_ended([request_id])
 
     def step(self) -> list[Event]:
-        """Schedules and executes one step, and commits it.
+        """Schedules, executes and commits one step.
 
-        Where the runner looks ahead, it commits the step before it instead, while the device computes this one.
+        If the runner looks ahead, commits the previous step instead, while the device computes this one.
         """
         events: list[Event] = []
         if self._started and not self._scheduler.can_look_ahead:
@@ -92,7 +92,7 @@ class EngineCore:
         self._scheduler.check()
 
     def close(self) -> None:
-        """Nothing is computed any more."""
+        """Closes the runner; nothing can be computed after this."""
         self._runner.close()
 
     def _matcher(self, grammar: str) -> Matcher | None:
@@ -139,7 +139,7 @@ class EngineCore:
             return partial(_raise, error)
 
     def _commit_first(self) -> list[Event]:
-        """Waits for the first step that was started, and commits it."""
+        """Waits for the oldest started step and commits it."""
         step, pending = self._started.pop(0)
         try:
             outputs = pending()
@@ -151,7 +151,7 @@ class EngineCore:
         return events
 
     def _execute_one_by_one(self, step: Step) -> list[RowOutput]:
-        """So that only the bad ones fail. What was started since goes on from what has failed, so it is dropped."""
+        """Isolates the failing rows. Drops steps started since, as they build on the failed one."""
         while self._started:
             later, pending = self._started.pop()
             with contextlib.suppress(Exception):
@@ -167,7 +167,7 @@ class EngineCore:
         return RequestFailed(request_id, repr(error))
 
     def _forget_ended(self, request_ids: Iterable[int]) -> None:
-        """Drops the pixels that only requests without a living choice needed."""
+        """Forgets requests that have ended, and drops pixels that no other request needs."""
         for request_id in request_ids:
             if request_id not in self._requests or self._scheduler.is_alive(request_id):
                 continue

@@ -1,8 +1,8 @@
 """The waiting requests, in a fair order across tenants.
 
-Preempted requests come first. Then comes the tenant with the fewest tokens served, counting those still to be computed
-for its running requests; within a tenant the greatest priority, and among equals the oldest. A returning tenant's
-counter is raised to the minimum of the active tenants, never lowered.
+Preempted requests come first, then those of the tenant with the fewest tokens served, counting tokens still to be
+computed for its running requests; within a tenant the greatest priority, and among equals the oldest. A returning
+tenant's counter is raised to the minimum of the active tenants, never lowered.
 
 Source: the virtual token counters of "Fairness in Serving Large Language Models" (Sheng et al., 2024).
 """
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A queue of items; `tenant_of` and `priority_of` give what their order depends on."""
+    """A queue of items, ordered by `tenant_of` and `priority_of`."""
 
     def __init__(self, tenant_of: Callable[[T], str], priority_of: Callable[[T], int]) -> None:
         self._tenant_of, self._priority_of = tenant_of, priority_of
         self._returned: deque[T] = deque()
         self._queues: dict[str, list[T]] = {}
         self._served: dict[str, int] = {}
-        """Tokens of each tenant that has something waiting or running, or was served more than those."""
+        """Tokens served to each tenant that has requests waiting or running, or was served more than those."""
 
     def __iter__(self) -> Iterator[T]:
         yield from self._returned
@@ -33,7 +33,7 @@ class FairQueue(Generic[T]):
         return bool(self._returned or self._queues)
 
     def add(self, item: T) -> None:
-        """Queues something new behind what its tenant has with the same priority."""
+        """Queues a new item behind its tenant's items of the same or greater priority."""
         tenant, priority = self._tenant_of(item), self._priority_of(item)
         queue = self._queues.setdefault(tenant, [])
         place = next((i for i, other in enumerate(queue) if self._priority_of(other) < priority), len(queue))
@@ -41,21 +41,21 @@ class FairQueue(Generic[T]):
         self._served.setdefault(tenant, min(self._served.values(), default=0))
 
     def put_back(self, item: T) -> None:
-        """Queues what has lost its place: it is next."""
+        """Puts a preempted item at the front of the queue."""
         self._returned.appendleft(item)
 
     def in_order(self, pending: Mapping[str, int]) -> Iterator[T]:
-        """All that waits, whose turn it is first. `pending`: tokens that tenants are still to be served."""
+        """Yields all items, the next one first. `pending`: tokens still to be computed for each tenant."""
         yield from self._returned
         for tenant in sorted(self._queues, key=lambda tenant: self._served[tenant] + pending.get(tenant, 0)):
             yield from self._queues[tenant]
 
     def served(self, tenant: str) -> int:
-        """Tokens that were computed for a tenant who has something waiting or running."""
+        """Returns the tokens computed for a tenant that has requests waiting or running."""
         return self._served[tenant]
 
     def remove(self, item: T) -> None:
-        """Takes something out."""
+        """Removes an item."""
         if item in self._returned:
             self._returned.remove(item)
             return
@@ -65,11 +65,11 @@ class FairQueue(Generic[T]):
             del self._queues[tenant]
 
     def charge(self, tenant: str, num_tokens: int) -> None:
-        """Notes that tokens were computed for a tenant."""
+        """Records tokens computed for a tenant."""
         self._served[tenant] += num_tokens
 
     def retain(self, present: Iterable[str]) -> None:
-        """Forgets tenants who have nothing waiting or running, but not that they were served more than the others."""
+        """Forgets tenants without waiting or running requests, unless they were served more than a present one."""
         here = set(present)
         least = min((self._served[tenant] for tenant in here), default=None)
         self._served = {

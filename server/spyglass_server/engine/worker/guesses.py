@@ -1,4 +1,4 @@
-"""Which tokens a step may guess: how many of each answer, what they are, and where a grammar stands behind each."""
+"""Chooses the tokens that a step guesses for each answer, and tracks the grammar's state after each of them."""
 
 import logging
 from collections.abc import Sequence as Seq
@@ -11,15 +11,15 @@ from spyglass_server.engine.worker.sequence import Sequence
 log = logging.getLogger(__name__)
 
 _SHORTEST = 3
-"""Where fewer tokens of each answer may be guessed, the rows that they add to a step cost more than they bring."""
+"""Minimum guess length; shorter guesses do not pay for the rows that they add to a step."""
 
 Guess = tuple[tuple[int, ...], tuple[Matcher, ...]]
-"""Tokens that may come next, and the grammar behind each of them, where there is one."""
+"""Tokens that may come next, and the grammar's matcher after each of them, if there is a grammar."""
 NO_GUESS: Guess = ((), ())
 
 
 class StepGuesses:
-    """The guesses of one step, which begins with these running sequences."""
+    """The guesses of one step; `running` are the sequences at its start."""
 
     def __init__(self, limits: Limits, cache: KVCacheManager, running: Seq[Sequence]) -> None:
         self._cache, self._running = cache, running
@@ -27,10 +27,10 @@ class StepGuesses:
         rows = min(limits.max_draft_rows, limits.max_step_tokens)
         longest = rows // answers - 1 if answers else 0
         self._longest = longest if longest >= _SHORTEST else 0
-        """Tokens of each answer: the fewer, the more answers there are."""
+        """Maximum tokens guessed per answer; the more answers, the fewer."""
 
     def of(self, sequence: Sequence) -> Guess:
-        """What may come next in a sequence, where there is room for it."""
+        """Returns what may come next in a sequence, if there is room for it."""
         if not self._longest or not sequence.can_guess:
             return NO_GUESS
         limit = min(self._longest, sequence.request.max_tokens - sequence.num_answered - 1)
@@ -46,24 +46,24 @@ class StepGuesses:
 
 
 def _forced(matcher: Matcher | None) -> tuple[int, ...]:
-    """What a grammar forces. One that cannot be followed forces nothing here: the row itself will say what is wrong."""
+    """Returns the tokens that a grammar forces; none if it fails, as the row itself will report the error."""
     if matcher is None:
         return ()
     try:
         return matcher.forced()
-    except Exception:  # of the grammar's library, too
+    except Exception:  # including the grammar library's
         log.debug("a grammar forces nothing", exc_info=True)
         return ()
 
 
 def _matchers_behind(matcher: Matcher, tokens: Seq[int]) -> tuple[Matcher, ...]:
-    """Where the grammar stands behind each token of a guess, up to the first that it does not allow."""
+    """Returns the matcher's state after each token of a guess, up to the first that the grammar does not allow."""
     matchers: list[Matcher] = []
     for token in tokens:
         try:
             matcher = matcher.fork()
             matcher.advance(token)
-        except Exception:  # of the grammar's library, too
+        except Exception:  # including the grammar library's
             break
         matchers.append(matcher)
     return tuple(matchers)

@@ -1,7 +1,6 @@
-"""Accounting of the cross-attention cache of images: which image's states are in which tiles, and who needs them.
+"""Accounting of the images' cross-attention cache: which image's states are in which tiles, and who needs them.
 
-A tile is room for the states of one tile of an image. When none are free, the states that were needed longest ago are
-evicted.
+A tile has room for the states of one image tile. When none are free, the states needed longest ago are evicted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ class _Entry:
 
 
 class ImageCache:
-    """States of images in a fixed number of tiles; the least recently needed go first."""
+    """States of images in a fixed number of tiles; the least recently needed are evicted first."""
 
     def __init__(self, num_tiles: int) -> None:
         self.num_tiles = num_tiles
@@ -27,14 +26,14 @@ class ImageCache:
 
     @property
     def usage(self) -> float:
-        """The part of all tiles that is held."""
+        """The fraction of tiles that is held."""
         held = sum(len(entry.tiles) for entry in self._entries.values() if entry.holders)
         return held / self.num_tiles if self.num_tiles else 0.0
 
     def hold(self, images: Sequence[tuple[ImageKey, int]]) -> bool:
-        """Holds the images of a sequence, each (key, tiles), making room where that is possible.
+        """Holds the images of a sequence, each (key, tiles), evicting idle ones if necessary.
 
-        Returns False, and holds nothing, when other running sequences need the room.
+        Returns False, and holds nothing, if other running sequences need the room.
         """
         wanted = dict(images)
         missing = sum(count for key, count in wanted.items() if key not in self._entries)
@@ -65,11 +64,11 @@ class ImageCache:
                 self._forget(key)
 
     def tiles(self, key: ImageKey) -> tuple[int, ...]:
-        """Where the states of a held image stand, or will when it is encoded."""
+        """Returns the tiles for the states of a held image, encoded or not."""
         return self._entries[key].tiles
 
     def is_held(self, key: ImageKey) -> bool:
-        """Whether a running sequence needs it: one more needs no more room."""
+        """Whether a running sequence holds the image, so that another needs no more room for it."""
         return key in self._entries and self._entries[key].holders > 0
 
     def mark_encoded(self, key: ImageKey) -> None:
@@ -91,7 +90,7 @@ class ImageCache:
         assert sorted([*used, *self._free]) == list(range(self.num_tiles)), "a tile is lost, or of two images"
 
     def _take(self, count: int) -> tuple[int, ...]:
-        """Takes free tiles, side by side where there are such: those can be read without a copy."""
+        """Takes free tiles, contiguous if possible, as those can be read without a copy."""
         free = self._free
         begin = next((i for i in range(len(free) - count + 1) if free[i + count - 1] - free[i] == count - 1), 0)
         self._free = free[:begin] + free[begin + count :]

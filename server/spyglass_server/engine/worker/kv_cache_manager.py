@@ -12,47 +12,47 @@ from spyglass_server.engine.worker.sequence import Sequence
 
 
 class KVCacheManager:
-    """Gives sequences the pages of their keys and values, shared where sequences begin alike, and frees them."""
+    """Allocates and frees the pages for sequences' keys and values; sequences with a common prefix share pages."""
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
 
     @property
     def usage(self) -> float:
-        """The part of all pages that sequences hold."""
+        """The fraction of pages that sequences hold."""
         return 1 - self._pool.num_free / self._pool.num_pages
 
     def fits(self, num_tokens: int) -> bool:
-        """Whether one sequence of so many tokens fits in all pages."""
+        """Whether one sequence of `num_tokens` tokens fits in all pages."""
         return self._pool.num_needed(num_tokens) <= self._pool.num_pages
 
     def cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Pages with the sequence's beginning. Its last token is always computed: the next one comes from it."""
+        """Returns cached pages of the sequence's prefix, never its last token: that yields the next one's logits."""
         if sequence.request.prompt_logprobs:
-            return []  # pages hold no probabilities
+            return []  # pages store no logprobs
         return self._pool.lookup(self._hashes(sequence)[: (len(sequence.tokens) - 1) // self._pool.page_size])
 
     def has_room(self, sequence: Sequence, prefix: Seq[int]) -> bool:
-        """Whether a sequence can begin now, with a cached prefix."""
+        """Whether a sequence can begin now with a cached prefix."""
         return self._num_missing(sequence, prefix) <= self._pool.num_free - self._pool.num_idle(prefix)
 
     def begin(self, sequence: Sequence, prefix: Seq[int]) -> None:
-        """Gives a sequence that `has_room` its pages: the cached prefix, and new ones for its other tokens."""
+        """Gives a sequence its pages: the cached prefix, and new ones for its other tokens. Requires `has_room`."""
         self._pool.share(prefix)
         sequence.pages = [*prefix, *self._pool.allocate(self._num_missing(sequence, prefix))]
         sequence.num_computed = len(prefix) * self._pool.page_size
 
     def has_spare_room(self, sequence: Sequence, end: int, num_kept: int) -> bool:
-        """Whether positions up to end - 1 fit, and so many pages are still free then."""
+        """Whether positions up to end - 1 fit and still leave `num_kept` pages free."""
         return self._pool.num_needed(end) - len(sequence.pages) + num_kept <= self._pool.num_free
 
     def reserve(self, sequence: Sequence, end: int) -> dict[int, int]:
-        """Gives the sequence pages of its own for positions num_computed … end - 1.
+        """Gives the sequence unshared pages for positions num_computed … end - 1.
 
-        Returns which pages must be copied for that, as {target: source}.
+        Returns the page copies that this requires, as {target: source}.
 
         Raises:
-            OutOfPages: too few are free; nothing has changed.
+            OutOfPages: too few pages are free; nothing has changed.
         """
         first, size = sequence.num_computed // self._pool.page_size, len(sequence.pages)
         shared = [i for i in range(first, size) if self._pool.is_shared(sequence.pages[i])]
@@ -69,7 +69,7 @@ class KVCacheManager:
         return copies
 
     def register(self, sequence: Sequence, start: int, end: int) -> None:
-        """Lets others find the pages that positions start … end - 1 have filled."""
+        """Lets other sequences find the pages that positions start … end - 1 have filled."""
         size = self._pool.page_size
         if full := range(start // size, end // size):
             hashes = self._hashes(sequence, end)
@@ -77,15 +77,15 @@ class KVCacheManager:
                 self._pool.register(sequence.pages[i], hashes[i])
 
     def share(self, sequence: Sequence) -> None:
-        """Counts one holder more of a sequence's pages: it has been forked."""
+        """Adds a holder to the pages of a sequence that has been forked."""
         self._pool.share(sequence.pages)
 
     def evict(self, sequence: Sequence) -> None:
-        """Lets nobody find the sequence's pages any more: what they hold may be broken."""
+        """Removes the sequence's pages from the prefix cache, as their content may be broken."""
         self._pool.evict(sequence.pages)
 
     def free(self, sequence: Sequence) -> None:
-        """Takes back the pages of a sequence that no longer runs."""
+        """Frees the pages of a sequence that no longer runs."""
         self._pool.free(sequence.pages)
         sequence.pages = []
 
@@ -97,26 +97,26 @@ class KVCacheManager:
         return self._pool.num_needed(len(sequence.tokens)) - len(prefix)
 
     def _hashes(self, sequence: Sequence, end: int | None = None) -> list[bytes]:
-        """What is in the sequence's full pages, or will be when they are computed; to token end - 1 at least."""
+        """Hashes of the sequence's full pages, computed or not, at least up to token end - 1."""
         sequence.hashes = block_hashes(sequence.request, sequence.tokens[:end], self._pool.page_size, sequence.hashes)
         return sequence.hashes
 
 
 class StepReservations:
-    """The pages that one step's rows write to. When none are free, the youngest running sequence is preempted."""
+    """Reserves the pages that one step's rows write to; preempts the youngest running sequence when none are free."""
 
     def __init__(self, cache: KVCacheManager, running: Seq[Sequence], preempt: Callable[[Sequence], None]) -> None:
-        """`running` is the scheduler's own, oldest first; `preempt` takes a sequence out of it and frees its pages."""
+        """`running` is the scheduler's list, oldest first; `preempt` removes a sequence from it and frees its pages."""
         self._cache, self._running, self._preempt = cache, running, preempt
         self._copies: dict[int, int] = {}
 
     @property
     def copies(self) -> tuple[tuple[int, int], ...]:
-        """The copies of pages before the rows are computed, each (source, target)."""
+        """Pages to copy before the rows are computed, each (source, target)."""
         return tuple((source, target) for target, source in self._copies.items())
 
     def reserve(self, sequence: Sequence, end: int) -> bool:
-        """Gives the sequence pages for positions num_computed … end - 1; False when it had to be preempted itself."""
+        """Gives the sequence pages for positions num_computed … end - 1; False if it had to be preempted itself."""
         while True:
             try:
                 if copies := self._cache.reserve(sequence, end):

@@ -1,6 +1,7 @@
 """The main function of the engine process: read commands, step, send events.
 
-It loads the runner by itself, after it was spawned, so the server never imports torch. It ends when its pipe closes.
+The process loads the runner itself, after it was spawned, so the server never imports torch. It exits when its pipe
+closes.
 """
 
 import contextlib
@@ -24,14 +25,14 @@ PROCESS_NAME = "spyglass-engine"
 _BLOCKED_S = 0.001
 """How long the engine waits for commands while all its requests wait for grammars."""
 _IDLE_S = 1.0
-"""After so long without work the engine checks its accounts."""
+"""Idle time after which the engine checks its accounts."""
 
 
 _BEAT_S = 1.0
 
 
 class _Pulse:
-    """Says every second that this process lives, and how its step gets on, whatever that waits for."""
+    """Reports every second that this process is alive and how long its step has taken, even while the step blocks."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
@@ -40,13 +41,13 @@ class _Pulse:
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def send(self, message: messages.Message) -> None:
-        """Sends something else in between."""
+        """Sends another message between beats."""
         with self._lock:
             self._pipe.send(message)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """While a step is computed."""
+        """Times the step that runs within it."""
         self._step_began = time.monotonic()
         yield
         self._step_ended, self._step_began = time.monotonic(), None
@@ -72,9 +73,9 @@ class EngineLoader(Protocol):
 
 
 def run_engine(loader: EngineLoader, pipe: Connection, log_style: LogStyle) -> None:
-    """The child's main function: loads, then steps until the pipe closes or Shutdown comes."""
+    """The child's main function: loads, then steps until the pipe closes or Shutdown arrives."""
     name_process(PROCESS_NAME)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up_logging("engine", log_style)
     server_is_gone = contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError)
@@ -96,8 +97,8 @@ def _serve(core: EngineCore, pipe: Connection, pulse: _Pulse) -> None:
     while True:
         events: list[messages.Event] = []
         if not core.has_work and not pipe.poll(_IDLE_S):
-            core.check()  # nobody is waiting
-        while pipe.poll() or not (core.has_work or events):  # blocks in recv while there is nothing to do
+            core.check()  # no request is waiting
+        while pipe.poll() or not (core.has_work or events):  # recv blocks while there is nothing to do
             match pipe.recv():
                 case messages.Submit(request):
                     events += core.submit(request)

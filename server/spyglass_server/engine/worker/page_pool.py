@@ -1,7 +1,7 @@
-"""Accounting of the pages of the KV cache: which are free, how many sequences share each, what each contains.
+"""Accounting of KV cache pages: which are free, how many sequences share each, what each contains.
 
-A page that nobody holds any more keeps its content, by its block hash, until the page is allocated again: the one
-that was held longest ago goes first.
+A page without holders keeps its content, indexed by block hash, until it is allocated again; the page that was held
+longest ago is reused first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,18 +26,18 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds."""
+        """Number of pages without holders."""
         return len(self._empty) + len(self._idle)
 
     def num_needed(self, num_tokens: int) -> int:
-        """How many pages hold that many tokens."""
+        """How many pages `num_tokens` tokens need."""
         return -(-num_tokens // self.page_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Allocates `count` free pages, each then held once, and evicts their content.
+        """Allocates `count` free pages, each with one holder, and evicts their content.
 
         Raises:
-            OutOfPages: fewer are free.
+            OutOfPages: fewer pages are free.
         """
         if count > self.num_free:
             raise OutOfPages(f"{count} pages wanted, {self.num_free} free")
@@ -60,7 +60,7 @@ class PagePool:
         return sum(page in self._idle for page in pages)
 
     def register(self, page: int, block_hash: bytes) -> None:
-        """Notes the block hash of a held page, which is full now. Without effect when another page has the same."""
+        """Records the block hash of a held page that is now full; no effect if another page has the same hash."""
         assert self._refs[page] > 0, "only a held page has content"
         assert page not in self._hashes, "a page's content does not change"
         if block_hash not in self._pages:
@@ -68,7 +68,7 @@ class PagePool:
             self._pages[block_hash] = page
 
     def evict(self, pages: Iterable[int]) -> None:
-        """Lets nobody look up the contents of held pages any more."""
+        """Removes held pages from the index, so that no lookup finds them."""
         for page in pages:
             if page in self._hashes:
                 del self._pages[self._hashes.pop(page)]
@@ -81,8 +81,8 @@ class PagePool:
             self._refs[page] += 1
 
     def free(self, pages: Sequence[int]) -> None:
-        """Removes a holder from a sequence's pages, in order; those that nobody holds are free again."""
-        for page in reversed(pages):  # an end is of no use without its beginning, so ends go first
+        """Removes a holder from a sequence's pages, given in order; pages without holders become free."""
+        for page in reversed(pages):  # a page is useless without those before it, so the last is reused first
             assert self._refs[page] > 0, "a page was freed twice"
             self._refs[page] -= 1
             if self._refs[page]:

@@ -1,12 +1,11 @@
 """Decides what each step of the engine computes: continuous batching with chunked prefill.
 
-Plain bookkeeping of sequences, waiting and running, without tensors and processes.
+Plain bookkeeping of waiting and running sequences, without tensors and processes.
 
-A request begins as one sequence. When its prompt is computed and it has n choices, the sequence
-forks: all share the prompt's pages, and a shared page is copied before it is written. When pages
-run out, the youngest sequence is preempted and computed again later, prompt and answer as one
-prompt; its next tokens are the same, up to rounding. A sequence that begins takes over cached pages
-of earlier ones that began with the same tokens and images.
+A request begins as one sequence. When its prompt is computed and it has n choices, the sequence forks: all forks share
+the prompt's pages, and a shared page is copied before it is written. When pages run out, the youngest sequence is
+preempted and recomputed later, prompt and answer as one prompt; its next tokens are the same, up to rounding. A new
+sequence reuses cached pages of earlier sequences that share its leading tokens and images.
 """
 
 from collections import Counter
@@ -37,7 +36,7 @@ from spyglass_server.engine.worker.sequence import Sequence, SequenceStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What to do now: go on encoding one image, copy pages, compute rows. `sequences` belong to `rows`."""
+    """A step's work: continue encoding one image, copy pages, compute rows. `sequences` are those of `rows`."""
 
     scheduled: tuple[RequestScheduled, ...]
     encode: ImageKey | None
@@ -49,7 +48,7 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What has happened since somebody took these numbers; as in `StepStats`."""
+    """What has happened since the counts were last taken; fields as in `StepStats`."""
 
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
@@ -74,16 +73,16 @@ class Scheduler:
 
     @property
     def kv_cache_usage(self) -> float:
-        """The part of the KV cache that running sequences hold."""
+        """The fraction of the KV cache that running sequences hold."""
         return self._cache.usage
 
     @property
     def image_cache_usage(self) -> float:
-        """The part of the image cache that running sequences hold."""
+        """The fraction of the image cache that running sequences hold."""
         return self._images.usage
 
     def take_counts(self) -> Counts:
-        """What has happened since this was called last."""
+        """Returns the counts since the last call, and resets them."""
         counts, self._counts = self._counts, Counts()
         return counts
 
@@ -92,9 +91,9 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     def submit(self, request: EngineRequest, matcher: Matcher | None = None) -> None:
-        """Queues a request. It must fit: one sequence of it in all pages, its images in all tiles.
+        """Queues a request. It must fit: one of its sequences in all pages, its images in all tiles.
 
-        It does not begin before its matcher is ready.
+        It does not begin until its matcher is ready.
         """
         assert self._cache.fits(len(request.tokens) + request.max_tokens)
         assert request.n <= self._limits.max_batch
@@ -104,11 +103,11 @@ class Scheduler:
         )
 
     def is_alive(self, request_id: int) -> bool:
-        """Whether any choice of a request still waits or runs."""
+        """Whether any choice of a request is still waiting or running."""
         return any(s.request.id == request_id for s in [*self._running, *self._waiting])
 
     def cancel(self, request_id: int, index: int | None = None) -> None:
-        """Drops a request, or one choice of it; without effect when it has ended."""
+        """Drops a request, or one of its choices; no effect if it has ended."""
         for sequence in [*self._running, *self._waiting]:
             if sequence.request.id != request_id:
                 continue
@@ -119,8 +118,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """Chooses the next step's work: running sequences first, then as many new ones as fit.
 
-        Sequences stand from then on as they will after the step, so that another can be scheduled before its outputs
-        are known: where `can_look_ahead`.
+        Sequences are updated as if the step were complete, so that, if `can_look_ahead`, the next step can be scheduled
+        before this one's outputs are known.
         """
         scheduled = self._start_waiting()
         planned: dict[Sequence, Row] = {}
@@ -131,7 +130,7 @@ class Scheduler:
         for sequence in self._by_urgency():
             remaining, computed = sequence.remaining, sequence.num_computed
             count = budget.tokens_for(remaining, computed) if sequence.can_be_computed else 0
-            if not count or not self._is_seeing(sequence) or not sequence.is_running:  # one before it preempted it
+            if not count or not self._is_seeing(sequence) or not sequence.is_running:  # preempted for an earlier one
                 continue
             guess, matchers = guesses.of(sequence)
             if reservations.reserve(sequence, computed + count + len(guess)):
@@ -151,17 +150,17 @@ class Scheduler:
 
     @property
     def can_look_ahead(self) -> bool:
-        """Whether no sequence waits for a token that is not drawn yet."""
+        """Whether no sequence needs a token that is not drawn yet."""
         return not any(sequence.needs_last_token for sequence in self._running)
 
     def commit(self, step: Step, outputs: Seq[RowOutput]) -> list[Event]:
-        """Takes in what a step computed; a failed row ends its request, and only that."""
+        """Applies a step's outputs; a failed row ends only its own request."""
         events: list[Event] = []
         for sequence, row, output in zip(step.sequences, step.rows, outputs, strict=True):
             if not sequence.is_running:
                 continue  # it was cancelled or preempted since, or another choice of its request failed
             if output.error is not None:
-                self._cache.evict(sequence)  # what made it fail may be in its pages
+                self._cache.evict(sequence)  # its pages may hold the cause
                 self.cancel(sequence.request.id)
                 events.append(RequestFailed(sequence.request.id, output.error, output.by_grammar))
                 continue
@@ -178,7 +177,7 @@ class Scheduler:
         return events
 
     def retract(self, step: Step) -> None:
-        """Undoes that a step was scheduled, the latest one, which will not be committed."""
+        """Reverts the latest scheduled step, which will not be committed."""
         for sequence, row in zip(step.sequences, step.rows, strict=True):
             if sequence.is_running:
                 sequence.num_computed = row.start
@@ -186,9 +185,9 @@ class Scheduler:
                     sequence.tokens.pop()
 
     def known_rows(self, step: Step) -> list[Row | None]:
-        """The rows of a step with tokens that are drawn by now; None for those of which nobody wants to know more.
+        """Returns a step's rows with the tokens drawn by now; None for sequences that no longer run.
 
-        The step must be the latest that is not committed.
+        The step must be the latest uncommitted one.
         """
         return [
             replace(row, tokens=_known_tokens(sequence, row), pages=tuple(sequence.pages))
@@ -198,7 +197,7 @@ class Scheduler:
         ]
 
     def _assume(self, planned: Mapping[Sequence, Row]) -> None:
-        """Takes for granted what rows compute. Where there are several choices, sequences must wait for them."""
+        """Updates sequences as if their rows were computed. Those about to fork must wait for their outputs."""
         draw = 0
         for sequence, row in planned.items():
             sequence.num_computed = row.end
@@ -211,7 +210,7 @@ class Scheduler:
         self._images.mark_encoded(key)
 
     def requests_with(self, key: ImageKey) -> set[int]:
-        """The ids of running requests that hold an image."""
+        """Returns the ids of running requests that hold an image."""
         return {s.request.id for s in self._running if key in s.image_keys}
 
     def check(self) -> None:
@@ -245,7 +244,7 @@ class Scheduler:
     # --- admission and preemption -------------------------------------------------------------
 
     def _start_waiting(self) -> list[RequestScheduled]:
-        """Starts waiting sequences in fair order, while there is room. Returns those that start for the first time."""
+        """Starts waiting sequences in fair order, while there is room. Returns events for those that first start."""
         scheduled = []
         while (sequence := self._next_to_begin()) is not None:
             self._waiting.remove(sequence)
@@ -257,10 +256,10 @@ class Scheduler:
         return scheduled
 
     def _next_to_begin(self) -> Sequence | None:
-        """The one whose turn it is, with its pages and images, or None when there is no room for it.
+        """Allocates pages and images to the next sequence in order and returns it, or None if there is no room for it.
 
-        One that waits only for tiles of images lets others pass that need none; one whose grammar is being compiled
-        lets all pass.
+        A sequence that only lacks image tiles can be overtaken by others that need no new tiles; one whose grammar is
+        being compiled can be overtaken by all.
         """
         if not self._waiting:
             return None
@@ -307,13 +306,13 @@ class Scheduler:
         sequence.status = SequenceStatus.ENDED
 
     def _stop(self, sequence: Sequence) -> None:
-        """Takes a sequence out of the running ones, and its pages and images back."""
+        """Removes a running sequence and frees its pages and images."""
         self._running.remove(sequence)
         self._cache.free(sequence)
         self._images.release(sequence.image_keys)
 
     def _by_urgency(self) -> list[Sequence]:
-        """Decoding sequences always go first; then prefills of the tenant served least, each tenant's oldest first."""
+        """Returns decoding sequences, then prefills: least-served tenants first, within a tenant the oldest first."""
         prompts = [sequence for sequence in self._running if sequence.remaining > 1]
         answers = [sequence for sequence in self._running if sequence.remaining == 1]
         return answers + sorted(prompts, key=lambda sequence: self._waiting.served(sequence.tenant))
@@ -321,7 +320,7 @@ class Scheduler:
     # --- progress ---------------------------------------------------------------------------------
 
     def _append(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
-        """Adds one token to each choice; forks when the choices have been one sequence until now."""
+        """Adds one token to each choice; forks if the choices were one sequence until now."""
         alive = [(i, choice) for i, choice in enumerate(row.choices) if choice in sequence.choices]
         if len(row.choices) > 1:
             sequence.tokens.append(-1)
@@ -338,7 +337,7 @@ class Scheduler:
         return events
 
     def _take_guesses(self, sequence: Sequence, row: Row, output: RowOutput) -> list[Event]:
-        """Takes a row's tokens up to the first that was guessed otherwise; keys and values behind it are void."""
+        """Appends a row's tokens up to the first wrongly guessed one; keys and values beyond it are discarded."""
         guesses = (*row.tokens[-row.num_drafts :], None)
         request = sequence.request
         events: list[Event] = []
@@ -370,9 +369,9 @@ class Scheduler:
     def _take_token(
         self, sequence: Sequence, length: int, output: RowOutput, number: int
     ) -> TokenOutput | RequestFailed:
-        """Has the grammar follow the last of a sequence's first `length` tokens, which is the output's of that number.
+        """Advances the grammar by the last of a sequence's first `length` tokens, the `number`th one of the output.
 
-        Where it cannot, the request has ended.
+        If the grammar fails, the request ends.
         """
         [choice] = sequence.choices
         request_id, token = sequence.request.id, sequence.tokens[length - 1]
@@ -405,6 +404,6 @@ class Scheduler:
 
 
 def _known_tokens(sequence: Sequence, row: Row) -> tuple[int, ...]:
-    """A row's tokens, with those that have been drawn by now."""
+    """Returns a row's tokens, with placeholders replaced by the tokens drawn by now."""
     known = sequence.tokens[row.start : row.end - row.num_drafts]
     return (*known, *row.tokens[len(known) :])

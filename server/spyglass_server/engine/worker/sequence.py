@@ -1,4 +1,4 @@
-"""A sequence of tokens that the scheduler takes from its prompt to the end of its answer."""
+"""A sequence of tokens, which the scheduler advances from its prompt to the end of its answer."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from spyglass_server.engine.worker.drafts import Drafter
 
 
 class SequenceStatus(Enum):
-    """Where a sequence stands. Only a running one holds pages and images."""
+    """A sequence's state. Only a running sequence holds pages and images."""
 
     WAITING = auto()
     """It has never run."""
     RUNNING = auto()
     PREEMPTED = auto()
-    """It waits again, to be recomputed."""
+    """It is waiting again, to be recomputed."""
     ENDED = auto()
 
 
@@ -27,26 +27,26 @@ class Sequence:
     request: EngineRequest
     choices: tuple[int, ...]
     tokens: list[int]
-    """At the end there may be one that is not drawn yet, while a step computes it: -1 - i, for draw i of that step."""
+    """The last one may be a placeholder while a step computes it: -1 - i, for draw i of that step."""
     status: SequenceStatus = SequenceStatus.WAITING
     pages: list[int] = field(default_factory=list)
     """Its block table."""
     hashes: list[bytes] = field(default_factory=list)
-    """Block hashes of its full pages, as far as they were needed so far."""
+    """Block hashes of its full pages, as far as computed."""
     num_computed: int = 0
     """Tokens whose keys and values are in its pages."""
     matcher: Matcher | None = None
     drafter: Drafter | None = None
-    """Guesses what it says next; None as long as nothing was guessed."""
+    """Guesses its next tokens; created on first use."""
     num_guessed: int = 0
-    """Guesses in the step that computes it now."""
+    """Number of guesses in its current step."""
     is_forced: bool = False
-    """Whether these are what its grammar forces."""
+    """Whether its grammar forces these guesses."""
     num_prompt_logprobs: int = 0
-    """Prompt positions whose logprob of the next token has been returned."""
+    """Number of prompt positions whose next token's logprob has been returned."""
     image_keys: tuple[ImageKey, ...] = field(init=False)
     number: int = field(init=False, default_factory=itertools.count().__next__)
-    """No other sequence has the same."""
+    """Unique among sequences."""
 
     def __post_init__(self) -> None:
         self.image_keys = tuple(image.key for image in self.request.images)
@@ -61,7 +61,7 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens that are known but not computed; 1 while it decodes."""
+        """Tokens that are not computed yet; 1 while it decodes."""
         return len(self.tokens) - self.num_computed
 
     @property
@@ -76,7 +76,7 @@ class Sequence:
 
     @property
     def can_be_computed(self) -> bool:
-        """Whether there is a next token to compute, as far as is known: one that is not drawn yet may end it."""
+        """Whether there seems to be a next token to compute: one that is not drawn yet may still end the sequence."""
         return self.remaining > 0 and self.num_answered < self.request.max_tokens
 
     @property
@@ -86,20 +86,20 @@ class Sequence:
         return self.tokens[-1] < 0 and waits
 
     def finish_reason(self, length: int) -> FinishReason | None:
-        """Why the last one of its first `length` tokens ends it, or None."""
+        """Why the last of its first `length` tokens ends it, or None."""
         request = self.request
         if self.tokens[length - 1] in request.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if length - len(request.tokens) >= request.max_tokens else None
 
     def forget_undrawn(self) -> None:
-        """Takes back the token that is not drawn yet."""
+        """Removes the token that is not drawn yet, if any."""
         if self.tokens[-1] < 0:
             self.tokens.pop()
 
     @property
     def can_guess(self) -> bool:
-        """Whether its next tokens may be guessed: it decodes, all of its tokens are known, and it is one choice."""
+        """Whether its next tokens may be guessed: it decodes, all its tokens are known, and it has a single choice."""
         return (
             self.remaining == 1
             and self.tokens[-1] >= 0
@@ -109,13 +109,13 @@ class Sequence:
         )
 
     def guess(self, limit: int) -> tuple[int, ...]:
-        """At most so many tokens that may come next."""
+        """Returns at most `limit` tokens that may come next."""
         if self.drafter is None:
             self.drafter = Drafter(len(self.request.tokens), self.request.prediction)
         return self.drafter.guess(self.tokens, limit)
 
     def fork(self) -> "Sequence":
-        """One with the same tokens and pages and no choices yet."""
+        """Returns a copy with the same tokens and pages, and no choices yet."""
         return Sequence(
             request=self.request,
             choices=(),

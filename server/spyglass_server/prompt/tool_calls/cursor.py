@@ -1,4 +1,4 @@
-"""The place in an answer up to which it has been read, and the calls found so far."""
+"""The position up to which an answer has been read, and the calls found so far."""
 
 import secrets
 from collections.abc import Collection, Generator
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 SPACE = " \t\r\n"
 
 Reading = Generator[None, str, Any]
-"""A reader of a syntax: it is sent one character after another."""
+"""A reader of a syntax, which is sent one character at a time."""
 
 
 class CallPiece(NamedTuple):
-    """More of a call, counted from 0: id and name in its first piece, and its arguments, a JSON object bit by bit."""
+    """A piece of a call, numbered from 0: id and name in the first piece, and its arguments, a JSON object in parts."""
 
     call: int
     id: str = ""
@@ -20,18 +20,18 @@ class CallPiece(NamedTuple):
 
 
 class NotACall(Exception):
-    """What looked like the beginning of a call is text."""
+    """What looked like the start of a call is text."""
 
 
 class Cursor:
-    """Gives readers the answer's characters and takes the calls that they find.
+    """Feeds the answer's characters to readers and collects the calls that they find.
 
-    Characters are held until it is certain that they belong to a call; those of arguments that belong to a certain call
-    are passed on at the end of each push. Every character is looked at once.
+    Characters are held until they certainly belong to a call; from then on, its arguments are passed on at the end of
+    each push. Every character is read once.
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        """`names` are those of the tools."""
+        """`names` are the tools' names."""
         self._names = names
         self._count = 0
         self._pieces: list[CallPiece] = []
@@ -45,15 +45,15 @@ class Cursor:
 
     @property
     def held(self) -> str:
-        """What may still turn out to be text."""
+        """Characters that may still turn out to be text."""
         return "".join(self._held)
 
     def release(self) -> None:
-        """Forgets what is held: it belongs to a call."""
+        """Drops the held characters, as they belong to a call."""
         self._held.clear()
 
     def take_pieces(self) -> list[CallPiece]:
-        """The pieces since the last time, at most one for each call."""
+        """Returns the pieces since the last time, at most one per call."""
         self._flush_arguments()
         pieces, self._pieces = self._pieces, []
         return pieces
@@ -64,15 +64,15 @@ class Cursor:
             raise NotACall
 
     def call(self, name: str, arguments: str = "") -> None:
-        """Begins a call, which is certain from here on."""
+        """Begins a call; from here on, it is certain to be one."""
         self._pieces.append(CallPiece(self._count, id=f"call_{secrets.token_hex(12)}", name=name, arguments=arguments))
         self._count += 1
         self._held.clear()
 
-    # --- for readers: each is to be delegated to with `yield from` ---
+    # --- for readers, which delegate with `yield from` ---
 
     def next(self) -> Reading:
-        """The next character."""
+        """Reads the next character."""
         if self._pushed_back:
             character, self._pushed_back = self._pushed_back, ""
             return character
@@ -81,17 +81,17 @@ class Cursor:
         return character
 
     def push_back(self, character: str) -> None:
-        """Has `next` return a character once more."""
+        """Makes `next` return a character again."""
         self._pushed_back = character
 
     def next_visible(self) -> Reading:
-        """The next character that is not white space."""
+        """Reads the next character that is not white space."""
         while (character := (yield from self.next())) in SPACE:
             pass
         return character
 
     def value(self, first: str) -> Reading:
-        """A JSON value as it is written, whose first character has been read. Looks at brackets and quotes only."""
+        """Reads the source of a JSON value after its first character. Only interprets brackets and quotes."""
         written, depth, in_string = [first], int(first in "{["), first == '"'
         while depth or in_string or first not in '{["':
             character = yield from self.next()
@@ -112,14 +112,14 @@ class Cursor:
         return "".join(written)
 
     def stream_arguments(self, first: str) -> Reading:
-        """The arguments of the current call, passed on while they are written."""
+        """Reads the current call's arguments and passes them on as they arrive."""
         self._arguments = [first]
         yield from self.value(first)
         self._flush_arguments()
         self._arguments = None
 
     def _flush_arguments(self) -> None:
-        """Adds what has come of the arguments, to the call's first piece where that is of the same push."""
+        """Adds the arguments read so far, to the call's first piece if that is from the same push."""
         if not self._arguments:
             return
         call, written = self._count - 1, "".join(self._arguments)

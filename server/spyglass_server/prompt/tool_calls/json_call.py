@@ -46,7 +46,7 @@ def read_json_call(cursor: Cursor) -> Reading:
 
 
 def _string(cursor: Cursor) -> Reading:
-    """A JSON string after its quote, decoded."""
+    """Reads a JSON string after its quote, and decodes it."""
     written = ['"']
     while True:
         character = yield from cursor.next()

@@ -1,4 +1,4 @@
-"""Separates the text of an answer from the calls in it."""
+"""Separates an answer's text from its calls."""
 
 from collections.abc import Collection
 
@@ -14,7 +14,7 @@ class ToolParser:
     """Finds the calls in one answer."""
 
     def __init__(self, names: Collection[str], is_constrained: bool = False) -> None:
-        """`names` are those of the tools. `is_constrained`: a grammar lets nothing begin like a call but a call."""
+        """`names` are the tools' names. `is_constrained`: by a grammar, only calls begin like a call."""
         self._cursor = Cursor(names)
         self._is_constrained = is_constrained
         self._is_tagged = False
@@ -26,7 +26,7 @@ class ToolParser:
         return self._cursor.has_called
 
     def push(self, text: str) -> tuple[str, list[CallPiece]]:
-        """Takes more of the answer; returns what is certainly text, and what is more of calls."""
+        """Takes more of the answer; returns what is certainly text, and new pieces of calls."""
         certain = ""
         for at, character in enumerate(text):
             if self._reader is None:
@@ -40,15 +40,15 @@ class ToolParser:
         return certain, self._cursor.take_pieces()
 
     def see_tag(self) -> None:
-        """Takes the control token after which calls follow."""
+        """Takes the control token that precedes calls."""
         if self._reader is None:
             self._begin()
         self._is_tagged = True
 
     def finish(self) -> str:
-        """The text that was held back, when the answer is over.
+        """Returns the held text at the end of the answer.
 
-        Under a grammar only white space is text: the rest is a call that was cut off before its arguments.
+        Under a grammar, only white space is text: anything else is a call that was cut off before its arguments.
         """
         if self._reader is None:
             return ""
@@ -82,7 +82,7 @@ class ToolParser:
                 raise NotACall
 
     def _read_list(self) -> Reading:
-        """Reads what may follow the bracket of a list: calls in JSON, or in Python."""
+        """Reads what may follow the bracket of a list: calls in JSON or in Python."""
         character = yield from self._cursor.next_visible()
         if character == "{":
             self._cursor.push_back(character)

@@ -9,10 +9,7 @@ _MAX_CHARACTERS = 64 << 10
 
 
 def read_python_calls(cursor: Cursor, first: str, closing: str) -> Reading:
-    """Reads calls, the first character of which has been read, up to `closing`.
-
-    That is "]" where they stand in a list, or ")" for a single call.
-    """
+    """Reads calls after their first character, up to `closing`: "]" for a list of calls, ")" for a single one."""
     written, quote, depth = [first], "", 0
     while True:
         character = yield from cursor.next()
@@ -46,7 +43,7 @@ def read_python_calls(cursor: Cursor, first: str, closing: str) -> Reading:
 
 
 def _calls(source: str) -> list[tuple[str, str]]:
-    """Names and arguments of a list of calls: f(a="b"), or f.call(a="b")."""
+    """Returns names and arguments of a list of calls: f(a="b"), or f.call(a="b")."""
     try:
         tree = ast.parse(source, mode="eval").body
         return [_call(node) for node in tree.elts] if isinstance(tree, ast.List) else []
@@ -55,7 +52,7 @@ def _calls(source: str) -> list[tuple[str, str]]:
 
 
 def _call(node: ast.expr) -> tuple[str, str]:
-    """Raises ValueError for what is not a call with arguments by name."""
+    """Returns name and arguments of a call. Raises ValueError unless it is one with only keyword arguments."""
     called = node.func if isinstance(node, ast.Call) else None
     if isinstance(called, ast.Attribute) and called.attr == "call":
         called = called.value
@@ -67,5 +64,5 @@ def _call(node: ast.expr) -> tuple[str, str]:
             raise ValueError
         arguments[keyword.arg] = ast.literal_eval(keyword.value)
     written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    written.encode()  # refuses half a surrogate pair
+    written.encode()  # raises for half a surrogate pair
     return called.id, written

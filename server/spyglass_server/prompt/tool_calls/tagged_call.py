@@ -8,7 +8,7 @@ _MAX_TAG_CHARACTERS = 100
 
 
 def read_tag(cursor: Cursor) -> Reading:
-    """Reads a tag after its bracket, and the arguments after one that names a function."""
+    """Reads a tag after its bracket, and the arguments if the tag names a function."""
     written: list[str] = []
     while (character := (yield from cursor.next())) != ">":
         written.append(character)

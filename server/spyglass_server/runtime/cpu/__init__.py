@@ -1,1 +1,1 @@
-"""The engine on CPUs: sequences attend in groups, by PyTorch's operations."""
+"""The engine on CPUs: sequences attend in groups, with PyTorch's operations."""

@@ -25,7 +25,7 @@ _PROMPT_LOGITS_ROWS = 64
 
 
 class CpuBackend:
-    """Implements `Backend`: computes at once, so nothing is ever pending."""
+    """Implements `Backend`: computes immediately, so nothing is ever pending."""
 
     looks_ahead = False
     slice_tokens = 512
@@ -84,7 +84,7 @@ class CpuBackend:
         return hidden
 
     def _prompt_logprobs(self, targets: PromptTargets, hidden: Tensor) -> TopLogprobs:
-        """Logprobs of prompt tokens, a few at once: logits are large."""
+        """Computes the logprobs of prompt tokens a few at a time: logits are large."""
         states = hidden[targets.begin : targets.begin + len(targets.tokens)]
         pieces = zip(
             torch.split(states, _PROMPT_LOGITS_ROWS), torch.split(targets.tokens, _PROMPT_LOGITS_ROWS), strict=True
@@ -108,7 +108,7 @@ class CpuBackend:
 
 
 def edited_logits(logits: Tensor, edits: LogitEdits) -> Tensor:
-    """Logits [rows, vocabulary] as rows ask for them; the same tensor where none asks for anything."""
+    """Returns logits [rows, vocabulary] with the rows' edits; the same tensor if there are none."""
     if edits.is_empty:
         return logits
     logits = logits.clone()
@@ -119,7 +119,7 @@ def edited_logits(logits: Tensor, edits: LogitEdits) -> Tensor:
 
 
 def _logprobs(rows: Sequence[Row], logits: Tensor, tokens: Sequence[int]) -> Iterator[Logprobs]:
-    """Of each draw of the rows that ask for them, by the logits of these rows."""
+    """Yields the logprobs of each draw, for rows that request them, from these rows' logits."""
     drawn = iter(tokens)
     for i, row in enumerate(rows):
         chosen = [max(next(drawn), 0) for _ in row.choices]

@@ -1,4 +1,4 @@
-"""The caches as the text model's layers see them during one batch: tokens attend as its plan says."""
+"""The caches as the text model's layers see them during one batch: tokens attend according to its plan."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from spyglass_server.runtime.slot_cache import SlotCache
 
 
 class PlannedKVCache:
-    """The text's. Implements `KVCache`."""
+    """The text cache. Implements `KVCache`."""
 
     def __init__(
         self, cache: SlotCache, plan: BatchPlan, frequencies: Tensor, heads: int, kernels: Kernels | None
@@ -44,7 +44,7 @@ class PlannedKVCache:
 
 
 class PlannedCrossCache:
-    """The images'. Implements `CrossCache`."""
+    """The image cache. Implements `CrossCache`."""
 
     def __init__(self, cache: SlotCache, plan: CrossPlan, kernels: Kernels | None) -> None:
         self._cache, self._plan = cache, plan
@@ -71,7 +71,7 @@ class PlannedAttention:
             self._groups = reads
 
     def __call__(self, stored: tuple[Tensor, Tensor], q: Tensor) -> Tensor:
-        """Of q [tokens, heads, head_dim]: [tokens, heads * head_dim]."""
+        """Takes q [tokens, heads, head_dim] and returns [tokens, heads * head_dim]."""
         if not self._groups:
             assert self._kernels is not None
             return self._kernels.attention(q, by_head(stored, q.shape[2]), self._reads)
@@ -90,6 +90,6 @@ def by_head(stored: tuple[Tensor, Tensor], head_dim: int) -> tuple[Tensor, Tenso
 
 
 def _read(stored: Tensor, slots: Tensor | slice, head_dim: int) -> Tensor:
-    """What stands in slots, [rows, kv_heads, context, head_dim]; a slice is not copied."""
+    """Reads slots as [rows, kv_heads, context, head_dim]; a slice is not copied."""
     found = stored[slots][None] if isinstance(slots, slice) else F.embedding(slots, stored)
     return found.view(*found.shape[:2], -1, head_dim).transpose(1, 2)

@@ -1,13 +1,13 @@
 """The plan of a batch: which flat token belongs to which sequence, slot and image, and which attend together.
 
-A slot is the number of the place where a token's keys and values are stored.
+A slot is the index where a token's keys and values are stored.
 
     flat tokens   [ decode rows, longest context first: t | t | t ][ each alone: t t t | t t t t | t ]
     slots         block * block_size + offset; blocks are pages of text and tiles of images
 
-With kernels of our own, decoding tokens come first, and each token has a list of its slots. Without, those with about
-equally long contexts attend together; shorter ones are padded with their own first slot, which is masked, and tokens
-with long contexts in contiguous slots attend alone. Each prompt attends alone.
+With our own kernels, decoding tokens come first, and each token has a list of its slots. Without them, tokens with
+similar context lengths attend together: shorter contexts are padded with their own first slot, which is masked. Tokens
+with long contexts in contiguous slots attend alone, and so does each prompt.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,23 +24,23 @@ from spyglass_server.runtime.image_spans import ImageSpan, image_spans
 from spyglass_server.runtime.native.reads import RunLengths, TokenReads
 
 _MAX_PADDING = 256
-"""Maximum padding of a token within an attention group, in slots: reading more takes longer than a call of its own."""
+"""Maximum padding of a token within an attention group, in slots: reading more takes longer than a separate call."""
 _LONG = 1024
-"""From this many contiguous slots on, a token attends alone, since that copies nothing."""
+"""Contiguous slots from which on a token attends alone, since that copies nothing."""
 _RUN = 8
-"""So many tokens that our own kernels compute each as if it were alone read the same slots one after the other."""
+"""Tokens in a run that read the same slots one after another, when our own kernels compute each as if it were alone."""
 
 Slots = NDArray[np.int64] | range
-"""Those that a token sees, in order; a range when they lie side by side."""
+"""The slots that a token sees, in order; a range if they are contiguous."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Tokens begin … end - 1, rows of equally many, which attend together to slots [rows, context].
+    """Tokens begin … end - 1, in rows of equal length, which attend together to slots [rows, context].
 
-    A slice instead is a single row whose slots lie side by side. `mask`, of the model's type, is added to the
-    scores, [rows, 1, 1, context] or for a single row [tokens, context]. Without one all is seen, or, when
-    `is_causal`, of as many slots as tokens what came before.
+    A slice of slots means a single row whose slots are contiguous. `mask`, in the model's dtype, is added to the
+    scores: [rows, 1, 1, context], or [tokens, context] for a single row. Without a mask a token sees all slots or, if
+    `is_causal`, with as many slots as tokens, those up to its own.
     """
 
     begin: int
@@ -52,9 +52,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class CrossPlan:
-    """The flat tokens that see an image, and what they attend to; that counts along `index`.
+    """The flat tokens that see an image, and what they attend to, counted along `index`.
 
-    `watched` are the tokens whose attention is told, in the order in which the rows were given.
+    `watched` are the tokens whose attention is returned, in the order of the given rows.
     """
 
     index: Tensor
@@ -64,7 +64,7 @@ class CrossPlan:
 
 @dataclass(frozen=True, slots=True)
 class PromptTargets:
-    """Prompt tokens [tokens] whose logprobs follow from flat tokens begin, begin + 1, …, each with `top` others."""
+    """Prompt tokens [tokens] whose logprobs flat tokens begin, begin + 1, … give, each with `top` alternatives."""
 
     begin: int
     tokens: Tensor
@@ -73,10 +73,10 @@ class PromptTargets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """What is computed for a batch, in tensors: all that the model's forward pass needs to know of it.
+    """A batch as tensors: all that the model's forward pass needs to know about it.
 
-    Tokens, their positions and slots (`slot_mapping`) are [tokens], flat; `reads` is what they attend to of the text:
-    groups, or with kernels of our own, slots for each.
+    Tokens, their positions and slots (`slot_mapping`) are flat, [tokens]; `reads` is the text that they attend to:
+    groups or, with our own kernels, slots for each token.
     """
 
     tokens: Tensor
@@ -85,16 +85,16 @@ class BatchPlan:
     reads: tuple[Group, ...] | TokenReads
     cross: CrossPlan | None
     sampled: Tensor
-    """The flat index of each token whose logits are sampled, in the order in which the rows were given."""
+    """The flat index of each token whose logits are sampled, in the order of the given rows."""
     prompts: tuple[PromptTargets, ...] = ()
-    """Of the rows that want prompt logprobs, in the order in which these were given."""
+    """For the rows that request prompt logprobs, in the order of the given rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
-    """Some flat tokens that read the same slots: the last of them sees all, and with `is_causal` each one less.
+    """Flat tokens that read the same slots: all of them or, with `is_causal`, one fewer for each token before the last.
 
-    `is_alone`: each is computed by itself.
+    `is_alone`: each token is computed separately.
     """
 
     name: int
@@ -106,9 +106,9 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Makes plans for a model of type `dtype`. `page_size` and `tile_size` are in slots.
+    """Makes plans for a model in `dtype`. `page_size` and `tile_size` are in slots.
 
-    `run_lengths` are those of our own kernels; None without them.
+    `run_lengths` are for our own kernels; None without them.
     """
 
     page_size: int
@@ -118,7 +118,7 @@ class Planner:
     run_lengths: RunLengths | None
 
     def batch(self, rows: Sequence[Row]) -> BatchPlan:
-        """Lays rows side by side."""
+        """Lays out rows as one batch."""
         own = [_slots(row.pages, self.page_size, row.end) for row in rows]
         reads, order = self._arrange(
             [
@@ -146,7 +146,7 @@ class Planner:
         )
 
     def _prompts(self, rows: Sequence[Row], ends: Iterable[int]) -> tuple[PromptTargets, ...]:
-        """Of the rows that want prompt logprobs. `ends` are where their tokens end in the batch."""
+        """Returns the targets of rows that request prompt logprobs. `ends` are where the rows end in the batch."""
         return tuple(
             PromptTargets(
                 end - len(row.tokens) + row.prompt_logprobs_start,
@@ -183,18 +183,18 @@ class Planner:
         return Watched(place=place, slots=slots, layers=row.request.attention_layers)
 
     def _is_alone(self, row: Row) -> bool:
-        """Whether each of a row's tokens is computed by itself: a token of an answer, with the guesses behind it, must
-        get what it gets without others. Few tokens of a prompt are, too."""
+        """Whether each of a row's tokens is computed separately: an answer's token and the drafts after it must get the
+        same results as without other tokens. So are the tokens of a short prompt."""
         is_of_answer = len(row.tokens) == 1 + row.num_drafts
         return is_of_answer or (self.run_lengths is not None and self.run_lengths.leave_idle(len(row.tokens)))
 
     def _slots_of(self, row: Row, span: ImageSpan) -> Slots:
-        """The slots of the images of a span."""
+        """The slots of a span's images."""
         tiles = [tile for tiles in row.image_tiles[span.first : span.last] for tile in tiles]
         return _slots(tiles, self.tile_size, len(tiles) * self.tile_size)
 
     def _arrange(self, readers: Sequence[_Reader]) -> tuple[tuple[Group, ...] | TokenReads, list[int]]:
-        """What readers attend to, and the order in which these have their tokens."""
+        """Returns what readers attend to, and the order of their tokens."""
         if self.run_lengths:
             readers = sorted(readers, key=lambda reader: not reader.is_alone)
             return _token_reads(readers, self.run_lengths), [reader.name for reader in readers]
@@ -227,7 +227,7 @@ class Planner:
         return Group(begin=begin, end=end, slots=where, mask=self._mask(seen))
 
     def _mask(self, seen: Tensor) -> Tensor:
-        """Zero where something is seen, else minus infinity."""
+        """Zero where a slot is seen, minus infinity elsewhere."""
         return torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, -torch.inf).to(self.device)
 
     def _numbers(self, numbers: Iterable[int]) -> Tensor:
@@ -249,7 +249,7 @@ def _slots(blocks: Sequence[int], size: int, count: int) -> Slots:
 
 
 def _token_reads(readers: Sequence[_Reader], lengths: RunLengths) -> TokenReads:
-    """Of readers of which those that are alone come first."""
+    """Returns the reads of `readers`, which must be sorted with the ones that are alone first."""
     begins: list[int] = []
     counts: list[int] = []
     runs: list[int] = []
@@ -272,7 +272,7 @@ def _token_reads(readers: Sequence[_Reader], lengths: RunLengths) -> TokenReads:
 
 
 def _together(readers: Sequence[_Reader]) -> list[list[_Reader]]:
-    """Single tokens grouped by context length, each longer run of tokens alone."""
+    """Groups single tokens by context length; each longer run of tokens is alone."""
     groups: list[list[_Reader]] = []
     alone: list[list[_Reader]] = []
     for reader in sorted(readers, key=lambda r: -len(r.slots)):
@@ -286,7 +286,7 @@ def _together(readers: Sequence[_Reader]) -> list[list[_Reader]]:
 
 
 def _padded(slots: Sequence[Slots], longest: int) -> tuple[Tensor, Tensor]:
-    """Slots [rows, longest] of single tokens, and which of them each sees, [rows, 1, 1, longest]."""
+    """Returns slots [rows, longest] of single tokens, and which of them each token sees, [rows, 1, 1, longest]."""
     lengths = np.array([len(one) for one in slots])[:, None]
     filled = np.empty((len(slots), longest), np.int64)
     for row, own in zip(filled, slots, strict=True):

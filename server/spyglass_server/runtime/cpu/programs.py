@@ -1,6 +1,6 @@
 """Small steps as programs: all operations of the text model's layers in one call.
 
-A program is recorded when a batch of its kind comes first; inputs are then copied to where it reads them.
+A program is recorded for the first batch of its kind; inputs are then copied to where it reads them.
 """
 
 import torch
@@ -19,13 +19,13 @@ from spyglass_server.runtime.slot_cache import SlotCache
 
 _FIRST_TOKENS, _MAX_TOKENS = 8, 128
 _MAX_PROGRAMS = 128
-"""To record one takes about ten milliseconds."""
+"""Recording one takes about ten milliseconds."""
 
 
 class Programs:
-    """Those of a model, by how many tokens there are, how many of these see images, and whether all are sampled.
+    """A model's programs, by the number of tokens, how many of them see images, and whether all are sampled.
 
-    They share the memory of what they compute on the way.
+    They share memory for intermediate results.
     """
 
     def __init__(self, model: TextModel, memory: Memory, frequencies: Tensor, kernels: Kernels) -> None:
@@ -36,12 +36,12 @@ class Programs:
         parts = [part for each in (model.layers, model.norm, model.head) for part in each.modules()]
         leaves = [part for part in parts if not any(part.children())]
         is_native = all(isinstance(leaf, NativeLinear | NativeRMSNorm) for leaf in leaves)
-        self._is_possible = is_native and model.mesh.size == 1  # what torch computes cannot be recorded
+        self._is_possible = is_native and model.mesh.size == 1  # torch's operations cannot be recorded
 
     def logits(self, plan: BatchPlan) -> Tensor | None:
-        """Computes a batch, and returns the logits of the tokens that are sampled, which hold until the next one.
+        """Computes a batch and returns the sampled tokens' logits, which are valid until the next batch.
 
-        None for a large batch, and for one of which more is wanted than that.
+        Returns None for a large batch, and if more than these logits is requested.
         """
         count = len(plan.tokens)
         if not self._is_possible or count > _MAX_TOKENS or plan.prompts or not len(plan.sampled):
@@ -54,7 +54,7 @@ class Programs:
                 self._programs.clear()
                 self._buffers = Buffers(min(_MAX_TOKENS, 2 * count))
             program = self._recorded(*key)
-        self._programs[key] = program  # as the last one used
+        self._programs[key] = program  # most recently used
         if len(self._programs) > _MAX_PROGRAMS:
             del self._programs[next(iter(self._programs))]
         return program.run(plan)
@@ -65,7 +65,7 @@ class Programs:
 
 
 class _Program:
-    """The program for so many tokens, of which so many see images, and of which all are sampled, or some."""
+    """The program for `count` tokens, of which `num_seeing` see images, and all or some are sampled."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _Program:
                 elif num_seeing:
                     assert isinstance(layer, CrossAttentionLayer)
                     if added is not None:
-                        x, added = layer.attention_norm.add(x, added)[0], None  # for the sum alone
+                        x, added = layer.attention_norm.add(x, added)[0], None  # only for the sum
                     x = layer(x, self._images)
             _, self._states = model.norm.add(x, added)
             self._logits = model.head(self._states) if are_sampled else None
@@ -113,20 +113,20 @@ class _Program:
 
 
 class _PlannedReads:
-    """What attention of all layers to one of the caches reads, changed from run to run."""
+    """What all layers' attention reads from one of the caches; it changes from run to run."""
 
     def __init__(self, cache: SlotCache, config: TextConfig, kernels: Kernels, buffers: Buffers) -> None:
         self._cache, self._config, self._kernels, self._buffers = cache, config, kernels, buffers
         self._reads = Reads()
 
     def read(self, reads: object) -> None:
-        """Has the next run read what a plan with kernels says."""
+        """Sets what the next run reads, from a plan for our own kernels."""
         assert isinstance(reads, TokenReads)
         self._reads.set(reads)
         self._reads.make_room(self._config.num_heads * (self._config.head_dim + 2), self._buffers.take_parts)
 
     def forget(self) -> None:
-        """Lets go of that."""
+        """Releases what the last run has read."""
         self._reads.forget()
 
     def attend_to(self, stored: tuple[Tensor, Tensor], q: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class _PlannedReads:
 
 
 class _TextReads(_PlannedReads):
-    """What the layers read of the text's cache. Implements `KVCache` while a program is recorded."""
+    """What the layers read from the text cache. Implements `KVCache` while a program is recorded."""
 
     def __init__(self, count: int, cache: SlotCache, config: TextConfig, kernels: Kernels, buffers: Buffers) -> None:
         super().__init__(cache, config, kernels, buffers)
@@ -148,7 +148,7 @@ class _TextReads(_PlannedReads):
         return self.attend_to(stored, q)
 
     def set(self, plan: BatchPlan, frequencies: Tensor) -> None:
-        """Has the next run read what a batch reads."""
+        """Sets what the next run reads, from a batch's plan."""
         cos, sin = rotary_angles(plan.positions, frequencies)
         self._cos.copy_(cos)
         self._sin.copy_(sin)
@@ -157,7 +157,7 @@ class _TextReads(_PlannedReads):
 
 
 class _ImageReads(_PlannedReads):
-    """What the layers read of the images' cache. Implements `CrossCache`."""
+    """What the layers read from the image cache. Implements `CrossCache`."""
 
     def __init__(
         self, count: int, num_seeing: int, cache: SlotCache, config: TextConfig, kernels: Kernels, buffers: Buffers
@@ -176,6 +176,6 @@ class _ImageReads(_PlannedReads):
         return self.attend_to(self._cache.layer(layer), q)
 
     def set(self, plan: CrossPlan) -> None:
-        """Has the next run read what tokens read."""
+        """Sets what the next run reads, from a batch's plan."""
         self._index.copy_(plan.index)
         self.read(plan.reads)

@@ -37,7 +37,7 @@ from spyglass_server.runtime.sampler import TopLogprobs, top_logprobs
 _PROMPT_LOGITS_ROWS = 256
 """Prompt positions per logits batch, to bound memory."""
 _RECORDED_NUMBERS = 1 << 20
-"""A plan for a recorded step may have so many numbers; steps with more are computed operation by operation."""
+"""Maximum numbers in the plan of a recorded step; steps with more are computed operation by operation."""
 _MAX_DRAWS = 1 << 12
 
 
@@ -58,7 +58,7 @@ class CudaBackend:
         self._recorded = torch.zeros(_RECORDED_NUMBERS, dtype=torch.int32, device=place)
         self._computed = torch.zeros(_RECORDED_NUMBERS, dtype=torch.int32, device=place)
         self._tokens = torch.zeros(_MAX_DRAWS, dtype=torch.int32, device=place)
-        """What the last step has drawn."""
+        """The tokens that the last step has drawn."""
         self._graphs = DecodeGraphs(device.record)
         if memory.records_steps:
             self._graphs.record(recorded_shapes(memory.max_batch), self._prepared)
@@ -88,7 +88,7 @@ class CudaBackend:
         results = []
         if output.logits is not None and plan.count("draw_rows"):
             results = self._sample(plan, output.logits, numbers)
-        self._model.mesh.share(self._tokens)  # the next step of all ranks may begin with them
+        self._model.mesh.share(self._tokens)  # the next step may begin with them on all ranks
         results += [part for found in output.prompts for part in found]
         results += output.attention
         if not results:
@@ -113,12 +113,12 @@ class CudaBackend:
         self._device.check()
 
     def _prepared(self, shape: GraphShape) -> Compute:
-        """The computation of a shape, with nothing but spare rows on the device."""
+        """Returns the computation of a shape, with only spare rows on the device."""
         plan = self._planner.in_shape((), shape)
         return partial(self._logits_of_all, plan, self._upload(plan))
 
     def _upload(self, plan: PagedPlan) -> Tensor:
-        """Copies the numbers of a plan to the device, and what is new in the block tables to their places."""
+        """Copies a plan's numbers to the device, and new entries of the block tables to their places."""
         if plan.shape is None and len(plan.numbers) > len(self._computed):
             self._computed = torch.zeros(2 * len(plan.numbers), dtype=torch.int32, device=self._computed.device)
         numbers = self._computed if plan.shape is None else self._recorded
@@ -146,7 +146,7 @@ class CudaBackend:
         return hidden
 
     def _prompt_logprobs(self, plan: PagedPlan, span: PromptSpan, hidden: Tensor, numbers: Tensor) -> TopLogprobs:
-        """Logprobs of prompt tokens, a few at once: logits are large."""
+        """Computes the logprobs of prompt tokens a few at a time: logits are large."""
         tokens = plan.section(span.name, numbers).long()
         found = []
         for first in range(0, span.count, _PROMPT_LOGITS_ROWS):
@@ -156,7 +156,7 @@ class CudaBackend:
         return TopLogprobs(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
 
     def _sample(self, plan: PagedPlan, logits: Tensor, numbers: Tensor) -> list[Tensor]:
-        """The tokens of all draws, and the logprobs of those that are told."""
+        """Returns the tokens of all draws, and the logprobs of draws that request them."""
         edited = logits
         if plan.count("edit_rows") or plan.count("mask_rows"):
             edited = logits.clone()
@@ -183,7 +183,7 @@ def _watched(plan: PagedPlan, one: WatchedSlots, numbers: Tensor) -> Watched:
 
 
 def _outputs(given: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) -> list[RowOutput]:
-    """The rows' outputs from what has come from the device."""
+    """Builds the rows' outputs from the numbers that the device returned."""
     rows = sampled_rows(given)
     num_draws = plan.count("draw_rows")
     tokens, rest = numbers[:num_draws].tolist(), numbers[num_draws:]
@@ -202,7 +202,7 @@ def _outputs(given: Sequence[Row], plan: PagedPlan, numbers: NDArray[np.int32]) 
 
 
 def _logprobs(numbers: NDArray[np.int32], count: int, top: int) -> tuple[list[Logprobs], NDArray[np.int32]]:
-    """Reads `TopLogprobs` of so many tokens; also returns what is behind them."""
+    """Reads `TopLogprobs` of `count` tokens; also returns the numbers after them."""
     chosen, top_tokens, tops, rest = np.split(numbers, np.cumsum([count, count * top, count * top]))
     found: Iterator[tuple[float, list[int], list[float]]] = zip(
         chosen.view(np.float32).tolist(),

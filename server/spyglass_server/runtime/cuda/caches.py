@@ -1,4 +1,4 @@
-"""The caches as the text model's layers see them during one batch: kernels read pages and tiles where they are."""
+"""The caches as the text model's layers see them during one batch: kernels read pages and tiles in place."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from spyglass_server.runtime.kernels.layers import rotate_and_store
 
 
 class PagedKVCache:
-    """The text's. Implements `KVCache`."""
+    """The text cache. Implements `KVCache`."""
 
     def __init__(
         self, memory: Memory, seats: Seats, plan: PagedPlan, numbers: Tensor, frequencies: Tensor, heads: int
@@ -29,7 +29,7 @@ class PagedKVCache:
 
 
 class PagedCrossCache:
-    """The images', of the tokens that see some. Implements `CrossCache`."""
+    """The image cache, for the tokens that see images. Implements `CrossCache`."""
 
     def __init__(self, memory: Memory, seats: Seats, plan: PagedPlan, numbers: Tensor) -> None:
         self._memory, self._tables = memory, seats.tiles
@@ -48,7 +48,7 @@ class PagedCrossCache:
 
 
 class RecordedCrossCache:
-    """The images', of all rows of a recorded step: those that see none find nothing and stay as they are."""
+    """The image cache, for all rows of a recorded step: rows that see no image stay unchanged."""
 
     def __init__(self, memory: Memory, seats: Seats, plan: PagedPlan, numbers: Tensor) -> None:
         self._memory, self._tables = memory, seats.tiles
@@ -69,7 +69,7 @@ class RecordedCrossCache:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, tables: Tensor, reads: Tensor, blocks: Tensor, block_size: int, *, is_causal: bool
 ) -> Tensor:
-    """Attention of q [tokens, heads, head_dim], first those with `reads`, then the others in `blocks`."""
+    """Attention of q [tokens, heads, head_dim]: first the tokens with `reads`, then the others in `blocks`."""
     num_reads = reads.shape[1]
     if not blocks.shape[1]:
         return decode_attention(q, k, v, tables, reads, block_size)

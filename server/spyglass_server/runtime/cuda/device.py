@@ -1,4 +1,4 @@
-"""What the engine needs of a GPU beside PyTorch's operations: copies that wait for nothing, and recordings."""
+"""What the engine needs from a GPU besides PyTorch's operations: copies that never block, and recordings."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -11,60 +11,60 @@ from torch import Tensor
 
 Compute = Callable[[], Tensor]
 Numbers = Callable[[], NDArray[np.int32]]
-"""Waits for numbers that are on their way to the host."""
+"""Waits for numbers that are being copied to the host."""
 
 _STEPS_AT_ONCE = 3
-"""Steps whose copies may be under way together, one more than there ever are."""
+"""Steps whose copies may be in flight together, one more than ever are."""
 
 
 class RecordingFailed(Exception):
-    """A device computes something but cannot record it; the text is for the log."""
+    """A device can run a computation but not record it; the text is for the log."""
 
 
 class Device(Protocol):
-    """One GPU. Everything on it happens in the order in which it was asked for."""
+    """One GPU. All work on it runs in the order of the calls."""
 
     device: torch.device
 
     def upload(self, numbers: NDArray[np.int32], target: Tensor) -> None:
-        """Copies a step's numbers to the beginning of target, int32; they may be changed right after."""
+        """Copies a step's numbers to the beginning of target, int32; the caller may change them right after."""
 
     def download(self, tensor: Tensor) -> Numbers:
-        """Begins to copy a step's results, int32 [numbers], to the host."""
+        """Starts copying a step's results, int32 [numbers], to the host."""
         ...
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Copies what belongs to no step."""
+        """Copies data that belongs to no step."""
         ...
 
     def record(self, compute: Compute) -> Compute:
-        """Records a computation; what is returned replays it on what its input tensors hold by then. The result holds
-        until the next replay of any recording.
+        """Records a computation; the returned function replays it on the current contents of its input tensors. The
+        result is valid until the next replay of any recording.
 
-        Raises RecordingFailed when the computation works but cannot be recorded, and whatever the computation raises.
+        Raises RecordingFailed if the computation works but cannot be recorded, and whatever the computation raises.
         """
         ...
 
     def check(self) -> None:
-        """Raises torch.AcceleratorError when the device is lost."""
+        """Raises torch.AcceleratorError if the device is lost."""
 
 
 class _Staging:
-    """Pinned memory on the host, and when the device is done with it."""
+    """Pinned host memory, with an event for when the device is done with it."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.int32)
         self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def of(self, count: int) -> Tensor:
-        """Memory for so many numbers, when the device no longer uses it."""
+        """Returns memory for `count` numbers, once the device no longer uses it."""
         self.wait()
         if len(self._memory) < count:
             self._memory = torch.empty(2 * count, dtype=torch.int32, pin_memory=True)
         return self._memory[:count]
 
     def in_use(self) -> None:
-        """The device uses it in what was asked for until now."""
+        """Marks the memory as used by all work queued so far."""
         self._is_done.record()
 
     def wait(self) -> None:
@@ -72,7 +72,7 @@ class _Staging:
 
 
 class CudaDevice:
-    """Implements `Device` by CUDA."""
+    """Implements `Device` with CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -105,17 +105,17 @@ class CudaDevice:
 
     def record(self, compute: Compute) -> Compute:
         self._aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._aside):  # libraries set themselves up, which cannot be recorded
+        with torch.cuda.stream(self._aside):  # libraries initialise, which cannot be recorded
             for _ in range(2):
                 compute()
         here = torch.cuda.current_stream()
         here.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        try:  # a capture that fails leaves its stream the current one, hence the stream around it
+        try:  # a failed capture leaves its stream current, hence the outer stream context
             with torch.cuda.stream(here), torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
-                result = compute()  # has worked twice, so what fails now is the recording
+                result = compute()  # it has worked twice, so only the recording can fail now
         except RuntimeError as error:
-            torch.cuda.synchronize()  # raises when it was the device that failed
+            torch.cuda.synchronize()  # raises if the device itself failed
             raise RecordingFailed(str(error)) from error
 
         def replay() -> Tensor:

@@ -1,6 +1,6 @@
 """Decode steps recorded for fixed shapes when the engine starts, and replayed as a whole.
 
-A replay costs the host the same however many operations it has; launching these one by one is most of a small step's
+A replay costs the host the same for any number of operations; launching them one by one takes most of a small step's
 time on fast devices.
 """
 
@@ -20,7 +20,7 @@ _LOG_S = 2.0
 
 
 class DecodeGraphs:
-    """The recordings by their shapes."""
+    """The recordings, by shape."""
 
     def __init__(self, record: Callable[[Compute], Compute]) -> None:
         self._record = record
@@ -31,10 +31,10 @@ class DecodeGraphs:
         return set(self._recorded)
 
     def record(self, shapes: Sequence[GraphShape], prepared: Callable[[GraphShape], Compute]) -> None:
-        """Records steps; `prepared` gives the computation of a shape whose numbers are on the device by then.
+        """Records steps; `prepared` puts a shape's numbers on the device and returns its computation.
 
         Shapes that cannot be recorded are left out: their steps are computed operation by operation. Raises whatever
-        goes wrong with computing them.
+        computing them raises.
         """
         began = logged = time.monotonic()
         for done, shape in enumerate(shapes):
@@ -49,5 +49,5 @@ class DecodeGraphs:
         log.info("recorded decode steps of %d shapes in %.1f s", len(shapes), time.monotonic() - began)
 
     def replay(self, shape: GraphShape) -> Tensor:
-        """Logits float32 [rows of the shape, vocabulary]; they hold until the next call."""
+        """Returns logits float32 [rows of the shape, vocabulary], which are valid until the next call."""
         return self._recorded[shape]()

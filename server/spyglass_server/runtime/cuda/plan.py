@@ -1,9 +1,9 @@
-"""The plan of a batch for a GPU: numbers that go to the device in one copy, and where which of them stand.
+"""The plan of a batch for a GPU: numbers that go to the device in one copy, and their layout.
 
-    flat tokens   [ decoding rows, one token each | spare ones of a recorded shape | prompts: t t t | t t t t ]
+    flat tokens   [ decoding rows, one token each | spare rows of a recorded shape | prompts: t t t | t t t t ]
 
-Decoding rows attend by their `reads`, prompts in query blocks. What a recorded step reads comes first, at places that
-depend on its shape alone.
+Decoding rows attend by their `reads`, prompts in query blocks. Numbers that a recorded step reads come first, at
+offsets that depend only on its shape.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ from spyglass_server.runtime.outputs import draws_of
 from spyglass_server.runtime.sampler import random_starts
 
 _ALIGNMENT = 16
-"""Of sections, in numbers of 4 bytes: kernels are compiled anew for addresses that are not round."""
+"""Alignment of sections, in 4-byte numbers: kernels are recompiled for unaligned addresses."""
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Numbers of rows for which decode steps are recorded."""
+"""Row counts for which decode steps are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphShape:
-    """Of a recorded decode step: how many rows, and whether some may see images."""
+    """The shape of a recorded decode step: the number of rows, and whether some may see images."""
 
     rows: int
     sees_images: bool
@@ -39,7 +39,7 @@ class GraphShape:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Where numbers of a kind stand, counted in 4 bytes."""
+    """Where numbers of one kind are, in units of 4 bytes."""
 
     begin: int
     shape: tuple[int, ...]
@@ -54,8 +54,8 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSpan:
-    """Flat tokens begin … begin + count - 1, after which prompt tokens come whose logprobs are asked for, with `top`
-    others each; `name` is the section of these tokens."""
+    """Flat tokens begin … begin + count - 1, each followed by a prompt token whose logprobs are requested, with `top`
+    alternatives; `name` is the section of these prompt tokens."""
 
     begin: int
     count: int
@@ -65,8 +65,8 @@ class PromptSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedSlots:
-    """A token whose attention to images is told: its place in `image_index`, the section with the slots that it sees,
-    and the layers."""
+    """A token whose attention to images is returned: its place in `image_index`, the section with the slots that it
+    sees, and the layers."""
 
     place: int
     name: str
@@ -75,13 +75,13 @@ class WatchedSlots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedPlan:
-    """What is computed for a batch.
+    """What to compute for a batch.
 
     Sections for the forward pass: `tokens`, `positions` and `slots` [tokens]; `reads` [3, decoding rows] and `blocks`
-    [5, query blocks] of the text; `image_reads` and `image_blocks` of the images, by the tokens of `image_index`, or in
-    a recorded shape by all; `table_places` and `table_values`, what is new in the block tables; `sampled`, the flat
-    token of each row of logits. For sampling: `draw_*` [draws], `edit_*` [changes], `mask_*`, and of the draws with
-    logprobs `told`, and `told_rows`, their rows of logits.
+    [5, query blocks] of the text; `image_reads` and `image_blocks` of the images, for the tokens of `image_index` or,
+    in a recorded shape, for all tokens; `table_places` and `table_values`, new entries of the block tables; `sampled`,
+    the flat token of each row of logits. For sampling: `draw_*` [draws], `edit_*` [changes], `mask_*`, `told`, the
+    draws that return logprobs, and `told_rows`, their rows of logits.
     """
 
     numbers: NDArray[np.int32]
@@ -91,29 +91,29 @@ class PagedPlan:
     prompts: tuple[PromptSpan, ...]
     watched: tuple[WatchedSlots, ...]
     failed: Mapping[int, str]
-    """The sampled rows whose grammars allow nothing."""
+    """The sampled rows whose grammars allow no token."""
     max_told: int
-    """The most alternatives that a draw's logprobs are told with."""
+    """Maximum number of alternatives in a draw's logprobs."""
 
     def section(self, name: str, numbers: Tensor) -> Tensor:
-        """Numbers of a kind, among those on the device."""
+        """Returns the numbers of one kind from those on the device."""
         return self.sections[name].of(numbers)
 
     def count(self, name: str) -> int:
-        """How many numbers of a kind there are, along their last dimension."""
+        """Returns the size of a section along its last dimension."""
         return self.sections[name].shape[-1]
 
 
 @dataclass(slots=True)
 class _Packer:
-    """Puts arrays one behind the other."""
+    """Packs arrays one after another."""
 
     parts: list[NDArray[np.int32]] = field(default_factory=list)
     sections: dict[str, Section] = field(default_factory=dict)
     size: int = 0
 
     def add(self, name: str, values: ArrayLike, dtype: str = "int32", width: int | None = None) -> None:
-        """`width` is the number of columns of values that may have no row; these are then stored by column."""
+        """`width` is the number of columns of values that may have no rows; with it, values are stored by column."""
         array = np.asarray(values, dtype)
         if width is not None:
             array = array.reshape(-1, width).T
@@ -126,13 +126,13 @@ class _Packer:
 
 
 def recorded_shapes(max_batch: int) -> list[GraphShape]:
-    """All shapes of decode steps for so many rows, largest first."""
+    """Returns all shapes of decode steps for up to `max_batch` rows, largest first."""
     rows = sorted({min(count, max_batch) for count in _ROWS if count < 2 * max_batch}, reverse=True)
     return [GraphShape(count, sees) for count in rows for sees in (True, False)]
 
 
 class PagedPlanner:
-    """Makes plans. `shapes` are those that are recorded."""
+    """Makes plans. `shapes` are the recorded ones."""
 
     def __init__(self, memory: Memory, seats: Seats, vocab_size: int, query_block: int) -> None:
         self._memory, self._seats = memory, seats
@@ -141,11 +141,11 @@ class PagedPlanner:
         self.shapes: set[GraphShape] = set()
 
     def plan(self, rows: Sequence[Row]) -> PagedPlan:
-        """Lays out rows, in a recorded shape where one suits."""
+        """Lays out rows, in a recorded shape if one fits."""
         return self.in_shape(rows, self._shape(rows))
 
     def in_shape(self, rows: Sequence[Row], shape: GraphShape | None) -> PagedPlan:
-        """Lays out rows that decode in a given shape, or any rows."""
+        """Lays out decoding rows in a given shape, or any rows without a shape."""
         seating = self._seats.take(rows)
         seats: list[int] = seating.seats.tolist()
         decoding = [i for i, row in enumerate(rows) if len(row.tokens) == 1]
@@ -153,7 +153,7 @@ class PagedPlanner:
         num_spare = shape.rows - len(rows) if shape else 0
         ends = np.cumsum([len(rows[i].tokens) for i in order])
         ends[len(decoding) :] += num_spare
-        last = np.empty(len(rows), np.int64)  # the flat token of each row's end
+        last = np.empty(len(rows), np.int64)  # the flat index of each row's last token
         last[order] = ends - 1
         packer = _Packer()
         self._add_tokens(packer, rows, decoding, order[len(decoding) :], num_spare)
@@ -178,7 +178,7 @@ class PagedPlanner:
         )
 
     def _shape(self, rows: Sequence[Row]) -> GraphShape | None:
-        """The smallest recorded shape that suits; None where there are prompts."""
+        """Returns the smallest recorded shape that fits; None if there are prompts."""
         if any(len(row.tokens) > 1 or row.prompt_targets or watched_span(row) for row in rows):
             return None
         sees_images = any(self._image_read(row, 0)[2] for row in rows)
@@ -227,9 +227,9 @@ class PagedPlanner:
         *,
         is_fixed: bool,
     ) -> tuple[WatchedSlots, ...]:
-        """Of the tokens that see images, or with `is_fixed` of all decoding rows.
+        """Adds the reads of tokens that see images or, with `is_fixed`, of all decoding rows.
 
-        Returns those whose attention is told, in the order of the rows.
+        Returns the tokens whose attention is requested, in the order of the rows.
         """
         reads: list[tuple[int, int, int]] = []
         blocks: list[tuple[int, ...]] = []
@@ -266,12 +266,12 @@ class PagedPlanner:
                 yield WatchedSlots(place=places[i], name=f"watched_{i}", layers=row.request.attention_layers)
 
     def _image_read(self, row: Row, seat: int) -> tuple[int, int, int]:
-        """What a decoding row sees of images: positions 0 … -1 when it sees none."""
+        """Returns the image positions that a decoding row sees: 0 … -1 if it sees none."""
         spans = image_spans(row.request.image_positions, row.end - 1, row.end)
         return (seat, *self._image_slots(row, spans[0].first, spans[0].last)) if spans else (seat, 0, 0)
 
     def _image_slots(self, row: Row, first: int, last: int) -> tuple[int, int]:
-        """Where images first … last - 1 stand among all slots of the row's images."""
+        """Returns where images first … last - 1 are among all slots of the row's images."""
         before = sum(len(tiles) for tiles in row.image_tiles[:first])
         count = sum(len(tiles) for tiles in row.image_tiles[first:last])
         return before * self._memory.tile_size, (before + count) * self._memory.tile_size
@@ -279,7 +279,7 @@ class PagedPlanner:
     def _query_blocks(
         self, first: int, count: int, seat: int, begin: int, end: int, *, is_causal: bool
     ) -> list[tuple[int, ...]]:
-        """Blocks of `count` tokens, of which the first sees begin … end - 1; with `is_causal` each next one more."""
+        """Splits `count` tokens into blocks; the first sees begin … end - 1, with `is_causal` each next one more."""
         size = self._query_block
         return [
             (first + done, min(size, count - done), seat, begin, end + (done if is_causal else 0))
@@ -289,7 +289,7 @@ class PagedPlanner:
     def _add_sampling(
         self, packer: _Packer, rows: Sequence[Row], last: NDArray[np.int64], *, has_all: bool
     ) -> tuple[Mapping[int, str], int]:
-        """`has_all`: there are logits of all flat tokens, else of those that are sampled."""
+        """`has_all`: all flat tokens have logits, not only the sampled ones."""
         sampled = [one for row in rows for one in row.sampled()]
         own = [
             token

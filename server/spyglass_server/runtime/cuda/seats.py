@@ -1,6 +1,6 @@
-"""Block tables that stay on the device: each sequence of a batch has a seat, a row of numbers of its pages and tiles.
+"""Block tables that stay on the device: each sequence of a batch has a seat, a row of its page and tile numbers.
 
-The host remembers what each seat holds, so only what is new is copied.
+The host remembers what each seat holds, so only new entries are copied.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ Blocks = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Seating:
-    """Where rows sit, int32 [rows], and the `values` that must be written to `places` of the tables before."""
+    """The rows' seats, int32 [rows], and the `values` that must first be written to `places` in the tables."""
 
     seats: NDArray[np.int32]
     places: NDArray[np.int32]
@@ -30,7 +30,7 @@ class Seating:
 class Seats:
     """The tables of pages [seats, pages] and of tiles [seats, tiles], int32, side by side in one tensor.
 
-    Behind the seats for sequences is a spare one, for rows that nobody reads.
+    After the seats for sequences comes a spare one, for rows that are never read.
     """
 
     def __init__(self, count: int, max_pages: int, max_tiles: int, spare_page: int, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Seats:
         )
         self._pages: list[Blocks] = [()] * count
         self._tiles: list[tuple[Blocks, ...]] = [()] * count
-        self._seat_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # the one seen last at the end
+        self._seat_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # most recently seen last
         self._free = list(range(count))
 
     @property
@@ -54,7 +54,7 @@ class Seats:
         return self.all[self._first_tiles :].view(-1, self._max_tiles)
 
     def take(self, rows: Sequence[Row]) -> Seating:
-        """Seats the sequences of a batch; those that have waited longest give theirs up."""
+        """Assigns seats to the sequences of a batch; the least recently seen ones lose theirs."""
         seats = self._choose([row.sequence for row in rows])
         places: list[NDArray[np.int32]] = []
         values: list[Sequence[int]] = []
@@ -77,7 +77,7 @@ class Seats:
     def _choose(self, sequences: Sequence[int]) -> list[int]:
         times: dict[int, int] = {}
         keys = []
-        for sequence in sequences:  # the same one more than once: only in tests
+        for sequence in sequences:  # duplicates occur only in tests
             times[sequence] = times.get(sequence, -1) + 1
             keys.append((sequence, times[sequence]))
         for key in keys:

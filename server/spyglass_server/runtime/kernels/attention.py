@@ -1,7 +1,7 @@
-"""Attention to keys and values where they lie: in pages of text, or tiles of images.
+"""Attention to keys and values in place: in pages of text, or tiles of images.
 
-A sequence has a row of numbers in a table, those of its blocks in order. Position p of a sequence stands in slot
-`table[p // block_size] * block_size + p % block_size`. Blocks are never copied together.
+A sequence has a row in a table, with the numbers of its blocks in order. Position p of a sequence is in slot
+`table[p // block_size] * block_size + p % block_size`. Blocks are never gathered into one buffer.
 """
 
 import math
@@ -14,14 +14,14 @@ from torch import Tensor
 from spyglass_server.runtime.kernels.launch import launch
 
 _MIN_HEADS = 16
-"""The least that a tensor core multiplies: query heads beyond those that share a key head are masked."""
+"""Minimum rows that a tensor core multiplies: query heads beyond those that share a key head are masked."""
 _CHUNK, _MAX_CHUNKS = 256, 64
-"""Positions whose attention is one partial result when decoding, and how many of these there are at most: in a longer
-context they are longer. So they depend on a row's own context only, and with them its sums."""
+"""Positions per partial result when decoding, and the maximum number of partial results: longer contexts have longer
+ones. So these, and with them a row's sums, depend only on the row's own context."""
 _SLOTS = 64
-"""Positions that are read at once."""
+"""Positions read at once."""
 _PROGRAMS = 528
-"""Programs that are at least started when decoding: some four for each multiprocessor of a large GPU."""
+"""Minimum programs launched when decoding: about four for each multiprocessor of a large GPU."""
 QUERY_BLOCK = 64
 """Maximum number of tokens in a query block."""
 
@@ -63,7 +63,7 @@ def _decode_chunks(
             keys = tl.load(k + slot[None] + dim[:, None], mask=seen[None] & is_dim[:, None], other=0.0)
             scores = tl.dot(query, keys, input_precision="ieee") * scale
             scores = tl.where(seen[None], scores, -float("inf"))
-            new_best = tl.maximum(best, tl.max(scores, 1))  # the first block of a chunk always has one that is seen
+            new_best = tl.maximum(best, tl.max(scores, 1))  # the first block of a chunk always has a seen position
             weights = tl.exp2(scores - new_best[:, None])
             kept = tl.exp2(best - new_best)
             values = tl.load(v + slot[:, None] + dim[None], mask=seen[:, None] & is_dim[None], other=0.0)
@@ -83,7 +83,7 @@ def _combine_chunks(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, MAX_CHUNKS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Puts the chunks of one head of a row together; zero where the row sees nothing."""
+    """Combines the chunks of one head of a row; zero if the row sees nothing."""
     row, head = tl.program_id(0), tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
     length = tl.load(reads + 2 * num_rows + row) - tl.load(reads + num_rows + row)
     num_chunks = tl.cdiv(length, _chunk_size(length, CHUNK, MAX_CHUNKS))
@@ -111,7 +111,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, tables: Tensor, reads: Ten
 
     q [rows, heads, head_dim]; k and v [slots, kv_heads * head_dim], contiguous; tables int32 [seats, blocks]. `reads`
     int32 [3, rows]: the row of the table, and the positions begin … end - 1 that are seen, if any. Returns [rows,
-    heads * head_dim] in q's format.
+    heads * head_dim] in q's dtype.
     """
     rows, heads, head_dim = q.shape
     kv_heads = k.shape[1] // head_dim
@@ -177,12 +177,12 @@ def _prefill(
 def prefill_attention(
     q: Tensor, k: Tensor, v: Tensor, tables: Tensor, blocks: Tensor, out: Tensor, block_size: int, *, is_causal: bool
 ) -> None:
-    """Attention of runs of tokens, each of its own sequence.
+    """Attention of runs of tokens, each run from its own sequence.
 
     q [tokens, heads, head_dim]; k, v and tables as in `decode_attention`. `blocks` int32 [5, query blocks]: the first
-    token in q and how many there are, at most QUERY_BLOCK; the row of the table; the positions begin … end - 1 that
-    the first token sees, which are not none. With `is_causal` each next token sees one more. Writes the tokens' rows of
-    out [tokens, heads * head_dim].
+    token in q and the number of tokens, at most QUERY_BLOCK; the row of the table; the positions begin … end - 1 that
+    the first token sees, at least one. With `is_causal` each next token sees one more. Writes the tokens' rows of out
+    [tokens, heads * head_dim].
     """
     _, heads, head_dim = q.shape
     is_wide = q.element_size() > 2
@@ -196,5 +196,5 @@ def prefill_attention(
 
 
 def _scale(head_dim: int) -> float:
-    """Of scores whose exponentials are taken to base 2."""
+    """The scale of scores whose exponentials have base 2."""
     return math.log2(math.e) / math.sqrt(head_dim)

@@ -1,4 +1,4 @@
-"""Starts kernels: the one place through which all of them go."""
+"""Launches kernels; all launches go through this module."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **options: Any) -> None:
-    """Starts a kernel on the current stream, one program for each place of the grid; none when that has no place."""
+    """Launches a kernel on the current stream, one program for each place of the grid; none if the grid is empty."""
     if 0 not in grid:
         start(kernel, grid, *arguments, **options)
 
 
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **options: Any) -> None:
-    """Starts a kernel; tests that have no device look at what it is given instead."""
+    """Launches a kernel; tests without a device inspect its arguments instead."""
     kernel[grid](*arguments, **options)

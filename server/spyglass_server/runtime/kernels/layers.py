@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a layer: norms, rotary embedding, feed-forward's activation."""
+"""The operations between a layer's matrix products: norms, rotary embedding, feed-forward activation."""
 
 import torch
 import triton
@@ -33,8 +33,8 @@ def _add_rms_norm(
 def add_rms_norm(x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """Adds `added`, times `gate` if there is one, to x in place, and returns the norm of the sum.
 
-    x [rows, size], contiguous, is float32 where something is added; `added` [rows, size]; gate float32 [1]; weight
-    [size]. Returns [rows, size] in the weight's format.
+    x [rows, size], contiguous, is float32 if something is added; `added` [rows, size]; gate float32 [1]; weight
+    [size]. Returns [rows, size] in the weight's dtype.
     """
     rows, size = x.shape
     out = torch.empty(rows, size, dtype=weight.dtype, device=x.device)
@@ -129,9 +129,9 @@ def _resolve_tokens(tokens, last, out, num_tokens, BLOCK: tl.constexpr):
 
 
 def resolve_tokens(tokens: Tensor, last: Tensor) -> Tensor:
-    """Tokens int32 [tokens] of a step that begins before those of the step before it are known to the host.
+    """Resolves tokens int32 [tokens] of a step that begins before the host knows the previous step's tokens.
 
-    A negative number -1 - i stands for `last[i]`, int32, where that step's sampler has put the token of its draw i.
+    A negative number -1 - i means `last[i]`, int32, where the previous step's sampler has put the token of its draw i.
     """
     out = torch.empty_like(tokens)
     launch(_resolve_tokens, (triton.cdiv(len(tokens), _BLOCK),), tokens, last, out, len(tokens), BLOCK=_BLOCK)
@@ -146,18 +146,18 @@ def _to_fp8(x, out, scales, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     value = tl.load(x + row * SIZE + at, mask=exists, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-30) / 448.0
     value = tl.div_rn(value, scale)
-    # to the nearest number of 3 bits after the first, the even one of two: Triton's interpreter does not know how
+    # rounds to 3 bits after the first, ties to even: Triton's interpreter cannot do this
     exponent = tl.maximum((tl.abs(value).to(tl.int32, bitcast=True) >> 23) - 127, -6)
     unit = ((exponent - 3 + 127) << 23).to(tl.float32, bitcast=True)
-    rounded = ((value / unit + 12582912.0) - 12582912.0) * unit  # 1.5 * 2^23: what is beside it has no fraction
+    rounded = ((value / unit + 12582912.0) - 12582912.0) * unit  # 1.5 * 2^23: sums near it have no fraction
     tl.store(out + row * SIZE + at, rounded.to(tl.float8e4nv), mask=exists)
     tl.store(scales + row, scale)
 
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds each row of x [rows, size] to float8_e4m3fn, so that its largest value becomes fp8's, 448.
+    """Rounds each row of x [rows, size] to float8_e4m3fn, scaled so that its largest value becomes fp8's largest, 448.
 
-    Returns the values, and the scale of each row, float32 [rows, 1], by which they are multiplied.
+    Returns the values, and the scale that multiplies each row, float32 [rows, 1].
     """
     rows, size = x.shape
     out = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)

@@ -1,4 +1,4 @@
-"""The layers' operations by kernels."""
+"""The layers' operations, as kernels."""
 
 import torch
 import torch.nn.functional as F

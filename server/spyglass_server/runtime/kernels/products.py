@@ -1,4 +1,4 @@
-"""Products with weights in fp8 on GPUs that have no fp8 units: weights are made full where they are multiplied."""
+"""Products with fp8 weights on GPUs without fp8 units: weights are widened where they are multiplied."""
 
 import torch
 import triton
@@ -8,9 +8,9 @@ from torch import Tensor
 from spyglass_server.runtime.kernels.launch import launch
 
 MAX_ROWS = 64
-"""For more rows it is faster to make the whole weight full."""
+"""Maximum rows; for more, widening the whole weight first is faster."""
 _OUTPUTS, _INPUTS = 32, 128
-"""Of the weight, so many rows and columns are multiplied at once."""
+"""Rows and columns of the weight that are multiplied at once."""
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -18,7 +18,7 @@ def _fp8_weight_product(
     x, weight, scale, out, num_rows,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
-    """All rows, and some outputs."""
+    """Computes all rows of some outputs."""
     row, output = tl.arange(0, ROWS), tl.program_id(0) * OUT + tl.arange(0, OUT)
     is_row, is_output = row < num_rows, output < OUTPUTS
     sums = tl.zeros([ROWS, OUT], tl.float32)
@@ -28,7 +28,7 @@ def _fp8_weight_product(
         values = tl.load(x + row[:, None] * INPUTS + at[None], mask=is_row[:, None] & is_input[None], other=0.0)
         where = output.to(tl.int64)[None] * INPUTS + at[:, None]
         bits = tl.load(weight + where, mask=is_output[None] & is_input[:, None], other=0)
-        # moved by 7 bits, without the sign that was drawn along, it is a float16 whose exponent counts from 15, not 7
+        # shifted by 7 bits, without the extra copy of the sign, it is a float16 with an exponent bias of 15, not 7
         small = ((bits.to(tl.int16) << 7) & -16385).to(tl.float16, bitcast=True)
         full = (small.to(tl.float32) * 256.0).to(values.dtype)
         sums += tl.dot(values, full, input_precision="ieee")
@@ -37,8 +37,8 @@ def _fp8_weight_product(
 
 
 def fp8_weight_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The product of inputs [rows, in], at most MAX_ROWS, with a weight float8_e4m3fn [out, in], whose outputs have the
-    scales float32 [1, out]: [rows, out] in the format of x. Reads the weight once."""
+    """Multiplies inputs x [rows, in], at most MAX_ROWS, by a weight float8_e4m3fn [out, in] with the outputs' scales
+    float32 [1, out]: [rows, out] in x's dtype. Reads the weight once."""
     rows, inputs = x.shape
     outputs = len(weight)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Chooses tokens: filters by thresholds, without sorting, then keyed Gumbel noise. The CPU's path is in sampler.py."""
+"""Chooses tokens: filters by thresholds, without sorting, then keyed Gumbel noise. The CPU path is in sampler.py."""
 
 import triton
 import triton.language as tl
@@ -11,20 +11,20 @@ _BLOCK = 4096
 
 @triton.jit
 def _key(value):
-    """A whole number for each float32, in the same order; zero has one, whatever its sign."""
+    """Maps float32 numbers to integers in the same order; zero has one, regardless of its sign."""
     bits = (value + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _weight(value, best, inverse_temperature):
-    """What a token counts beside the best one, which counts 1."""
+    """A token's weight relative to the best one, whose weight is 1."""
     return tl.exp2((value - best) * inverse_temperature)
 
 
 @triton.jit
 def _count_and_mass(logits, best, inverse_temperature, key, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """How many logits have this key or a greater one, and what these count together."""
+    """How many logits have this key or a greater one, and their total weight."""
     count = tl.full((), 0, tl.int32)
     mass = tl.full((), 0.0, tl.float64)
     for first in range(0, SIZE, BLOCK):
@@ -40,7 +40,7 @@ def _count_and_mass(logits, best, inverse_temperature, key, SIZE: tl.constexpr, 
 def _threshold(
     logits, best, inverse_temperature, lowest, needed_count, needed_mass, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The greatest key at which enough logits are in, by number and by mass; at `lowest` they must be."""
+    """The greatest key that keeps enough logits, by number and by mass; `lowest` must keep enough."""
     low, high = lowest.to(tl.int64), _key(best).to(tl.int64)
     while low < high:
         middle = low + (high - low + 1) // 2
@@ -53,7 +53,7 @@ def _threshold(
 
 @triton.jit
 def _best(logits, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """The greatest logit, where it stands first, and whether all are numbers."""
+    """The greatest logit, its first index, and whether all logits are numbers."""
     best = tl.full((), -float("inf"), tl.float32)
     where = tl.full((), 0, tl.int32)
     is_finite = tl.full((), 1, tl.int32)
@@ -71,13 +71,13 @@ def _best(logits, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _shifted(bits, COUNT: tl.constexpr):
-    """64 bits moved to the right, filled up with zeros."""
+    """Shifts 64 bits right, filling with zeros."""
     return (bits >> COUNT) & ((1 << (64 - COUNT)) - 1)
 
 
 @triton.jit
 def _gumbel(start, token):
-    """Standard Gumbel noise in float64, a number for each token, by SplitMix64 (its constants are signed here)."""
+    """Standard Gumbel noise in float64, one number per token, by SplitMix64 (its constants are signed here)."""
     state = start + (token.to(tl.int64) + 1) * -7046029254386353131
     state = (state ^ _shifted(state, 30)) * -4658895280553007687
     state = (state ^ _shifted(state, 27)) * -7723592293110705685
@@ -88,8 +88,8 @@ def _gumbel(start, token):
 
 @triton.jit
 def _filters(logits, best, inverse_temperature, top_k, top_p, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """What `top_k` and then `top_p` leave: all logits above a key, and of those at it the first so many."""
-    key = tl.full((), -2147483648, tl.int64)  # the least there is
+    """What `top_k` and then `top_p` leave: all logits above a key, and the first `ties` logits at it."""
+    key = tl.full((), -2147483648, tl.int64)  # the least possible
     ties = tl.full((), SIZE, tl.int64)
     if top_k > 0 and top_k < SIZE:
         key = _threshold(logits, best, inverse_temperature, key, top_k, 0.0, SIZE, BLOCK)
@@ -112,13 +112,13 @@ def _filters(logits, best, inverse_temperature, top_k, top_p, SIZE: tl.constexpr
 
 @triton.jit
 def _sample(logits, rows, params, top_ks, starts, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """One draw; -1 where the logits are not finite."""
+    """One draw; -1 if the logits are not finite."""
     draw = tl.program_id(0)
     logits += tl.load(rows + draw).to(tl.int64) * SIZE
     temperature, top_p = tl.load(params + 3 * draw), tl.load(params + 3 * draw + 1)
     best, chosen, is_finite = _best(logits, SIZE, BLOCK)
     if (temperature > 0) & (is_finite > 0):
-        temperature = tl.maximum(temperature, 1e-30)  # no smaller one changes anything, and it fits a float32
+        temperature = tl.maximum(temperature, 1e-30)  # smaller ones change nothing, and this fits a float32
         inverse_temperature = (1.4426950408889634 / temperature).to(tl.float32)
         key, ties = _filters(logits, best, inverse_temperature, tl.load(top_ks + draw), top_p, SIZE, BLOCK)
         min_p, start = tl.load(params + 3 * draw + 2), tl.load(starts + draw)
@@ -143,11 +143,11 @@ def _sample(logits, rows, params, top_ks, starts, out, SIZE: tl.constexpr, BLOCK
 
 
 def sample_tokens(logits: Tensor, rows: Tensor, params: Tensor, top_ks: Tensor, starts: Tensor, out: Tensor) -> None:
-    """Chooses one token for each draw: out int32 [draws], -1 where a row's logits are not finite.
+    """Chooses one token for each draw: out int32 [draws], -1 if a row's logits are not finite.
 
     logits float32 [rows, vocabulary]; `rows` int32 [draws], the row of each; params float64 [draws, 3]: temperature
-    (0 takes the best), top_p, min_p; top_ks int32 [draws], 0 for all; starts int64 [draws], where the random numbers
-    of each begin.
+    (0 takes the best), top_p, min_p; top_ks int32 [draws], 0 for all; starts int64 [draws], where each draw's random
+    numbers begin.
     """
     size = logits.shape[1]
     block = min(_BLOCK, triton.next_power_of_2(size))

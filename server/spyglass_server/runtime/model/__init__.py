@@ -1,4 +1,4 @@
-"""Mllama: the vision encoder, and the text model that looks at its output.
+"""Mllama: the vision encoder, and the text model that attends to its output.
 
-Meta's reference (llama-models, llama3/multimodal/model.py) is the truth that tests compare with.
+Tests compare it with Meta's reference (llama-models, llama3/multimodal/model.py).
 """

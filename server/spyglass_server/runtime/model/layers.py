@@ -1,7 +1,7 @@
 """Pieces that several layers share: norms, feed-forward, rotary embedding, grouped attention.
 
-The residual stream is float32 in every precision: norms read it and return the weights' format, and what layers add to
-it is promoted. That costs next to nothing, and in bfloat16 most of the rounding of the reference falls away.
+The residual stream is float32 in every precision: norms read it and return the weights' dtype, and what layers add to
+it is promoted. That costs next to nothing, and in bfloat16 it avoids most of the reference's rounding.
 """
 
 import math
@@ -15,7 +15,7 @@ from spyglass_server.runtime.ops import ops_of
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension: float32 inside, the weights' format outside."""
+    """Root-mean-square norm over the last dimension: float32 inside, the weights' dtype outside."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -23,20 +23,20 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x [..., size]."""
+        """Returns the norm of x [..., size]."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()  # a view where only one head lies between its rows
         return self.add(rows)[1].view(x.shape)
 
     def add(self, x: Tensor, added: Tensor | None = None, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Adds `added`, times `gate` if there is one, to the residual stream x [rows, size].
 
-        Returns the sum, which may take the place of x, and its norm.
+        Returns the sum, which may overwrite x, and its norm.
         """
         return ops_of(x.device.type).add_rms_norm(x, added, gate, self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last dimension: float32 inside, the weights' format outside."""
+    """Layer norm over the last dimension: float32 inside, the weights' dtype outside."""
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
@@ -80,8 +80,7 @@ def rotary_frequencies(config: RopeConfig, head_dim: int, device: torch.device) 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`, each float32 [tokens, 1, head_dim], of positions [tokens].
 
-    The sines of the first half are negative: dimension i pairs with i + head_dim / 2, as in Hugging Face
-    checkpoints.
+    The sines of the first half are negative: dimension i pairs with i + head_dim / 2, as in Hugging Face checkpoints.
     """
     angles = torch.outer(positions.float(), frequencies)
     cos, sin = angles.cos(), angles.sin()
@@ -97,14 +96,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Attention in which several query heads share a key head.
 
-    q [rows, tokens, heads, head_dim], k and v [rows, kv_heads, context, head_dim]. The mask is added to the
-    scores: [tokens, context], or [rows, 1, 1, context] where there is one token a row; None lets all see all, or
-    with `is_causal`, for as many tokens as keys, each what came before. Returns [rows * tokens, heads * head_dim].
+    q [rows, tokens, heads, head_dim], k and v [rows, kv_heads, context, head_dim]. The mask is added to the scores:
+    [tokens, context], or [rows, 1, 1, context] with one token per row. Without a mask each token sees all keys or, if
+    `is_causal`, with as many tokens as keys, those up to its own. Returns [rows * tokens, heads * head_dim].
     """
     rows, tokens, heads, head_dim = q.shape
     kv_heads, context = k.shape[1:3]
     shared = heads // kv_heads
-    if tokens == 1:  # the heads of a group are as good as tokens: nothing needs to be repeated
+    if tokens == 1:  # the heads of a group act as tokens, so nothing needs to be repeated
         return F.scaled_dot_product_attention(q.view(rows, kv_heads, shared, head_dim), k, v, mask).reshape(rows, -1)
     grouped = q.view(rows, tokens, kv_heads, shared, head_dim).permute(0, 2, 3, 1, 4).flatten(0, 1)
     k, v = (x.flatten(0, 1)[:, None].expand(rows * kv_heads, shared, context, head_dim) for x in (k, v))

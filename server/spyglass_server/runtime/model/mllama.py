@@ -14,10 +14,10 @@ from spyglass_server.runtime.model.vision import VisionEncoder, check_vision_con
 
 
 class Mllama(nn.Module):
-    """Vision encoder and text model, or one rank's part of them. `config` is that of the whole."""
+    """Vision encoder and text model, or one rank's part of them. `config` is that of the whole model."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh = ALONE) -> None:
-        """Raises ValueError when the configuration contradicts itself, or cannot be cut for the mesh."""
+        """Raises ValueError if the configuration is inconsistent, or cannot be divided among the mesh's ranks."""
         super().__init__()
         check_vision_config(config.vision)
         self.config = config
@@ -77,7 +77,7 @@ _VISION = {
 
 
 def checkpoint_names(parameter: str, config: ModelConfig) -> tuple[str, ...]:
-    """The checkpoint's tensors, in order, that make up one of our parameters."""
+    """Returns the checkpoint's tensors, in order, that make up one of our parameters."""
     layer = re.fullmatch(r"(text\.layers|vision\.layers|vision\.global_layers)\.(\d+)\.(.+)", parameter)
     if layer is None:
         stem, kind = _split_kind(parameter)
@@ -92,7 +92,7 @@ def checkpoint_names(parameter: str, config: ModelConfig) -> tuple[str, ...]:
 
 
 def canonical_name(name: str) -> str:
-    """A checkpoint's tensor name in the one form that `checkpoint_names` uses; versions differ in prefixes."""
+    """Returns a checkpoint's tensor name in the form that `checkpoint_names` uses; versions differ in prefixes."""
     name = name.removeprefix("model.")
     name = name.removeprefix("language_model.") if name.startswith("language_model.lm_head") else name
     return name.replace("language_model.model.", "language_model.", 1)

@@ -3,9 +3,9 @@
 The layers read and write keys and values through `KVCache` and `CrossCache`, whose implementations know where these
 are stored and which sequence a token belongs to.
 
-A token that sees no image leaves a cross-attention layer as it came: the reference multiplies both
-the attention's and the feed-forward's output by zero there. So these layers compute only the tokens
-that see one, and a batch without images skips them.
+A token that sees no image passes through a cross-attention layer unchanged: the reference multiplies both the
+attention's and the feed-forward's output by zero. So these layers compute only tokens that see an image, and a batch
+without images skips them.
 """
 
 from collections.abc import Iterable
@@ -35,12 +35,12 @@ class CrossCache(Protocol):
     """Cross-attention states of the images in a batch, and which tokens see them."""
 
     def select(self, x: Tensor) -> Tensor:
-        """What cross-attention layers compute of all tokens' states [tokens, hidden]: of those that see an image, at
-        least, in a tensor that may be written."""
+        """Selects from all tokens' states [tokens, hidden] those that cross-attention layers compute: at least those of
+        tokens that see an image, in a tensor that may be overwritten."""
         ...
 
     def merge(self, x: Tensor, seeing: Tensor) -> Tensor:
-        """The states of all tokens, those that see an image as they are among the selected ones now."""
+        """Returns the states of all tokens; those of tokens that see an image come from the selected ones, `seeing`."""
         ...
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ class SelfAttentionLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, added: Tensor | None, cache: KVCache) -> tuple[Tensor, Tensor]:
-        """Takes the residual stream x float32 [tokens, hidden] and what the layer before adds to it.
+        """Takes the residual stream x float32 [tokens, hidden] and what the previous layer adds to it.
 
-        Returns the stream, and what is to be added to it.
+        Returns the stream, and what to add to it.
         """
         x, normed = self.attention_norm.add(x, added)
         attended = self.o(cache.attend(self.cache_layer, self.qkv(normed)))
@@ -106,26 +106,26 @@ class CrossAttentionLayer(nn.Module):
         attended = self.mesh.sum(self.o(images.attend(self.cache_layer, q)))
         seeing, normed = self.mlp_norm.add(seeing, attended, self.attention_gate.float().tanh())
         added = self.mesh.sum(self.mlp(normed))
-        seeing, _ = self.mlp_norm.add(seeing, added, self.mlp_gate.float().tanh())  # for the sum alone
+        seeing, _ = self.mlp_norm.add(seeing, added, self.mlp_gate.float().tanh())  # only for the sum
         return images.merge(x, seeing)
 
 
 class TextModel(nn.Module):
     """All layers, the embedding before them and the head after them.
 
-    On a mesh of several ranks this is one rank's part: some heads, of each feed-forward a part, and a range of the
-    vocabulary; `config` has the sizes of what it holds, but for the vocabulary, which is the whole.
+    On a mesh of several ranks this is one rank's part: some heads, a part of each feed-forward, and a range of the
+    vocabulary; `config` has the sizes of this part, except for the vocabulary's, which is the whole model's.
     """
 
     def __init__(self, config: TextConfig, mesh: Mesh = ALONE) -> None:
-        """Takes the configuration of the whole."""
+        """Takes the configuration of the whole model."""
         super().__init__()
         self.config = own = sharded_text(config, mesh.size)
         self.mesh = mesh
         self.all_heads = config.num_heads
         self.own_heads = heads_here(config.num_heads, config.num_kv_heads, mesh.rank, mesh.size)
-        """How many of the heads here are the model's: those behind them are padding."""
-        # given a weight, torch draws none: for parameters without memory it would import its compiler to do so
+        """How many of this rank's heads are the model's; the ones after them are padding."""
+        # given a weight, torch draws none: for parameters without memory that would import its compiler
         rows, size = per_rank(config.num_embeddings, mesh.size), config.hidden_size
         self.embedding = nn.Embedding(rows, size, _weight=torch.empty(rows, size))
         layers: list[nn.Module] = []
@@ -144,11 +144,11 @@ class TextModel(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
     def forward(self, tokens: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
-        """Hidden states of flat tokens [tokens], float32 [tokens, hidden]. `images` is None where none sees one."""
+        """Returns hidden states float32 [tokens, hidden] of flat tokens. `images` is None if no token sees an image."""
         return self.through(self.layers, self._embed(tokens), cache, images)
 
     def through(self, layers: Iterable[nn.Module], x: Tensor, cache: KVCache, images: CrossCache | None) -> Tensor:
-        """Takes hidden states float32 [tokens, hidden] through some of the layers."""
+        """Runs hidden states float32 [tokens, hidden] through some of the layers."""
         added: Tensor | None = None
         for layer in layers:
             if isinstance(layer, SelfAttentionLayer):
@@ -158,12 +158,12 @@ class TextModel(nn.Module):
         return x if added is None else x + added
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of hidden states [rows, hidden], float32 [rows, vocabulary]."""
+        """Returns the logits of hidden states [rows, hidden], float32 [rows, vocabulary]."""
         own = ops_of(x.device.type).logits(self.head, self.norm(x))
         return self.mesh.join(own)[:, : self.config.vocab_size]
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """Float32 [tokens, hidden]."""
+        """Returns embeddings, float32 [tokens, hidden]."""
         if self.mesh.size == 1:
             whole: Tensor = self.embedding(tokens)
             return whole.float()

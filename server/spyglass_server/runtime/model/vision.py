@@ -1,13 +1,13 @@
 """The vision encoder: tiles of images in, one state for each of their patches out.
 
-The reference masks only padding against padding: real patches attend to padding patches and padding
-tiles, and the model was trained that way. So all `max_tiles` are encoded. With the real tokens put
-first that mask is two attentions without one: real tokens see everything, padding sees the real.
+The reference masks only padding against padding: real patches attend to padding patches and padding tiles, and the
+model was trained that way. So all `max_tiles` are encoded. With the real tokens first, that mask becomes two attentions
+without a mask: real tokens see everything, padding sees the real tokens.
 
     tokens  = [ real: tiles x (class + patches) | padding: rest of the real tiles, other tiles ]
 
-A large image takes long, and other work should not wait for all of it: the encoder is a generator that stops
-after every slice, a part of the tokens in one layer.
+A large image takes long, and other work should not wait for all of it: the encoder is a generator that yields after
+every slice, a part of the tokens in one layer.
 """
 
 from collections.abc import Generator, Iterator
@@ -40,12 +40,12 @@ class VisionAttention(nn.Module):
         self.o = nn.Linear(width, config.hidden_size, bias=False)
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of x [images, tokens, hidden]: [3, images, heads, tokens, head_dim]."""
+        """Projects x [images, tokens, hidden] to queries, keys and values [3, images, heads, tokens, head_dim]."""
         out: Tensor = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What some queries find among the keys: [images, queries, hidden]."""
+        """Attention of some queries to the keys, with the output projection: [images, queries, hidden]."""
         return self.mesh.sum(self.o(self.find(q, k, v)))
 
     def find(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class VisionLayer(nn.Module):
         self.mlp_gate = nn.Parameter(torch.empty(1)) if gated else None
 
     def forward(self, x: Tensor, num_real: int, num_tokens: int) -> Slices[Tensor]:
-        """x float32 [images, tokens, hidden], of whose tokens the first `num_real` are real; `num_tokens` a slice."""
+        """Takes x float32 [images, tokens, hidden], whose first `num_real` tokens are real; `num_tokens` per slice."""
         images, tokens, hidden = x.shape
         weight, heads = self.attention.o.weight, self.attention.num_heads
         width = weight.shape[1]
@@ -89,14 +89,14 @@ class VisionLayer(nn.Module):
 
 
 def _pieces(num_real: int, num_tokens: int, size: int) -> Iterator[tuple[int, int]]:
-    """Real tokens, then padding, in pieces of at most `size`: each begin … end - 1."""
+    """Yields real tokens, then padding, in pieces of at most `size`: each begin … end - 1."""
     for first, last in ((0, num_real), (num_real, num_tokens)):
         for begin in range(first, last, size):
             yield begin, min(begin + size, last)
 
 
 def _num_seen(token: int, num_real: int, num_tokens: int) -> int:
-    """How many tokens, counted from the first, a token sees."""
+    """How many tokens, from the first on, a token sees."""
     return num_tokens if token < num_real else num_real
 
 
@@ -107,7 +107,7 @@ def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
 class VisionEncoder(nn.Module):
     """Encoder and projector: from tiles to states in the text model's hidden size.
 
-    On a mesh of several ranks each has some heads and of each feed-forward a part.
+    On a mesh of several ranks each has some heads and a part of each feed-forward.
     """
 
     def __init__(self, config: VisionConfig, text_hidden_size: int, mesh: Mesh = ALONE) -> None:
@@ -136,7 +136,7 @@ class VisionEncoder(nn.Module):
         """Encodes images that have the same canvas, in slices of `num_tokens` tokens in a layer.
 
         pixels: [images, rows * columns, 3, tile, tile], normalised.
-        Returns [images, tiles * tokens a tile, text hidden].
+        Returns [images, tiles * tokens per tile, text hidden].
         """
         features = yield from self.features(pixels, rows, columns, num_tokens)
         width = self.projector.in_features
@@ -152,7 +152,7 @@ class VisionEncoder(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def features(self, pixels: Tensor, rows: int, columns: int, num_tokens: int) -> Slices[Tensor]:
-        """What the projector reads, float32 [images, tiles * tokens a tile, output size].
+        """Returns what the projector reads, float32 [images, tiles * tokens per tile, output size].
 
         The final states come first, then the intermediate ones, channel by channel.
         """
@@ -161,7 +161,7 @@ class VisionEncoder(nn.Module):
         yield 2 * x.numel() * self.patch.in_features
         images, _, hidden = x.shape
         found = x.new_empty(images, num_real, self.config.output_size)
-        # the states of one channel lie side by side: [images, tokens, hidden, states]
+        # the states of one channel are adjacent: [images, tokens, hidden, states]
         states = found[..., hidden:].view(images, num_real, hidden, len(self.config.intermediate_layers))
         for i, layer in enumerate(self.layers):
             if i in self.config.intermediate_layers:
@@ -174,7 +174,7 @@ class VisionEncoder(nn.Module):
         return found
 
     def _embed(self, pixels: Tensor, ratio: int) -> Tensor:
-        """Embeds all tiles, padding tiles too: [images, max_tiles, tokens a tile, hidden]."""
+        """Embeds all tiles, including padding tiles: [images, max_tiles, tokens per tile, hidden]."""
         config = self.config
         images, tiles = pixels.shape[:2]
         padding = pixels.new_zeros(images, config.max_tiles - tiles, *pixels.shape[2:])
@@ -192,8 +192,8 @@ class VisionEncoder(nn.Module):
     def _real_first(self, x: Tensor, num_tiles: int) -> tuple[Tensor, Tensor, int]:
         """Pads each tile to a multiple of 8 tokens and puts the real tokens first.
 
-        Returns [images, all tokens, hidden], the tile of each token, and the number of real ones. A tile
-        whose tokens are a multiple of 8 already gets 8 more, as in the reference.
+        Returns [images, all tokens, hidden], the tile of each token, and the number of real ones. A tile whose token
+        count is already a multiple of 8 gets 8 more, as in the reference.
         """
         _, max_tiles, tokens, _ = x.shape
         x = F.pad(x, (0, 0, 0, 8 - tokens % 8))
@@ -205,7 +205,7 @@ class VisionEncoder(nn.Module):
 
 
 def check_vision_config(config: VisionConfig) -> None:
-    """Raises ValueError when the parts of the configuration do not fit together."""
+    """Raises ValueError if the parts of the configuration do not fit together."""
     layers = config.intermediate_layers
     if any(a >= b for a, b in pairwise(layers)) or not all(0 <= i < config.num_layers for i in layers):
         raise ValueError(f"intermediate_layers_indices {list(layers)} are not ascending layers of the encoder")
@@ -215,7 +215,7 @@ def check_vision_config(config: VisionConfig) -> None:
 
 
 def whole(slices: Slices[T]) -> T:
-    """Takes all slices at once."""
+    """Runs all slices at once and returns the result."""
     while True:
         try:
             next(slices)

@@ -1,1 +1,1 @@
-"""What the text model computes on CPUs, in C: compiled at the first start where there is a compiler, and kept."""
+"""The text model's operations on CPUs, in C: compiled at the first start if there is a compiler, and kept."""

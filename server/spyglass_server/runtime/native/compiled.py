@@ -1,6 +1,6 @@
-"""Compiles kernels.c for this machine's processor, once: the library is kept by what it was made of.
+"""Compiles kernels.c for this machine's processor once; the library is kept under a digest of its inputs.
 
-OpenMP's functions are left open when it is linked, and are found in the library that torch has loaded: the kernels
+OpenMP's functions are left unresolved at link time and found in the library that torch has loaded, so that the kernels
 share torch's threads.
 """
 
@@ -32,14 +32,14 @@ _FLAGS = (
     "-Werror",
 )
 _LEVELS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
-"""The processors that a library is made for, by what torch calls their abilities."""
+"""The processors that a library is compiled for, by torch's name for their capability."""
 _TIMEOUT_S = 60.0
 
 
 def load_library(capability: str, environ: Mapping[str, str]) -> ctypes.CDLL | None:
-    """The library for a processor of which torch says that it has this `capability`, compiled now if need be.
+    """Returns the library for a processor with the `capability` that torch reports, compiled now if needed.
 
-    None where there is no compiler, or no use for it.
+    Returns None if it cannot be compiled, or the processor does not support it.
     """
     level, compiler = _LEVELS.get(capability), _compiler(environ)
     if level is None or compiler is None:
@@ -61,7 +61,7 @@ def _compiler(environ: Mapping[str, str]) -> str | None:
 
 
 def _library(compiler: str, level: str, folder: Path) -> Path:
-    """The file, which is made if it is not there yet."""
+    """Returns the library's file, compiling it if it does not exist yet."""
     target = f"-march={level}"
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_TIMEOUT_S).stdout
     made_of = (_SOURCE.read_bytes(), version, " ".join((*_FLAGS, target)).encode())
@@ -82,7 +82,7 @@ def _run(*command: str) -> None:
 
 @contextmanager
 def _folder(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Where libraries are kept; where nothing can be kept, a folder for this once."""
+    """The folder where libraries are kept, or a temporary one if nothing can be kept."""
     try:
         kept = cache_folder("kernels", environ)
     except (OSError, RuntimeError) as error:

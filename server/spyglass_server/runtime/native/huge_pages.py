@@ -1,4 +1,4 @@
-"""Memory in large pages, where the system has them: a processor that reads gigabytes in each step finds them faster."""
+"""Memory in huge pages, if the system has them: a processor that reads gigabytes per step addresses them faster."""
 
 import math
 import mmap
@@ -14,7 +14,7 @@ _ALIGNMENT = 64
 
 
 class HugePages:
-    """Memory for tensors that are kept to the end, one behind the other."""
+    """Memory for tensors that are kept until the end, one after another."""
 
     def __init__(self) -> None:
         self._arena: mmap.mmap | None = None
@@ -22,7 +22,7 @@ class HugePages:
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor that is yet to be filled."""
+        """Returns an uninitialised contiguous tensor."""
         count = math.prod(shape)
         size = count * dtype.itemsize
         with self._lock:
@@ -35,7 +35,7 @@ class HugePages:
 
 
 def _arena(size: int) -> mmap.mmap:
-    """So many bytes, which the system gives when they are first written."""
+    """Allocates at least `size` bytes, which the system provides when they are first written."""
     whole_pages = -(-size // _LARGE_PAGE) * _LARGE_PAGE
     memory = mmap.mmap(-1, whole_pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

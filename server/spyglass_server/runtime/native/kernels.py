@@ -1,6 +1,6 @@
-"""The functions of kernels.c, for tensors on the CPU: float32, but for weights and caches.
+"""The functions of kernels.c, for tensors on the CPU: float32, except for weights and caches.
 
-Each is computed at once, or recorded for a program that is run again and again.
+Each is computed at once, or recorded for a program that runs repeatedly.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ from spyglass_server.runtime.sampler import Draw, random_starts
 
 _LANES = {"AVX2": 8, "AVX512": 16}
 _COLDEST = 1e-30
-"""No smaller temperature changes anything; it fits a float, and is not so small that it counts as zero."""
+"""Minimum temperature: smaller ones change nothing, and this fits a float without counting as zero."""
 _UNITS_DEPTH = 32
-"""Matrix units take so many inputs at once."""
+"""Inputs that matrix units take at once."""
 _FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panels:
-    """A weight [columns, in] as `linear` reads it; gated, that of two layers."""
+    """A weight [columns, in] as `linear` reads it; if gated, those of two layers."""
 
     weights: Tensor
     scales: Tensor | None
@@ -40,7 +40,7 @@ class Panels:
 
 
 class Buffers:
-    """Memory for what programs of at most so many rows compute on the way: one after the other they use the same."""
+    """Memory for intermediate results of programs of at most `rows` rows, which share it, since they run in turn."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -48,7 +48,7 @@ class Buffers:
         self._parts = torch.empty(0)
 
     def take(self, role: str, rows: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Room [rows, *shape] that is written in this role only: until it is written again, it has been read."""
+        """Returns room [rows, *shape] that is written only in this role, and read before it is written again."""
         key = role, shape, dtype
         if key not in self._tensors or len(self._tensors[key]) < rows:  # programs keep what they have taken
             room = self.rows if rows <= self.rows else 1 << (rows - 1).bit_length()
@@ -56,14 +56,14 @@ class Buffers:
         return self._tensors[key][:rows]
 
     def take_parts(self, count: int) -> Tensor:
-        """Room for so many numbers, until it is taken again."""
+        """Returns room for `count` numbers, until the next call."""
         if len(self._parts) < count:
             self._parts = torch.empty(count)
         return self._parts
 
 
 class Program:
-    """Operations on tensors that stay where they are."""
+    """Operations on tensors whose addresses do not change."""
 
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
@@ -71,17 +71,17 @@ class Program:
         self._held: list[object] = []
 
     def append(self, operations: Sequence[c.Operation], held: Sequence[object]) -> None:
-        """Adds operations on what is held for them."""
+        """Adds operations, and keeps the objects that they work on alive."""
         self._operations += operations
         self._held += held
 
     def sealed(self) -> "ctypes.Array[c.Operation]":
-        """All of them, for `Kernels.run`, while this program is there."""
+        """Returns all operations for `Kernels.run`, valid while this program exists."""
         return (c.Operation * len(self._operations))(*self._operations)
 
 
 class Kernels:
-    """The compiled functions. A row's results do not depend on the rows beside it."""
+    """The compiled functions. A row's results do not depend on other rows."""
 
     def __init__(self, library: ctypes.CDLL, lanes: int) -> None:
         self._library, self._lanes = c.functions(library), lanes
@@ -91,9 +91,9 @@ class Kernels:
         self._memory = HugePages()
 
     def pack(self, weights: Sequence[Tensor], scales: Sequence[Tensor] = ()) -> Panels:
-        """Lays out a weight [out, in], or those of gates and of the values that these are for.
+        """Lays out a weight [out, in], or two: those of gates and of the gated values.
 
-        Weights are float32, bfloat16, or int8 with a scale float32 [out] for each; `in` is even.
+        Weights are float32, bfloat16, or int8 with scales float32 [out] for each; `in` is even.
         """
         dtype, depth = weights[0].dtype, weights[0].shape[1]
         return Panels(
@@ -105,7 +105,7 @@ class Kernels:
         )
 
     def _packed(self, columns: Sequence[Tensor]) -> Tensor:
-        """Of one or two tensors [out, in]: [panels, in, outputs of a panel]; in bfloat16, inputs lie in pairs."""
+        """Packs one or two tensors [out, in] to [panels, in, outputs of a panel]; in bfloat16, inputs are in pairs."""
         columns = [one.contiguous() for one in columns]
         (count, depth), dtype, width = columns[0].shape, columns[0].dtype, 2 * self._lanes
         panels, in_pairs = -(-count * len(columns) // width), dtype == torch.bfloat16
@@ -124,11 +124,11 @@ class Kernels:
         return packed
 
     def run_lengths(self, heads: int, kv_heads: int, head_dim: int) -> RunLengths:
-        """How many tokens of a prompt to compute together in attention of such heads."""
+        """Returns how many tokens of a prompt to compute together in attention with such heads."""
         return RunLengths(lanes=2 * self._lanes, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
 
     def linear(self, x: Tensor, panels: Panels) -> Tensor:
-        """Of x [rows, in]: float32 [rows, columns]; silu(gates) * values where the weight is gated."""
+        """Takes x [rows, in] and returns float32 [rows, columns]; silu(gates) * values if the weight is gated."""
         x = x.float().contiguous()
         rows, depth = x.shape
         operations = []
@@ -156,7 +156,7 @@ class Kernels:
     def add_rms_norm(
         self, x: Tensor, added: Tensor | None, gate: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """As `Ops.add_rms_norm`; the sum takes the place of x where that is float32."""
+        """As `Ops.add_rms_norm`; the sum overwrites x if that is float32."""
         x, added = x.float().contiguous(), None if added is None else added.float().contiguous()
         normed = self._empty("normed", *x.shape)
         operation = c.Operation(kind=c.NORM)
@@ -174,13 +174,13 @@ class Kernels:
         return x, normed
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Some rows, int64, of x float32 [rows, size]."""
+        """Copies some rows, int64, of x float32 [rows, size]."""
         taken = self._empty("taken", len(rows), x.shape[1])
         self._move(x, taken, len(rows), sources=rows)
         return taken
 
     def put_rows(self, x: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-        """Changes some rows of x, as `take_rows` takes them, and returns it."""
+        """Replaces some rows of x, as `take_rows` takes them, and returns x."""
         self._move(new, x, len(rows), targets=rows)
         return x
 
@@ -202,7 +202,7 @@ class Kernels:
         self, qkv: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, stored: tuple[Tensor, Tensor], heads: int
     ) -> Tensor:
         """Rotates queries and keys of qkv [tokens, (heads + 2 * kv_heads) * head_dim] by `rotary_angles`, stores keys
-        and values [slots, kv_heads * head_dim] where the tokens have their slots, and returns the queries,
+        and values [slots, kv_heads * head_dim] in the tokens' slots, and returns the queries,
         [tokens, heads, head_dim]."""
         qkv, (cos, sin) = qkv.float().contiguous(), angles
         tokens, head_dim = len(qkv), cos.shape[-1]
@@ -226,8 +226,8 @@ class Kernels:
         return q
 
     def attention(self, q: Tensor, stored: tuple[Tensor, Tensor], reads: Reads) -> Tensor:
-        """Attention of q [tokens, heads, head_dim] to keys and values [slots, kv_heads, head_dim], which are read where
-        they are: [tokens, heads * head_dim]."""
+        """Attention of q [tokens, heads, head_dim] to keys and values [slots, kv_heads, head_dim], which are read in
+        place: [tokens, heads * head_dim]."""
         q = q.float()
         tokens, heads, head_dim = q.shape
         assert stored[0].stride() == stored[1].stride()
@@ -259,7 +259,7 @@ class Kernels:
         return out
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-        """As `sampler.sample_finite`; the rows of the logits may lie apart."""
+        """As `sampler.sample_finite`; the rows of the logits need not be contiguous."""
         size, given = logits.shape[1], [draw.params for draw in draws]
         rows, top_ks = (np.array(numbers, np.int32) for numbers in ([d.row for d in draws], [p.top_k for p in given]))
         params = np.array([(p.temperature and max(p.temperature, _COLDEST), p.top_p, p.min_p) for p in given])
@@ -287,7 +287,7 @@ class Kernels:
 
     @contextmanager
     def recording(self, buffers: Buffers) -> Iterator[Program]:
-        """Records what is asked for meanwhile, in place of computing it."""
+        """Records the operations that are called meanwhile, instead of computing them."""
         self._recorded = Program(buffers)
         try:
             yield self._recorded
@@ -295,7 +295,7 @@ class Kernels:
             self._recorded = None
 
     def run(self, operations: "ctypes.Array[c.Operation]") -> None:
-        """Computes what was recorded."""
+        """Computes recorded operations."""
         self._library.run(operations, len(operations), torch.get_num_threads())
 
     def _empty(self, role: str, rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -312,7 +312,7 @@ class Kernels:
 
 @cache
 def load_kernels(capability: str | None = None) -> Kernels | None:
-    """Those for this machine, or for a processor of another `capability`; None where they cannot be had."""
+    """Returns the kernels for this machine, or for a processor with another `capability`; None if unavailable."""
     capability = capability or torch.backends.cpu.get_cpu_capability()
     library = load_library(capability, os.environ)
     return Kernels(library, _LANES[capability]) if library else None

@@ -1,4 +1,4 @@
-"""Layers that compute with our own kernels. Each takes the place of one whose weights it frees."""
+"""Layers that compute with our own kernels. Each replaces one whose weights it frees."""
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,19 @@ from spyglass_server.runtime.native.reads import Reads, TokenReads
 
 
 class NativeLinear(nn.Module):
-    """A linear layer without bias, or two, of gates and of the values that these are for: silu(gates) * values."""
+    """A linear layer without bias, or two, for gates and for the gated values: silu(gates) * values."""
 
     def __init__(self, panels: Panels, kernels: Kernels) -> None:
         super().__init__()
         self._panels, self._kernels = panels, kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x [rows, in]: [rows, out]."""
+        """Takes x [rows, in] and returns [rows, out]."""
         return self._kernels.linear(x, self._panels)
 
 
 class NativeRMSNorm(RMSNorm):
-    """A root-mean-square norm, in float32 whatever the weights' format is."""
+    """A root-mean-square norm, in float32 for weights in any dtype."""
 
     def __init__(self, norm: RMSNorm, kernels: Kernels) -> None:
         nn.Module.__init__(self)
@@ -35,7 +35,7 @@ class NativeRMSNorm(RMSNorm):
 
 
 class NativeVisionAttention(VisionAttention):
-    """Attention inside the vision encoder. The projections stay as they are."""
+    """Attention inside the vision encoder. The projections are unchanged."""
 
     def __init__(self, attention: VisionAttention, kernels: Kernels) -> None:
         nn.Module.__init__(self)
@@ -59,8 +59,8 @@ class NativeVisionAttention(VisionAttention):
 
 
 def adapt(module: nn.Module, device: torch.device, *, has_kernels: bool = True) -> Kernels | None:
-    """Has a module on a device compute as fast as it can: on CPUs with our own kernels, which are returned, or without
-    them with weights that are packed for oneDNN."""
+    """Makes a module on a device compute as fast as possible: on CPUs with our own kernels, which are returned, or
+    without them with weights packed for oneDNN."""
     kernels = load_kernels() if has_kernels and device.type == "cpu" else None
     if kernels:
         install(module, kernels)
@@ -69,10 +69,10 @@ def adapt(module: nn.Module, device: torch.device, *, has_kernels: bool = True) 
 
 
 def install(module: nn.Module, kernels: Kernels) -> None:
-    """Replaces what can be replaced inside a module, and frees it layer by layer."""
+    """Replaces all replaceable layers in a module, freeing them one by one."""
     for name, child in list(module.named_children()):
         if isinstance(child, NativeRMSNorm):
-            continue  # another runner has had the model before
+            continue  # an earlier runner has used the model
         if isinstance(child, RMSNorm):
             setattr(module, name, NativeRMSNorm(child, kernels))
         elif isinstance(child, SwiGLU) and (gate_up := _weight(child.gate_up)) and (down := _weight(child.down)):
@@ -92,12 +92,12 @@ def install_in_encoder(encoder: VisionEncoder, kernels: Kernels) -> None:
 
 
 def _native(kernels: Kernels, *weights: tuple[Tensor, ...]) -> NativeLinear:
-    """A layer with the weights, and scales where there are any, of one or two."""
+    """Returns a layer with the weights, and any scales, of one or two layers."""
     return NativeLinear(kernels.pack(*zip(*weights, strict=True)), kernels)
 
 
 def _weight(module: nn.Module) -> tuple[Tensor, ...] | None:
-    """The weight of a layer that can be replaced, with the scales where it is in 8 bits."""
+    """Returns the weight of a replaceable layer, with its scales if it is in 8 bits."""
     if isinstance(module, Int8Linear):
         found: tuple[Tensor, ...] = module.get_buffer("_weight"), module.get_buffer("_scale")
     elif type(module) is nn.Linear and "bias" not in dict(module.named_parameters()):

@@ -86,14 +86,14 @@ class _Arguments(Union):
 
 
 class Operation(Structure):
-    """One of those above, by its kind."""
+    """One of the operations above, by its kind."""
 
     _anonymous_ = ("arguments",)
     _fields_ = (("kind", c_long), ("arguments", _Arguments))
 
 
 def functions(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tells the library's functions what they take and return."""
+    """Declares the argument and return types of the library's functions."""
     library.run.argtypes, library.run.restype = (c_void_p, c_long, c_int), None
     library.size_of_operation.argtypes, library.size_of_operation.restype = (), c_long
     library.matrix_units.argtypes, library.matrix_units.restype = (), c_int

@@ -1,4 +1,4 @@
-"""What tokens attend to, as kernels.c takes it."""
+"""What tokens attend to, in the form that kernels.c takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from spyglass_server.runtime.native import operations as c
 _CHUNK = 512
 """As in kernels.c."""
 _MAX_PANELS = 16
-"""Of queries that are computed together: more do not fit the processor's own memory."""
+"""Maximum panels of queries that are computed together: more do not fit the processor's cache."""
 _MAX_WIDTH = 2048
-"""Dimensions of all these panels together: they lie on the stack."""
+"""Maximum dimensions of all these panels together: they are on the stack."""
 _TASKS_PER_THREAD = 3
-"""In attention, so that none waits long for another."""
+"""Attention tasks per thread, so that no thread waits long for another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class RunLengths:
     head_dim: int
 
     def of(self, count: int) -> int:
-        """Of `count` tokens: what fills the lanes, and leaves all threads some work."""
+        """Returns the length for `count` tokens that fills the lanes and leaves work for all threads."""
         shared = self.heads // self.kv_heads
         panels = -(-count * shared // self.lanes)
         runs = -(-_TASKS_PER_THREAD * torch.get_num_threads() // self.kv_heads)
@@ -37,16 +37,16 @@ class RunLengths:
         return max(1, min(most, -(-panels // runs)) * self.lanes // shared)
 
     def leave_idle(self, count: int) -> bool:
-        """Whether `count` tokens are so few that threads would have nothing to do: they must share what each reads."""
+        """Whether `count` tokens are so few that threads would be idle: they must share what each token reads."""
         return -(-count // self.of(count)) * self.kv_heads < torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenReads:
-    """The slots that each token attends to: `counts` of them, int64 [tokens], from `begins` on in `slots`, int64.
+    """The slots that each token attends to: `counts` of them, int64 [tokens], starting at `begins` in `slots`, int64.
 
-    Runs of tokens, int64 [runs + 1] where each begins, read from the same place on. Those of the first `num_exact` are
-    computed each as if it were alone, those of another together.
+    The tokens of a run start reading at the same place; `runs`, int64 [runs + 1], are where each run begins. Tokens in
+    the first `num_exact` runs are each computed as if alone, those in any other run together.
     """
 
     slots: Tensor
@@ -57,7 +57,7 @@ class TokenReads:
 
 
 class Reads:
-    """The same in memory, where it may be changed between runs of a program."""
+    """The same in memory, where it may change between runs of a program."""
 
     def __init__(self) -> None:
         self.raw = c.Reads()
@@ -65,7 +65,7 @@ class Reads:
         self._num_alone = 0
 
     def set(self, reads: TokenReads) -> Self:
-        """Says what tokens read."""
+        """Sets what tokens read."""
         self._held = (reads.slots, reads.begins, reads.counts, reads.runs)
         self.raw.slots, self.raw.begins, self.raw.counts, self.raw.runs = (one.data_ptr() for one in self._held)
         self.raw.num_exact, self.raw.num_runs = reads.num_exact, len(reads.runs) - 1
@@ -76,12 +76,12 @@ class Reads:
         return self
 
     def make_room(self, numbers_per_chunk: int, take: Callable[[int], Tensor] = torch.empty) -> None:
-        """Makes room for what the parts of long contexts give before they are put together, where `take` takes it."""
+        """Makes room, from `take`, for the partial results of long contexts before they are combined."""
         if self.raw.longest > _CHUNK:
             parts = take(self._num_alone * -(-self.raw.longest // _CHUNK) * numbers_per_chunk)
             self._held = (*self._held[:4], parts)
             self.raw.parts = parts.data_ptr()
 
     def forget(self) -> None:
-        """Lets go of it, until something else is set."""
+        """Releases the tensors, until others are set."""
         self._held = ()

@@ -1,4 +1,4 @@
-"""What the first rank tells the others to do."""
+"""The commands that the first rank sends to the others."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class DropImage:
 
 @dataclass(frozen=True, slots=True)
 class EncodeImage:
-    """Go on encoding an image."""
+    """Continue encoding an image."""
 
     key: ImageKey
     tiles: tuple[int, ...]

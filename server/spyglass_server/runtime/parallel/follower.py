@@ -1,8 +1,9 @@
-"""A rank that is not the first: what its process does.
+"""The process of a rank other than the first.
 
     python -m spyglass_server.runtime.parallel.follower
 
-reads from standard input what to load and where to meet the first rank. It ends when that is gone, or standard input.
+reads from standard input what to load and where to meet the first rank. It ends when the first rank is gone, or
+standard input closes.
 """
 
 import logging
@@ -29,7 +30,7 @@ PROCESS_NAME = "spyglass-rank"
 
 
 def main() -> None:
-    """A follower's life."""
+    """Runs a follower."""
     name_process(PROCESS_NAME)
     source = sys.stdin.buffer
     loader, where, log_style = pickle.load(source)
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def follow(runner: ModelRunner, group: Group) -> NoReturn:
-    """Executes the first rank's commands, as long as this process lives."""
+    """Executes the first rank's commands until this process ends."""
     while True:
         match group.hear():
             case TakeImage(image, pixels):
@@ -76,7 +77,7 @@ def _met(where: Place | Launch) -> tuple[Place, Tether]:
 
 
 def _end_with(source: int) -> None:
-    """Ends this process when the one that has started it is gone, whatever else waits."""
+    """Ends this process when its parent is gone, even if other threads are waiting."""
     while os.read(source, 1):
         pass
     os._exit(0)

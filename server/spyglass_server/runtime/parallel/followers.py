@@ -1,4 +1,4 @@
-"""The other ranks, as the first one has them: processes that it starts on its own machine, or torchrun's."""
+"""The other ranks, as seen by the first: processes that it starts on its own machine, or torchrun's."""
 
 import subprocess
 import threading
@@ -41,7 +41,7 @@ class Followers:
         """Starts them, unless torchrun has.
 
         Raises:
-            ValueError: the address that torchrun gives is not one of this machine.
+            ValueError: torchrun's address is not one of this machine's.
         """
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         if launch:
@@ -66,20 +66,20 @@ class Followers:
         return self._watch.gather()
 
     def join(self, device: torch.device) -> Group:
-        """Begins to compute with them: from now on one that is lost ends this process.
+        """Starts computing with them: from now on, losing one ends this process.
 
         Raises:
-            ValueError: one was lost before.
+            ValueError: one is already lost.
         """
         self._watch.guard()
         return Group(self.place, self._store, device)
 
     def dismiss(self) -> None:
-        """Lets them go for good."""
+        """Dismisses them for good."""
         self._watch.dismiss()
 
     def kill(self) -> None:
-        """Ends those of this machine, also when they are stopped."""
+        """Kills the ones on this machine, even if they are stopped."""
         for process in self._processes.values():
             process.kill()
             assert process.stdin is not None
@@ -92,7 +92,7 @@ class Followers:
             threading.Thread(target=self._wait, args=(rank,), name=f"rank-{rank}", daemon=True).start()
 
     def _wait(self, rank: int) -> None:
-        """Of what comes after a rank has met the first one, the watch hears at once."""
+        """Reports a rank that ends before it has met the first one; once they have met, the watch notices at once."""
         status = self._processes[rank].wait()
         if not self._watch.has_met(rank):
             self._watch.lose(f"rank {rank} has ended with status {status} before it has come")

@@ -1,4 +1,4 @@
-"""How ranks find each other, and the channel on which the first one tells the others what to compute."""
+"""How ranks find each other, and the channel on which the first one sends commands to the others."""
 
 import os
 import pickle
@@ -15,21 +15,21 @@ from spyglass_server.runtime.mesh import ProcessMesh
 from spyglass_server.runtime.parallel.watch import JOIN_S
 
 _BACKENDS = {"cuda": "nccl"}
-"""What sums tensors on a kind of device; elsewhere gloo."""
+"""The backend that sums tensors on a kind of device; gloo elsewhere."""
 _FIRST_BYTES = 1 << 15
-"""A command that fits is one message, a longer one two."""
+"""Size of a command's first message; a command that does not fit takes two."""
 _HEADER_BYTES = 8
 _JOIN = timedelta(seconds=JOIN_S)
 _FOREVER = timedelta(days=365)
-"""Followers wait for commands as long as nobody asks anything; whether others live is watched apart."""
+"""Followers wait for commands for as long as there are no requests; other ranks' liveness is watched separately."""
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A process among those that compute a model, and where it meets the first of them.
+    """One of the processes that compute a model, and where it meets the first of them.
 
-    `local_rank` and `local_size` count those of its machine, `port` is that of the first rank's `Watch`.
+    `local_rank` and `local_size` count the processes on its machine, `port` is that of the first rank's `Watch`.
     """
 
     rank: int
@@ -41,12 +41,12 @@ class Place:
 
     @property
     def mesh(self) -> ProcessMesh:
-        """Sums nothing before its process is in a `Group`."""
+        """Cannot sum before its process is in a `Group`."""
         return ProcessMesh(self.rank, self.size)
 
 
 class Group:
-    """The processes that compute a model. All must make it, in the same order as anything collective."""
+    """The processes that compute a model. All must create it, in the same order as other collectives."""
 
     def __init__(self, place: Place, store: TCPStore, device: torch.device) -> None:
         backend = _BACKENDS.get(device.type, "gloo")
@@ -63,7 +63,7 @@ class Group:
             self._broadcast(torch.frombuffer(rest, dtype=torch.uint8))
 
     def hear(self) -> object:
-        """Waits for the next command of the first rank, which is trusted: it is a part of the same program."""
+        """Waits for the next command from the first rank, which is trusted: it is part of the same program."""
         first = torch.empty(_FIRST_BYTES, dtype=torch.uint8)
         self._broadcast(first)
         begin = first.numpy().tobytes()
@@ -76,7 +76,7 @@ class Group:
         return pickle.loads(data)
 
     def least(self, *numbers: int) -> tuple[int, ...]:
-        """The least of all ranks' numbers, each."""
+        """Returns the minimum of each number over all ranks."""
         found = torch.tensor(numbers)
         dist.all_reduce(found, dist.ReduceOp.MIN, group=self._control)
         return tuple(found.tolist())
@@ -86,7 +86,7 @@ class Group:
 
 
 def listen(host: str) -> socket.socket:
-    """A socket that listens at a free port of an address of this machine, and nowhere else.
+    """Returns a socket that listens on a free port of one of this machine's addresses, and nowhere else.
 
     Raises:
         OSError: the machine has no such address.
@@ -96,7 +96,7 @@ def listen(host: str) -> socket.socket:
 
 
 def open_store(place: Place) -> TCPStore:
-    """The store at which processes meet that sum tensors, of the first rank; `port` says where it listens."""
+    """Opens the first rank's store, where processes that sum tensors meet; its `port` is where it listens."""
     listener = listen(place.host)
     port = listener.getsockname()[1]
     return TCPStore(
@@ -106,12 +106,12 @@ def open_store(place: Place) -> TCPStore:
 
 
 def join_store(host: str, port: int) -> TCPStore:
-    """Another process's store."""
+    """Connects to another process's store."""
     return TCPStore(host, port, None, is_master=False, timeout=_JOIN, wait_for_workers=False)
 
 
 def stay_on_this_machine() -> None:
-    """Has what sums tensors listen on the loopback only, in this process and those it starts."""
+    """Makes gloo and NCCL listen only on the loopback interface, in this process and those it starts."""
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, loopback)

@@ -1,4 +1,4 @@
-"""Keeps a follower for each process that torchrun starts and that is not the first rank: when one ends, another begins.
+"""Keeps a follower for each process that torchrun starts, except the first rank: when one ends, another starts.
 
 Imports no torch: it must be small, and cheap to start.
 """
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def start_follower(loader: Any, where: Any) -> "subprocess.Popen[bytes]":
-    """Starts a follower, which ends with its standard input.
+    """Starts a follower, which ends when its standard input closes.
 
-    `loader` loads its part, `where` is its `Place`, or the `Launch` by which it finds that.
+    `loader` loads its part, `where` is its `Place`, or the `Launch` from which it finds its place.
     """
     process = subprocess.Popen([sys.executable, "-m", _FOLLOWER], stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -39,7 +39,7 @@ def start_follower(loader: Any, where: Any) -> "subprocess.Popen[bytes]":
 
 
 def keep_following(loader: Any, launch: Launch) -> int:
-    """Runs followers, one after the other, until the first rank is done with them or torchrun is gone.
+    """Runs followers, one after another, until the first rank is done with them or torchrun is gone.
 
     Returns the exit status.
     """
@@ -52,7 +52,7 @@ def keep_following(loader: Any, launch: Launch) -> int:
             while status is None and os.getppid() == parent:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     status = process.wait(_LOOK_S)
-        if status is None:  # the follower ends with its standard input
+        if status is None:  # the follower ends when its standard input closes
             return FAILED
         if status in (0, NO_STORE):
             return status

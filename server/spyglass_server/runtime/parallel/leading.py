@@ -1,4 +1,4 @@
-"""The first rank's runner: whatever it is asked to do, it tells the others before it does its own part."""
+"""The first rank's runner: it sends each command to the other ranks before it does its own part."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class LeadingRunner:
     """Implements `Runner`.
 
-    Where one rank fails, the others wait in vain, so nothing is tried again: the engine ends, and starts anew.
+    If one rank fails, the others wait forever, so nothing is retried: the engine ends, and restarts.
     """
 
     def __init__(self, runner: ModelRunner, group: Group, followers: Followers) -> None:

@@ -1,4 +1,4 @@
-"""Where ranks of several machines meet: the first one says in torchrun's store where it watches."""
+"""Where ranks on several machines meet: the first one publishes in torchrun's store where it watches."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ _LOOK_AGAIN_S = 0.2
 
 
 def place_of(launch: Launch) -> Place:
-    """The place of a process that torchrun has started; where to meet is not known yet."""
+    """Returns the place of a process that torchrun has started; the port to meet at is not known yet."""
     return Place(
         rank=launch.rank,
         size=launch.size,
@@ -27,12 +27,12 @@ def place_of(launch: Launch) -> Place:
 
 
 def publish(launch: Launch, port: int) -> None:
-    """Says at which port of its machine the first rank watches."""
+    """Publishes the port of its machine on which the first rank watches."""
     _store(launch).set(_key(launch), str(port))
 
 
 def meet(launch: Launch) -> tuple[Place, Tether]:
-    """Waits for the first rank. What is said of one that has ended is tried in vain until there is another.
+    """Waits for the first rank. The entry of one that has ended is retried until another replaces it.
 
     Raises:
         RuntimeError: torchrun's store is gone.

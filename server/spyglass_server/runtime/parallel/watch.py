@@ -1,8 +1,8 @@
-"""Whether all ranks live, and what they say while they start: each follower has a connection to the first rank.
+"""Checks that all ranks are alive and carries startup reports, over each follower's connection to the first rank.
 
-A process that ends closes its connection. Both ends send a beat every second, so that a process that is stopped, or a
-machine that is gone, is noticed as well. A rank that is lost cannot be helped: whoever notices ends its own process at
-once, whatever it waits for.
+A process that ends closes its connection. Both ends send a heartbeat every second, so that a stopped process or a lost
+machine is noticed as well. A lost rank cannot be recovered: a rank that notices the loss ends its own process at once,
+whatever it is waiting for.
 """
 
 import json
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 SILENT_S = 8.0
-"""A rank that has sent nothing for so long is lost."""
+"""Silence after which a rank is lost."""
 JOIN_S = 600.0
 """How long ranks wait for each other while they start and load."""
 EXIT_STATUS = 70
@@ -38,7 +38,7 @@ def end_process(reason: str) -> None:
 
 
 class _Line:
-    """A connection of two ranks: JSON objects, a line each, and empty lines as beats."""
+    """A connection between two ranks: JSON objects, one per line, and empty lines as heartbeats."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(SILENT_S)
@@ -46,7 +46,7 @@ class _Line:
         self._connection, self._file, self._lock = connection, connection.makefile("rb"), threading.Lock()
 
     def send(self, message: dict[str, Any] | None = None) -> bool:
-        """Sends a message, or a beat; returns whether there was still a connection."""
+        """Sends a message, or a heartbeat; returns whether the connection was still open."""
         data = json.dumps(message).encode() if message else b""
         try:
             with self._lock:
@@ -56,11 +56,11 @@ class _Line:
         return True
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Until the connection closes.
+        """Yields messages until the connection closes.
 
         Raises:
             TimeoutError: the other end is silent.
-            ValueError: it has sent what is no message.
+            ValueError: it has sent something that is not a message.
         """
         while True:
             try:
@@ -78,12 +78,12 @@ class _Line:
                 yield message
 
     def beat(self) -> None:
-        """Sends beats as long as there is a connection."""
+        """Sends heartbeats while the connection is open."""
         while self.send():
             time.sleep(_BEAT_S)
 
     def close(self) -> None:
-        """Only who reads messages may."""
+        """Closes the connection; only the reader of messages may call this."""
         self._file.close()
         self._connection.close()
 
@@ -91,11 +91,11 @@ class _Line:
 class Watch:
     """The first rank's end of all connections.
 
-    Until `guard`, a rank that is lost is what the next `gather` raises; from then on `on_lost` hears of it at once.
+    Until `guard`, the next `gather` raises the loss of a rank; after that, `on_lost` is called at once.
     """
 
     def __init__(self, listener: socket.socket, size: int, store_port: int, on_lost: Lost = end_process) -> None:
-        """Each follower that connects gets the port of the store."""
+        """Each follower that connects receives the port of the store."""
         self._listener, self._store_port, self._on_lost = listener, store_port, on_lost
         self._lines: dict[int, _Line] = {}
         self._reports: dict[int, deque[Any]] = {rank: deque() for rank in range(1, size)}
@@ -105,10 +105,10 @@ class Watch:
         threading.Thread(target=self._accept, name="rank-listener", daemon=True).start()
 
     def gather(self) -> list[Any]:
-        """Waits for the next report of every follower; in the order of ranks.
+        """Waits for the next report of every follower; returns them in rank order.
 
         Raises:
-            ValueError: a rank has failed or was lost, or has said nothing for too long; the text is for the operator.
+            ValueError: a rank has failed, was lost, or has not reported in time; the text is for the operator.
         """
         deadline = time.monotonic() + JOIN_S
         with self._changed:
@@ -121,7 +121,7 @@ class Watch:
             return [reports.popleft() for reports in self._reports.values()]
 
     def guard(self) -> None:
-        """All have said what they had to say: from now on a rank that is lost ends this one.
+        """Starts guarding, after the last reports: from now on, a lost rank ends this one.
 
         Raises:
             ValueError: as `gather`.
@@ -135,7 +135,7 @@ class Watch:
         return rank in self._lines
 
     def lose(self, reason: str) -> None:
-        """A rank is lost."""
+        """Handles the loss of a rank."""
         with self._changed:
             self._lost = self._lost or reason
             self._changed.notify_all()
@@ -144,7 +144,7 @@ class Watch:
             self._on_lost(reason)
 
     def dismiss(self) -> None:
-        """Lets all followers go for good; what they do then is no loss."""
+        """Dismisses all followers for good; their end is then not a loss."""
         with self._changed:
             self._is_guarding = False
         for line in self._lines.values():
@@ -162,7 +162,7 @@ class Watch:
             hello = next(messages, {})
             rank = hello.get("rank")
             with self._changed:
-                if rank not in self._reports or rank in self._lines:  # or one that comes again before it was lost
+                if rank not in self._reports or rank in self._lines:  # or one that reconnects before it was lost
                     return
                 self._lines[rank] = line
             name = f"rank {rank} on {hello.get('host')}"
@@ -187,13 +187,13 @@ class Watch:
 
 
 class Tether:
-    """A follower's end of its connection. When the first rank is gone, `on_lost` hears of it."""
+    """A follower's end of its connection. Calls `on_lost` when the first rank is gone."""
 
     def __init__(self, address: tuple[str, int], rank: int, on_lost: Lost = end_process) -> None:
         """Connects.
 
         Raises:
-            OSError: there is no first rank, or it has not lost this one's predecessor yet.
+            OSError: there is no first rank, or it has not noticed the loss of this one's predecessor yet.
         """
         self._on_lost = on_lost
         self._line = _Line(socket.create_connection(address, _CONNECT_S))
@@ -209,11 +209,11 @@ class Tether:
         threading.Thread(target=self._hear, name="tether", daemon=True).start()
 
     def report(self, value: Any) -> None:
-        """Says what the first rank gathers."""
+        """Sends a report for the first rank to gather."""
         self._line.send({"report": value})
 
     def fail(self, text: str) -> None:
-        """Says why this rank cannot go on, and waits a moment until that is heard; the process must end then."""
+        """Reports why this rank cannot continue, and waits briefly for delivery; the process must then end."""
         self._has_failed = True
         self._line.send({"failed": text})
         self._closed.wait(_FAREWELL_S)
