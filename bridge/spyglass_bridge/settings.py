@@ -40,15 +40,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     choice(
         "page",
-        "the model page at /: on (it tells of the model who has a key), public (it tells everybody), or off",
+        "the model page at /: on (it shows the model to visitors with a key), public (to all visitors), or off",
         "on",
         "on|public|off",
         negation="off",
     ),
     choice(
         "built-with-llama",
-        "whether the model page says 'Built with Llama' and links the licence, which asks that of who serves a Llama "
-        "model: auto does where the model's name has 'llama' in it",
+        "whether the model page says 'Built with Llama' and links the licence, as Llama models' licence requires: "
+        "auto does if the model's name contains 'llama'",
         "auto",
         "auto|on|off",
         negation="off",
@@ -58,7 +58,7 @@ SETTINGS: tuple[Setting, ...] = (
     shared.OTLP_ENDPOINT,
     Setting(
         "bridge-metrics",
-        "where the bridge answers Prometheus (default: nowhere)",
+        "where the bridge serves Prometheus metrics (default: nowhere)",
         None,
         parse=tcp_address,
         metavar="HOST:PORT",

@@ -87,9 +87,9 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
     status = _add_command(commands, "status", run_status, "show how a server is")
     _add_connection(status, environ)
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument("--watch", action="store_true", help="draw it anew until Ctrl-C")
+    status.add_argument("--watch", action="store_true", help="keep it updated until Ctrl-C")
     status.add_argument(
-        "--interval", type=positive_float, default=1.0, metavar="SECONDS", help="how often to look (default: 1)"
+        "--interval", type=positive_float, default=1.0, metavar="SECONDS", help="how often to update (default: 1)"
     )
     usage = _add_command(commands, "usage", run_usage, "show what your key has used")
     _add_connection(usage, environ)
@@ -101,7 +101,7 @@ def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser
         "--by",
         type=lambda text: text.split(","),
         metavar="WORD,…",
-        help="a sum for each: tenant, key, model, day, or several with commas",
+        help="group sums by tenant, key, model or day, or by several, separated by commas",
     )
     for flag, what in (
         ("--since", "that began at this day or time (UTC) or later"),
@@ -184,8 +184,8 @@ def _add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", e
         "question",
         nargs="?",
         metavar="QUESTION",
-        help="the question; - reads it from stdin, as nothing does where stdin is no terminal; nothing on a terminal "
-        "begins a conversation",
+        help="the question; - reads it from stdin, as does no question if stdin is not a terminal; on a terminal, no "
+        "question begins a conversation",
     )
     for flag, variable, what in (
         ("--image", "SPYGLASS_CHAT_IMAGE", "a picture to ask about"),

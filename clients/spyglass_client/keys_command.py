@@ -73,7 +73,9 @@ def run_revoke(args: argparse.Namespace) -> int:
 def add_fields(parser: argparse.ArgumentParser) -> None:
     """Options for the fields of a key; those that can be cleared take the word none."""
     parser.add_argument("--name", help="a name for people")
-    parser.add_argument("--tenant", help="whose it is: keys of one tenant share caches and turns (default: its own)")
+    parser.add_argument(
+        "--tenant", help="its owner: keys of one tenant share caches and scheduling turns (default: its own)"
+    )
     parser.add_argument(
         "--scope", action="append", choices=list(SCOPES), help="what it may do; may be repeated (default: generate)"
     )
@@ -81,7 +83,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         "--models", metavar="NAME,…|none", type=_models, help="the models that it may use (default: all)"
     )
     parser.add_argument(
-        "--expires", metavar="30d|DATE|none", type=_expiry, help="when it ends: after 30d, 12h or 15m, or at a time"
+        "--expires", metavar="30d|DATE|none", type=_expiry, help="when it expires: after 30d, 12h or 15m, or at a time"
     )
     for name, what, number in (
         ("requests-per-minute", "generations that it may begin in a minute", int),

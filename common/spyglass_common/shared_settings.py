@@ -16,7 +16,7 @@ GRPC = Setting(
 )
 BRIDGE_KEY = Setting(
     "bridge-key",
-    "the bridge's own key to the server, with the right to act for callers (spyglass serve makes one up)",
+    "the bridge's own key for the server, which may act on behalf of callers (spyglass serve generates one)",
     None,
     metavar="KEY",
     secret=True,
@@ -24,7 +24,7 @@ BRIDGE_KEY = Setting(
 MAX_IMAGE_BYTES = count("max-image-bytes", "maximum size of an encoded image, in bytes", 20 << 20, "BYTES")
 MAX_PENDING_BYTES = count(
     "max-pending-bytes",
-    "maximum memory for what callers have sent and is not with the engine yet, texts and images, in bytes",
+    "maximum memory for texts and images that have been received but not yet passed to the engine, in bytes",
     2 << 30,
     "BYTES",
 )
@@ -41,16 +41,16 @@ DRAIN_TIMEOUT = Setting(
 LOG_LEVEL = choice("log-level", "how much to log", "info", "debug|info|warning|error")
 OTLP_ENDPOINT = Setting(
     "otlp-endpoint",
-    "where traces and measurements are sent, as OTLP over HTTP, such as http://127.0.0.1:4318; needs the extra otel "
+    "where to send traces and metrics as OTLP over HTTP, such as http://127.0.0.1:4318; needs the extra otel "
     "(default: nowhere)",
     None,
     parse=http_url,
     metavar="URL",
 )
-LOG_FORMAT = choice("log-format", "lines for people or JSON objects", "text", "text|json")
+LOG_FORMAT = choice("log-format", "log lines as plain text or as JSON objects", "text", "text|json")
 SOCKET_MODE = Setting(
     "socket-mode",
-    "who may connect to Unix sockets that are listened on: permissions as chmod takes them, those to write count",
+    "permissions of Unix sockets, as for chmod: write permission lets a user connect",
     "0600",
     parse=file_mode,
     metavar="OCTAL",
@@ -58,12 +58,12 @@ SOCKET_MODE = Setting(
 GRPC_CLIENT_TLS = (
     Setting(
         "grpc-ca",
-        "call the server over TLS, and trust the authorities in this file (PEM); system means the usual ones "
+        "call the server over TLS and trust the authorities in this file (PEM); system means gRPC's defaults "
         "(default: no TLS)",
         None,
         metavar="FILE|system",
     ),
-    Setting("grpc-client-cert", "own certificate, for a server that asks for one (PEM)", None, metavar="FILE"),
+    Setting("grpc-client-cert", "client certificate, for a server that requires one (PEM)", None, metavar="FILE"),
     Setting("grpc-client-key", "the key of --grpc-client-cert (PEM)", None, metavar="FILE"),
     Setting(
         "grpc-server-name",

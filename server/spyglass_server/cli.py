@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the server until a stop signal; exits with 1 if it cannot start."""
     parser = argparse.ArgumentParser(
-        prog="spyglass-server", description="Serves a Llama 3.2 Vision model over gRPC. Each option has a variable."
+        prog="spyglass-server",
+        description="Serves a Llama 3.2 Vision model over gRPC. Each option also has an environment variable.",
     )
     add_settings(parser, SETTINGS)
     options = parser.parse_args(arguments)

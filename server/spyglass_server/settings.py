@@ -6,12 +6,12 @@ from spyglass_common.settings import Setting, choice, count, fraction, non_negat
 _ENGINE = (
     choice(
         "load-format",
-        "auto loads the checkpoint's weights; dummy makes random ones, the same at each start, for benchmarks and "
-        "planning: the folder needs no weight files",
+        "auto loads the checkpoint's weights; dummy makes random ones, the same on each start, for benchmarks and "
+        "planning: the folder then needs no weight files",
         "auto",
         "auto|dummy",
     ),
-    choice("dtype", "precision to compute in; auto is the checkpoint's own", "auto", "auto|bfloat16|float32"),
+    choice("dtype", "precision to compute in; auto uses the checkpoint's own", "auto", "auto|bfloat16|float32"),
     choice(
         "quantization",
         "fp8 or int8 keeps the weights of the text model's linear layers in 8 bits: less memory, slightly different "
@@ -20,7 +20,7 @@ _ENGINE = (
         "none|fp8|int8",
     ),
     choice(
-        "device", "device to compute on; auto is the first GPU, or the CPU where there is none", "auto", "auto|cpu|cuda"
+        "device", "device to compute on; auto uses the first GPU, or the CPU if there is none", "auto", "auto|cpu|cuda"
     ),
     count(
         "max-model-len",
@@ -30,7 +30,7 @@ _ENGINE = (
     ),
     Setting(
         "gpu-memory-utilization",
-        "the part of a GPU's memory that weights, caches and steps may take together",
+        "the fraction of a GPU's memory that weights, caches and activations may take together",
         0.9,
         parse=fraction,
         metavar="FRACTION",
@@ -50,20 +50,20 @@ _ENGINE = (
     ),
     count(
         "tensor-parallel-size",
-        "among how many devices of this machine the model is divided: GPUs, or processes on a CPU",
+        "number of devices on this machine that share the model: GPUs, or processes on a CPU",
         1,
     ),
     choice(
         "cpu-kernels",
-        "auto compiles kernels of our own for this processor at the first start, where there is a C compiler; off "
-        "computes with PyTorch's, which are slower",
+        "auto compiles Spyglass's own kernels for this processor on the first start, if there is a C compiler; off "
+        "uses PyTorch's, which are slower",
         "auto",
         "auto|off",
     ),
     choice(
         "speculation",
-        "auto guesses what an answer says next and checks several tokens at once, which changes no answer: on CPUs, "
-        "while few go on; off never does",
+        "auto drafts an answer's next tokens and checks several at once, which changes no answer: on CPUs, while few "
+        "answers are running; off never does",
         "auto",
         "auto|off",
     ),
@@ -84,7 +84,12 @@ _ENGINE = (
 """Each is a field of `EngineConfig`."""
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("model", "a checkpoint folder, or demo for that of the package spyglass-demo", "demo", metavar="PATH|demo"),
+    Setting(
+        "model",
+        "a checkpoint folder, or demo for the checkpoint of the package spyglass-demo",
+        "demo",
+        metavar="PATH|demo",
+    ),
     Setting(
         "served-model-name",
         "a name that clients use for the model; several may be given; requests that name no model get the first "
@@ -104,7 +109,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grpc-tls-key", "the key of --grpc-tls-cert (PEM)", None, metavar="FILE"),
     Setting(
         "grpc-tls-client-ca",
-        "callers over gRPC need a certificate of these authorities beside their key (mutual TLS; PEM)",
+        "gRPC callers need a certificate from these authorities in addition to their key (mutual TLS; PEM)",
         None,
         metavar="FILE",
     ),
@@ -119,12 +124,10 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     shared.BRIDGE_KEY,
-    Setting(
-        "data-dir", "where keys and the usage ledger are kept (default: ~/.local/share/spyglass)", None, metavar="DIR"
-    ),
+    Setting("data-dir", "folder for keys and the usage ledger (default: ~/.local/share/spyglass)", None, metavar="DIR"),
     Setting(
         "ledger-url",
-        "where usage records are kept: postgresql://USER:PASSWORD@HOST/NAME (default: SQLite in the data folder)",
+        "database for usage records: postgresql://USER:PASSWORD@HOST/NAME (default: SQLite in the data folder)",
         None,
         metavar="URL",
         secret=True,
@@ -155,14 +158,14 @@ SETTINGS: tuple[Setting, ...] = (
     shared.OTLP_ENDPOINT,
     Setting(
         "server-metrics",
-        "where the server answers Prometheus (default: nowhere)",
+        "where the server serves Prometheus metrics (default: nowhere)",
         None,
         parse=tcp_address,
         metavar="HOST:PORT",
     ),
     choice(
         "metrics-alias",
-        "vllm gives the server's metrics under vLLM's names, too, for routers and autoscalers that look for those",
+        "vllm also exposes the server's metrics under vLLM's names, for routers and autoscalers that expect them",
         "none",
         "none|vllm",
     ),
