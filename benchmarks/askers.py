@@ -1,6 +1,6 @@
-"""Clients that ask one chat each and keep its times: over HTTP and over gRPC.
+"""Clients that send one chat each and record its times, over HTTP and over gRPC.
 
-Knows nothing of who serves.
+Knows nothing about the server that answers.
 """
 
 import json
@@ -44,7 +44,7 @@ class HttpAsker:
                 if event.get("usage"):
                     sample.prompt_tokens = event["usage"]["prompt_tokens"]
                     sample.tokens = event["usage"]["completion_tokens"]
-        if not sample.pieces:  # an answer of control tokens alone
+        if not sample.pieces:  # an answer of only control tokens
             sample.pieces.append(time.perf_counter())
         return sample
 

@@ -1,11 +1,11 @@
-"""Holds what the server says of where the model looked to where the things in a picture are.
+"""Compares the attention that the server reports with the positions of the things in a picture.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --model /models/Llama-3.2-11B-Vision-Instruct --pictures 200
 
 Each drawn picture has two things of different shape and colour, and the model is asked for the colour of one of them.
-The attention of the answer's first token inside the box of the thing that is asked about is compared to that inside the
-other's; and, as a check of the measure itself, inside the boxes of another picture.
+The attention of the answer's first token inside the box of the thing in question is compared with that inside the
+other's and, to check the measure itself, with that inside the boxes of other pictures.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _SIDES = ((200, 200), (260, 180), (180, 260), (320, 240))
 _NOTHING = 1e-9
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, as shares of the picture."""
+"""Left, top, right and bottom, as fractions of the picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Drawn:
 
 
 def draw(chance: random.Random) -> Drawn:
-    """Two things somewhere on white, apart from each other."""
+    """Draws two things at random positions on white, apart from each other."""
     width, height = chance.choice(_SIDES)
     picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture)
@@ -80,7 +80,7 @@ def draw(chance: random.Random) -> Drawn:
 
 
 def inside(weights: Sequence[float], grid: ImageGrid, box: Box) -> float:
-    """The attention to the patches whose middle is in the box."""
+    """Sums the attention to the patches whose centres are in the box."""
     left, top, right, bottom = box
     total = 0.0
     for row in range(grid.rows):
@@ -92,13 +92,13 @@ def inside(weights: Sequence[float], grid: ImageGrid, box: Box) -> float:
 
 
 def ratio(weights: Sequence[float], grid: ImageGrid, boxes: tuple[Box, Box]) -> float:
-    """How many times as much the first box has as the second."""
+    """Returns the ratio of the first box's attention to the second's."""
     asked, other = (inside(weights, grid, box) for box in boxes)
     return (asked + _NOTHING) / (other + _NOTHING)
 
 
 async def look(address: str, pictures: Sequence[Drawn], layers: Sequence[int]) -> tuple[list[float], list[float], int]:
-    """The ratios with the pictures' own boxes, and with those of all others; and how many answers are right."""
+    """Returns the ratios for the pictures' own boxes and for all others', and the number of right answers."""
     own, others, num_right = [], [], 0
     async with AsyncClient(address, api_key=_KEY) as client:
         for one in pictures:

@@ -1,4 +1,4 @@
-"""Figures that are held to a bar, and the table that says so."""
+"""Figures with pass limits, and their table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A figure, what it must be, and whether it is."""
+    """A figure, its limit, and whether it is met."""
 
     name: str
     measured: str
@@ -15,7 +15,7 @@ class Bar:
 
     @classmethod
     def at_most(cls, name: str, measured: float, limit: float, unit: str = "") -> "Bar":
-        """For what must not be more than a limit."""
+        """For a figure that must not exceed a limit."""
         return cls(
             name=name,
             measured=_written(measured, unit),
@@ -25,7 +25,7 @@ class Bar:
 
     @classmethod
     def at_least(cls, name: str, measured: float, limit: float, unit: str = "") -> "Bar":
-        """For what must not be less than a limit."""
+        """For a figure that must not be below a limit."""
         return cls(
             name=name,
             measured=_written(measured, unit),
@@ -35,7 +35,7 @@ class Bar:
 
     @classmethod
     def none(cls, name: str, found: Sequence[object]) -> "Bar":
-        """For what must not happen."""
+        """For things that must not happen."""
         return cls(
             name=name,
             measured=str(len(found)) + (f": {found[0]}" if found else ""),
@@ -45,7 +45,7 @@ class Bar:
 
 
 def report(bars: Sequence[Bar]) -> int:
-    """Prints the table. Returns the exit status of a program: 1 where a bar is missed."""
+    """Prints the table. Returns the exit status of a program: 1 if a bar is missed."""
     print("| figure | measured | bar | |\n| --- | ---: | ---: | --- |")
     for bar in bars:
         print(f"| {bar.name} | {bar.measured} | {bar.wanted} | {'PASS' if bar.is_met else 'FAIL'} |")

@@ -1,10 +1,10 @@
-"""Connects and leaves, thousands of times, and looks at what is left behind.
+"""Connects and disconnects thousands of times, and checks what is left behind.
 
     python benchmarks/cancels.py
 
-Over HTTP a request is sent on a connection of its own, which is closed at once, or when some events have come; over
-gRPC a generation is cancelled, or the whole call. Nothing must be left of them: no open files, threads, tasks, places,
-pages of the KV cache, nor a generation that runs on.
+Over HTTP each request is sent on its own connection, which is closed at once or after some events; over gRPC a
+generation is cancelled, or the whole call. Nothing must be left of them: no open files, threads, tasks, admitted
+requests, pages of the KV cache, or running generations.
 """
 
 import argparse
@@ -35,13 +35,13 @@ _KEY = "sk-cancels"
 _MAX_TOKENS = 2000
 _MAX_EVENTS = 4
 _FREE_S = 1.0
-"""So soon after the last has left its place must be free."""
+"""Maximum time until all places are free after the last client has left."""
 _GRPC_SHARE = 0.25
 
 
 @dataclass(slots=True, kw_only=True)
 class Left:
-    """How those who left have done it."""
+    """How the clients left."""
 
     ways: Counter[str] = field(default_factory=Counter)
     took_s: float = 0.0
@@ -56,7 +56,7 @@ class Leaver:
         self._stub, self._chance = stub, chance
 
     async def leave(self, number: int) -> str:
-        """Asks in some way, and leaves; returns what way it was."""
+        """Asks in a random way, and leaves; returns the way."""
         num_events = self._chance.choice([0, 0, self._chance.randint(1, _MAX_EVENTS)])
         if self._chance.random() < _GRPC_SHARE:
             return await self._over_grpc(number, num_events)
@@ -105,7 +105,7 @@ class Leaver:
 
 
 async def leave_all(service: Service, given: argparse.Namespace, count: int) -> Left:
-    """So many ask and leave, in the time that is given for them all, or as fast as it goes."""
+    """Asks and leaves `count` times, in the given time or as fast as possible."""
     left, numbers = Left(), iter(range(count))
     async with aio.insecure_channel(service.grpc) as channel:
         stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -129,14 +129,14 @@ async def leave_all(service: Service, given: argparse.Namespace, count: int) -> 
 
 
 async def measure(service: Service, given: argparse.Namespace) -> tuple[Left, list[Bar]]:
-    """Warms up, has them leave, and looks at what is left."""
+    """Warms up, asks and leaves, and checks what is left."""
     await leave_all(service, given, max(1, given.requests // 10))
     await asyncio.sleep(given.settle)
     before, blocks = holdings(service), shared_blocks()
     left = await leave_all(service, given, given.requests)
     bars = await bars_left_behind(service, before, blocks)
     async with AsyncClient(service.grpc, api_key=_KEY) as client:
-        await client.usage()  # is answered when the database has everything
+        await client.usage()  # returns once the database has everything
     return left, bars
 
 

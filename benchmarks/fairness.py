@@ -1,12 +1,12 @@
-"""Measures what one key's worst does to another key's calls, through the whole stack.
+"""Measures how one key's worst misuse affects another key's calls, through the whole stack.
 
     python benchmarks/fairness.py
     python benchmarks/fairness.py --ways "large bodies"
 
-A server with a scripted model and a bridge. The one key misuses them from a process of its own, with low priority:
-schemas that are costly to compile, huge pictures, sources of pictures that drip, images that never come, large bodies
-(benchmarks/misuse.py); each way alone, then all at once. The other key has a few streams that run, and asks now and
-then, plainly and with a small schema. Prints the longest times that it waits, and those when nobody else is there.
+A server with a scripted model and a bridge. One key misuses them from its own process, with low priority: schemas that
+are costly to compile, huge pictures, slow sources of pictures, images that never arrive, large bodies
+(benchmarks/misuse.py); each way alone, then all at once. The other key has a few running streams, and asks now and
+then, plainly and with a small schema. Prints its longest waits, also without any misuse.
 """
 
 import argparse
@@ -33,10 +33,10 @@ _WORST, _OTHER = "sk-worst", "sk-other"
 _TIMES_ALONE, _FIRST_TOKEN_S = 3, 0.3
 _GAP_S = 0.5
 _READY_S = 0.3
-"""It asks the server how it is."""
+"""Limit for /ready, which asks the server for its status."""
 _PAUSE_S = 0.1
 _NICENESS = 10
-"""Of the misuser, who would have a machine of its own: what it computes should not be what is measured."""
+"""Of the misuser, which would have its own machine: its own work should not affect the measurement."""
 _SMALL = {
     "type": "object",
     "properties": {"a": {"type": "integer"}},
@@ -57,7 +57,7 @@ class Waits:
 
 
 class Other:
-    """The key that has a right to be served."""
+    """The key that must be served."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http, self._url = http, url
@@ -65,7 +65,7 @@ class Other:
         self.waits = Waits()
 
     async def ask(self, *, with_schema: bool) -> float:
-        """How long the first token took."""
+        """Asks, and returns how long the first token took."""
         more = {}
         if with_schema:
             form = {"name": f"s{next(self._names)}", "schema": _SMALL | {"title": str(next(self._names))}}
@@ -80,7 +80,7 @@ class Other:
         return time.monotonic() - began
 
     async def listen(self, number: int) -> None:
-        """Has a stream all the time, and notes the gaps between its events."""
+        """Keeps a stream running, and records the gaps between its events."""
         while True:
             async with self._post(chat(f"Go on, number {number}.", max_tokens=8000, stream=True)) as answer:
                 if answer.status != 200:
@@ -92,7 +92,7 @@ class Other:
                     last = now
 
     async def look(self, seconds: float) -> Waits:
-        """Asks again and again for so long; returns how long all took."""
+        """Asks repeatedly for `seconds`; returns all waits."""
         self.waits = waits = Waits()
         until = time.monotonic() + seconds
         while time.monotonic() < until or not waits.schema:
@@ -114,7 +114,7 @@ class Other:
 
 @contextlib.contextmanager
 def misused(name: str, service: Service, given: argparse.Namespace) -> Iterator[None]:
-    """Has another process misuse the service."""
+    """Misuses the service from another process."""
     command = [sys.executable, __file__, "--misuse", name, "--at", service.http, service.grpc]
     command += ["--body-mb", str(given.body_mb), "--side", str(given.side)]
     process = subprocess.Popen(command)
@@ -127,7 +127,7 @@ def misused(name: str, service: Service, given: argparse.Namespace) -> Iterator[
 
 
 async def measure(service: Service, given: argparse.Namespace) -> dict[str, Waits]:
-    """How long the other key waits, alone and in each way of misuse."""
+    """Measures how long the other key waits, alone and during each kind of misuse."""
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
@@ -149,7 +149,7 @@ async def measure(service: Service, given: argparse.Namespace) -> dict[str, Wait
 
 
 def bars_of(found: dict[str, Waits]) -> list[Bar]:
-    """Holds what was found to the bars."""
+    """Compares the waits with their limits."""
     alone, bars = found["alone"], list[Bar]()
     for name, waits in found.items():
         plain, schema = (max(_TIMES_ALONE * max(one), _FIRST_TOKEN_S) for one in (alone.plain, alone.schema))

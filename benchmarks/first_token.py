@@ -2,8 +2,7 @@
 
     python benchmarks/first_token.py --count 20
 
-Start the server first: `make run` in another terminal. Pictures and conversations are new, so none is in a
-cache.
+Start the server first: `make run` in another terminal. Pictures and conversations are new, so none is cached.
 """
 
 import argparse
@@ -23,12 +22,12 @@ import openai
 from PIL import Image, ImageDraw
 
 Messages = list[Any]
-"""As the openai package takes them."""
+"""In the openai package's format."""
 DEVELOPMENT_KEY = Path(__file__).resolve().parent.parent / ".spyglass" / "dev-key"
 
 
 def picture(side: int, seed: int) -> str:
-    """A disc on a ground with some noise, so that the file is not tiny, as a data URI."""
+    """Draws a disc on a noisy background, so that the file is not tiny; returns a data URI."""
     noise = np.random.default_rng(seed).integers(200, 256, (side, side, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     ImageDraw.Draw(image).ellipse((side // 4, side // 4, 3 * side // 4, 3 * side // 4), fill="red")
@@ -74,7 +73,7 @@ def ask(client: openai.OpenAI, model: str, messages: Messages) -> Answer:
 
 
 def pictures(client: openai.OpenAI, model: str, side: int, count: int) -> str:
-    """First tokens about new pictures."""
+    """Times first tokens about new pictures."""
     times = []
     for seed in range(count):
         parts = [
@@ -89,7 +88,7 @@ def pictures(client: openai.OpenAI, model: str, side: int, count: int) -> str:
 
 
 def turns(client: openai.OpenAI, model: str, count: int, sentences: int) -> str:
-    """First tokens of new conversations of so many sentences, each of some 10 tokens, and of their second turns."""
+    """Times first tokens of new conversations of `sentences`, about 10 tokens each, and of their second turns."""
     first, second = [], []
     for round_ in range(count):
         text = f"Round {round_} of {time.time()}. " + "The quick brown fox jumps over the lazy dog. " * sentences

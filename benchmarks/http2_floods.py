@@ -1,11 +1,11 @@
-"""Floods of HTTP/2 frames against the gRPC server, beside calls of others.
+"""Floods the gRPC server with HTTP/2 frames while other clients make calls.
 
     python benchmarks/http2_floods.py
 
-Each flood is one caller who sends frames as fast as asked for, and connects again where the server has had enough. The
-worst that HTTP/2 is known for: streams that are reset as soon as they are opened, by a stranger and by somebody with a
-key; pings; settings; headers that never end. Meanwhile others make calls, over gRPC and over HTTP, all of which must
-end well, and the server's memory must not grow.
+In each flood, callers send frames at a given rate and reconnect when the server closes the connection. The floods are
+the worst known for HTTP/2: streams that are reset as soon as they are opened, without and with a key; pings;
+settings; headers that never end. Meanwhile other clients make calls over gRPC and HTTP, all of which must succeed, and
+the server's memory must not grow.
 """
 
 import argparse
@@ -45,38 +45,38 @@ _STEP_MS = 10.0
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """A frame of HTTP/2."""
+    """Builds an HTTP/2 frame."""
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
 
 
 def call_headers(key: str | None) -> list[tuple[str, str]]:
-    """Those of a Generate call."""
+    """Returns the headers of a Generate call."""
     headers = [(":method", "POST"), (":scheme", "http"), (":path", _METHOD), (":authority", "localhost")]
     headers += [("te", "trailers"), ("content-type", "application/grpc")]
     return headers if key is None else [*headers, ("authorization", f"Bearer {key}")]
 
 
 def resets(key: str | None) -> Iterator[bytes]:
-    """A stream that is opened and reset, again and again."""
+    """Opens and resets a stream, again and again."""
     encoder = Encoder()
-    first, again = (encoder.encode(call_headers(key)) for _ in range(2))  # from then on the server knows them all
+    first, again = (encoder.encode(call_headers(key)) for _ in range(2))  # afterwards all are in the server's table
     for stream_id in range(1, _MAX_STREAM_ID, 2):
         opened = frame(_HEADERS, _END_HEADERS, stream_id, first if stream_id == 1 else again)
         yield opened + frame(_RST_STREAM, 0, stream_id, _CANCEL)
 
 
 def pings() -> Iterator[bytes]:
-    """Questions whether the server is there."""
+    """Pings."""
     return (frame(_PING, 0, 0, number.to_bytes(8)) for number in itertools.count())
 
 
 def settings() -> Iterator[bytes]:
-    """Settings, each of which has to be acknowledged."""
+    """Settings, each of which the server must acknowledge."""
     return itertools.repeat(frame(_SETTINGS, 0, 0, (3).to_bytes(2) + (100).to_bytes(4)))
 
 
 def endless_headers() -> Iterator[bytes]:
-    """The headers of one call, a kilobyte more each time, and never their end."""
+    """The headers of one call, a kilobyte more each time, without an end."""
     more = NeverIndexedHeaderTuple("x", "y" * 1000)
     encoder = Encoder()
     yield frame(_HEADERS, 0, 1, encoder.encode(call_headers(None)))
@@ -101,7 +101,7 @@ class Flood:
 
 
 async def flood(address: str, frames: Callable[[], Iterator[bytes]], count: int, seconds: float) -> Flood:
-    """Sends so many in so much time, evenly, on one connection as long as the server keeps it open."""
+    """Sends `count` frames evenly in `seconds`, on one connection for as long as the server keeps it open."""
     host, _, port = address.partition(":")
     sent, began = Flood(), time.monotonic()
     while sent.num_sent < count and time.monotonic() < began + 2 * seconds:
@@ -125,7 +125,7 @@ async def flood(address: str, frames: Callable[[], Iterator[bytes]], count: int,
 
 
 async def _read_away(reader: asyncio.StreamReader) -> None:
-    """Returns when the server says that it goes away, or goes."""
+    """Returns when the server sends GOAWAY or closes the connection."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = await reader.readexactly(9)
@@ -136,14 +136,14 @@ async def _read_away(reader: asyncio.StreamReader) -> None:
 
 @dataclass(slots=True)
 class Calls:
-    """How those of others ended."""
+    """How the other clients' calls ended."""
 
     times_s: list[float]
     failures: list[str]
 
 
 async def calls_of_others(service: Service, seconds: float) -> Calls:
-    """So many, evenly in this time: every other one over gRPC, the rest through the bridge."""
+    """Makes calls evenly for `seconds`: every other one over gRPC, the rest through the bridge."""
     calls = Calls([], [])
     async with AsyncClient(service.grpc, api_key=_KEY) as client, aiohttp.ClientSession() as http:
 
@@ -174,7 +174,7 @@ async def _over_http(http: aiohttp.ClientSession, service: Service, number: int)
 
 
 async def beside(service: Service, name: str, given: argparse.Namespace) -> list[Bar]:
-    """A flood, and what it did to others."""
+    """Runs a flood, and measures its effect on other clients."""
     before = _resident_bytes(service.server.pid)
     began = time.monotonic()
     share = given.frames // given.callers
@@ -202,8 +202,8 @@ def _resident_bytes(pid: int) -> int:
 
 
 async def measure(service: Service, given: argparse.Namespace) -> list[Bar]:
-    """All floods, one after the other."""
-    await calls_of_others(service, 1.0)  # so that all is there that is there once
+    """Runs all floods, one after another."""
+    await calls_of_others(service, 1.0)  # so that everything that is created once exists
     bars: list[Bar] = []
     for name in given.floods:
         bars += await beside(service, name, given)
@@ -211,7 +211,7 @@ async def measure(service: Service, given: argparse.Namespace) -> list[Bar]:
 
 
 def main() -> int:
-    """Prints a table. Returns 1 where a bar is missed."""
+    """Prints a table. Returns 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a checkpoint folder (default: the demo model's)")
     parser.add_argument("--frames", type=int, default=20_000, help="of each flood (default: 20,000)")

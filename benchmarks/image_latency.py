@@ -4,8 +4,8 @@
 
 The model has the demo model's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels
 (large_encoder.py), in float32. Spyglass is asked over HTTP, one request after another, about new pictures, then again
-about the same ones, and about none with as many tokens; transformers computes the same prompts in this process while
-Spyglass idles.
+about the same ones, and without a picture with as many tokens; transformers computes the same prompts in this process
+while Spyglass idles.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Transformers:
 
     @torch.inference_mode()
     def first_token_s(self, file: bytes, question: str) -> float:
-        """Seconds from the picture's file to the token."""
+        """Returns the seconds from the picture's file to the token."""
         started = time.perf_counter()
         chat = ChatInput((Message("user", (None, question)),), (ImageSlot("image"),))
         ids = list(self._maker.prepare(chat, [file]).tokens)
@@ -65,7 +65,7 @@ class Transformers:
 
 
 def median_s(client: openai.OpenAI, questions: Sequence[Sequence[Any]]) -> float:
-    """The median time to the first token of questions, each given as the parts of a message."""
+    """Returns the median time to the first token of questions, each given as the parts of a message."""
     return statistics.median(
         ask(client, MODEL, [{"role": "user", "content": list(parts)}]).first_token_s for parts in questions
     )
@@ -76,12 +76,12 @@ def text_of(words: str) -> dict[str, Any]:
 
 
 def measure(client: openai.OpenAI, peer: Transformers, side: int, count: int) -> str:
-    """A line of the table: pictures of one size."""
+    """Measures pictures of one size; returns a line of the table."""
     uris = [picture(side, 1000 * side + number) for number in range(count)]
     shown = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
     new = median_s(client, [[image, text_of(_QUESTION)] for image in shown])
     again = median_s(client, [[image, text_of(_AGAIN)] for image in shown])
-    # a word stands where the picture was, another one each time, so that nothing is known already
+    # a word replaces the picture, a different one each time, so that nothing is cached
     plain = median_s(client, [[text_of(f"{next(_WORDS)} {_AGAIN}")] for _ in range(count)])
     theirs = statistics.median(peer.first_token_s(base64.b64decode(uri.partition(",")[2]), _QUESTION) for uri in uris)
     cells = f"{new:.3f}", f"{theirs:.3f}", f"{new / theirs:.2f}", f"{again:.3f}", f"{plain:.3f}", f"{again / plain:.2f}"

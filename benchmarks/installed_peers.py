@@ -1,7 +1,7 @@
-"""The peers that `make bench-peers` installs into an environment of their own: OpenVINO GenAI and `transformers serve`.
+"""The peers that `make bench-peers` installs into their own environment: OpenVINO GenAI and `transformers serve`.
 
-Owns what they are given to load, and how each is started, asked and stopped. Like all that is compared they have the
-variables of the engine's process. Knows nothing of tables.
+Owns the models that they load, and how each is started, asked and stopped. Like all contestants they have the
+environment variables of the engine's process. Knows nothing about tables.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ class Peers:
         return self.python.exists()
 
     def plain_model(self, checkpoint: Path) -> Path:
-        """The text layers as a plain Llama, which is written once."""
+        """Returns the text layers as a plain Llama, which is written once."""
         return self._written("plain", checkpoint, lambda folder: plain_model.write(checkpoint, folder))
 
     def openvino_model(self, checkpoint: Path) -> Path:
-        """The same, exported to OpenVINO."""
+        """Returns the same model, exported to OpenVINO."""
         plain = self.plain_model(checkpoint)
         return self._written("openvino", checkpoint, lambda folder: self._export(plain, folder))
 
@@ -62,7 +62,7 @@ class Peers:
             sys.exit(f"{ended.stderr}\nthe export to OpenVINO failed")
 
     def _written(self, kind: str, checkpoint: Path, write: Callable[[Path], object]) -> Path:
-        """The folder of that kind, complete, for this checkpoint and these scripts."""
+        """Returns the complete folder of a kind for this checkpoint and these scripts."""
         digest = hashlib.sha256()
         for file in (*sorted(checkpoint.glob("*.safetensors")), checkpoint / "tokenizer.json"):
             digest.update(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns} ".encode())
@@ -99,7 +99,7 @@ class OpenVino:
         return summarize(samples, duration_s)
 
     def answer(self, chats: Sequence[Chat], concurrency: int, max_tokens: int) -> tuple[list[Sample], float]:
-        """The answers with their tokens, and how many seconds all took, as the child measured it."""
+        """Returns the answers with their tokens, and the total time in seconds, as measured by the child."""
         prompts = [prompt_ids(self._maker, chat) for chat in chats]
         load = {
             "prompts": prompts,
@@ -129,12 +129,12 @@ class OpenVino:
 
 @contextlib.contextmanager
 def transformers_serve(peers: Peers, checkpoint: Path) -> Iterator[OverHttp]:
-    """`transformers serve` with continuous batching, with room for some 24,000 tokens."""
+    """Runs `transformers serve` with continuous batching, with room for about 24,000 tokens."""
     model = str(peers.plain_model(checkpoint))
     [port] = free_ports(1)
     command = [str(peers.folder / "bin" / "transformers"), "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--device", "cpu", "--dtype", "float32", "--continuous-batching"]
-    command += ["--cb-num-blocks", "96", "--cb-max-batch-tokens", "512"]  # without, it wants most of the memory
+    command += ["--cb-num-blocks", "96", "--cb-max-batch-tokens", "512"]  # by default it takes most of the memory
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         asyncio.run(until_ready(f"http://127.0.0.1:{port}/health", process))

@@ -1,11 +1,11 @@
-"""Measures inter-token latency of running answers while new images and a long prompt arrive.
+"""Measures the inter-token latency of running answers while new images and a long prompt arrive.
 
     python benchmarks/inter_token_latency.py
 
 Eight streams decode. First nothing else happens; then four new images of four tiles and a prompt of 4,000 tokens
-arrive at once. Prints how long the streams wait from one token to the next, in both times. The model has the demo
-model's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels (large_encoder.py). Over gRPC,
-so that each token is seen.
+arrive at once. Prints how long the streams wait from one token to the next, in both phases. The model has the demo
+model's text layers, or another's, and an encoder of width 384 for tiles of 560 pixels (large_encoder.py). Uses gRPC, so
+that each token is seen.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from spyglass_client import AsyncClient
 
 
 def picture(seed: int, tile: int) -> bytes:
-    """A file that fills four tiles and that nobody has seen before."""
+    """Returns a new picture's file that fills four tiles."""
     noise = np.random.default_rng(seed).integers(0, 256, (2 * tile, 2 * tile, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG", quality=80)
@@ -36,7 +36,7 @@ def picture(seed: int, tile: int) -> bytes:
 
 
 async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
-    """Decodes until it is cancelled, and notes when each piece came."""
+    """Decodes until cancelled, and records when each piece arrived."""
     generation = client.stream(
         f"Tell a long story, number {number}.", model=MODEL, temperature=0, ignore_eos=True, max_tokens=4000
     )
@@ -45,21 +45,21 @@ async def stream(client: AsyncClient, number: int, times: list[float]) -> None:
 
 
 async def until_each_has(times: Sequence[Sequence[float]], count: int, running: Sequence["asyncio.Task[None]"]) -> None:
-    """Waits until so many pieces of each stream have come."""
+    """Waits until `count` pieces of each stream have arrived."""
     while min(map(len, times)) < count:
         check_running(running)
         await asyncio.sleep(0.05)
 
 
 def check_running(streams: Sequence["asyncio.Task[None]"]) -> None:
-    """Exits when a stream has ended."""
+    """Exits if a stream has ended."""
     if ended := [task for task in streams if task.done()]:
         ended[0].result()
         sys.exit("a stream ended too soon: its answer is at its longest")
 
 
 async def measure(spyglass: Spyglass, given: argparse.Namespace) -> list[str]:
-    """Runs both times, and returns the lines of the table."""
+    """Runs both phases, and returns the lines of the table."""
     async with AsyncClient(spyglass.grpc, api_key=spyglass.key) as client:
         times: list[list[float]] = [[] for _ in range(given.streams)]
         running = [asyncio.create_task(stream(client, i, times[i])) for i in range(given.streams)]

@@ -1,7 +1,7 @@
-"""A checkpoint with a larger vision encoder of random weights, for measuring what images cost.
+"""A checkpoint with a larger vision encoder of random weights, for measuring the cost of images.
 
-The encoder has width 384 with patches of 14 pixels and, by default, tiles of 560,
-as the published models have them. Of the demo model it takes 6 local and 2 global layers.
+The encoder has width 384 with patches of 14 pixels and, by default, tiles of 560, like the published models. From the
+demo model it takes 6 local and 2 global layers.
 """
 
 import json
@@ -18,7 +18,7 @@ TILE, PATCH, WIDTH = 560, 14, 384
 
 
 def make_large_encoder(folder: Path, source: Path, tile: int = TILE) -> Path:
-    """Writes the checkpoint into a folder, and returns it. The text model stays that of `source`.
+    """Writes the checkpoint into a folder, and returns the folder. The text model remains that of `source`.
 
     `tile` is the side of a tile in pixels, a multiple of 14.
     """

@@ -1,6 +1,6 @@
 """What a service holds between its answers: after a load no more than before.
 
-Counted by /proc and /dev/shm, so on Linux only, and by what the server tells of itself (benchmarks/scripted.py).
+Counted from /proc and /dev/shm, so on Linux only, and from what the server reports (benchmarks/scripted.py).
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from memory import share_mb
 from service import Service
 
 _SPARE_THREADS = 4
-"""Pools of threads grow when they are used, and some shrink later: so many more are no loss."""
+"""Additional threads that are not a leak: thread pools grow with use, and some shrink later."""
 _PATIENCE_S = 15.0
 _PAUSE_S = 0.2
 
 
 def holdings(service: Service) -> dict[str, int]:
-    """How many there are of everything, by name."""
+    """Counts everything that is held, by name."""
     held = service.held()
     for name, pid in service.processes().items():
         held[f"open files of the {name}"] = len([*Path(f"/proc/{pid}/fd").iterdir()])
@@ -27,19 +27,19 @@ def holdings(service: Service) -> dict[str, int]:
 
 
 def shared_blocks() -> set[str]:
-    """Blocks of shared memory of this machine."""
+    """Lists blocks of shared memory on this machine."""
     return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
 def shares_mb(service: Service) -> dict[str, float]:
-    """The memory of each process, by name."""
+    """Returns the memory of each process in MB, by name."""
     return {name: share_mb(pid) for name, pid in service.processes().items()}
 
 
 async def bars_left_behind(service: Service, before: dict[str, int], blocks: set[str]) -> list[Bar]:
-    """Waits a moment until nothing is left of a load; says what is. `before` and `blocks` are what was there before."""
+    """Waits a moment for a load to be released; reports what remains. `before` and `blocks` were held before it."""
     limits = {name: count + (_SPARE_THREADS if "threads" in name else 0) for name, count in before.items()}
-    suspects = shared_blocks() - blocks  # other programs have some, too, which come and go
+    suspects = shared_blocks() - blocks  # other programs also have some, which come and go
     until = time.monotonic() + _PATIENCE_S
     while True:
         now = await asyncio.to_thread(holdings, service)

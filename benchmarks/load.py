@@ -1,6 +1,6 @@
-"""Closed loops of requests, and what came of them.
+"""Closed loops of requests, and their results.
 
-Owns the clocks. Knows nothing of who is asked, nor how.
+Owns the clocks. Knows nothing about the server or the protocol.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ Q = TypeVar("Q")
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """One answer. Times are seconds on the client's clock; `pieces` are when its parts came.
+    """One answer. Times are seconds on the client's clock; `pieces` are the arrival times of its parts.
 
-    `token_ids` are its tokens, from who is asked in process.
+    `token_ids` are its tokens, if it was computed in process.
     """
 
     started: float
@@ -33,13 +33,13 @@ class Sample:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between one part and the next."""
+        """The times between one part and the next."""
         return [b - a for a, b in itertools.pairwise(self.pieces)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Of one load: answer tokens in a second over all, and percentiles in milliseconds."""
+    """Results of one load: total answer tokens per second, and percentiles in milliseconds."""
 
     tokens_per_s: float
     first_token_ms: float
@@ -65,12 +65,12 @@ def summarize(samples: Sequence[Sample], duration_s: float) -> Summary:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of the values lies."""
+    """Returns the value below which this share of the values lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 async def closed_loop(ask: Callable[[Q], Awaitable[Sample]], questions: Sequence[Q], concurrency: int) -> Summary:
-    """Asks all, so many at once: each answer is followed by the next question."""
+    """Asks all, `concurrency` at once: each answer is followed by the next question."""
     waiting = iter(questions)
     samples: list[Sample] = []
 

@@ -1,10 +1,10 @@
-"""Measures what a long context costs: memory by its tokens, and time by what is read of it.
+"""Measures the cost of a long context: memory per token, and time by how much of it is read.
 
     python benchmarks/long_context.py
 
 A prompt of 32,768 tokens goes through the engine, scheduler, pages and chunks included, on a small model with random
-weights; then one token is decoded at several contexts. Attention's time is that of a step less that of a step without
-context.
+weights; then one token is decoded at several context lengths. Attention's time is that of a step minus that of
+a step without context.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _SMALL = replace(SIZES["11B"], text=_TEXT, vision=replace(_VISION, output_size=6
 
 
 def run_long(runner: ModelRunner, pool: PagePool, tokens: int) -> tuple[float, int]:
-    """Computes a prompt and a short answer; returns seconds and the most pages that it held."""
+    """Computes a prompt and a short answer; returns the seconds and the peak number of pages."""
     core = EngineCore(Scheduler(Limits(max_batch=1, max_step_tokens=512), pool, ImageCache(4)), runner)
     prompt = tuple(number % 1000 for number in range(tokens - _ANSWER))
     core.submit(EngineRequest(id=1, tokens=prompt, max_tokens=_ANSWER, sampling=SamplingParams(temperature=0.0)))

@@ -15,11 +15,11 @@ from pathlib import Path
 from processes import Spyglass, checkpoint_or_demo, command_of, family, name_of
 
 _OVERHEAD_MB = 800
-"""What Python, torch and the rest may take beside the weights."""
+"""What Python, torch and the rest may take in addition to the weights."""
 
 
 def share_mb(pid: int) -> float:
-    """The proportional share of a process in MB."""
+    """Returns the proportional share of a process in MB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -27,7 +27,7 @@ def share_mb(pid: int) -> float:
 
 
 def part_of(pid: int) -> str:
-    """What a process of `spyglass serve` is, by its name or its command line."""
+    """Identifies a process of `spyglass serve` by its name or its command line."""
     if (name := name_of(pid)).startswith("spyglass-"):
         return name.removeprefix("spyglass-")
     words = {"resource_tracker": "tracker", "spyglass_bridge": "bridge", "spyglass_server": "server"}

@@ -1,6 +1,6 @@
-"""The worst that a caller with a key can do, each way again and again until it is stopped.
+"""The worst that a caller with a key can do, each way repeated until it is stopped.
 
-Knows nothing of who else is served meanwhile.
+Knows nothing about the other clients served meanwhile.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _DRIP_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misuser:
-    """Somebody with a key, and an address of this machine that may have image URLs."""
+    """A client with a key, and an address of this machine that image URLs may use."""
 
     http: aiohttp.ClientSession
     url: str
@@ -52,7 +52,7 @@ Way = Callable[[Misuser], Awaitable[None]]
 
 
 async def schemas(misuser: Misuser) -> None:
-    """Eight calls with a schema of 3,000 integer properties, each another."""
+    """Eight calls, each with a different schema of 3,000 integer properties."""
 
     async def one() -> None:
         names = [f"p{next(misuser.names)}" for _ in range(_NUM_PROPERTIES)]
@@ -69,11 +69,11 @@ async def schemas(misuser: Misuser) -> None:
 
 
 async def pictures(misuser: Misuser) -> None:
-    """Four requests with four pictures each that are as large as they may be."""
+    """Four requests with four pictures each of the maximum size."""
     file = large_png(misuser.side)
 
     async def one() -> None:
-        new = (file + secrets.token_bytes(8) for _ in range(4))  # as others that were not decoded before
+        new = (file + secrets.token_bytes(8) for _ in range(4))  # as new ones that were not decoded before
         parts = [image(f"data:image/png;base64,{base64.b64encode(data).decode()}") for data in new]
         await misuser.post(chat([*parts, {"type": "text", "text": "?"}], max_tokens=2))
 
@@ -81,7 +81,7 @@ async def pictures(misuser: Misuser) -> None:
 
 
 async def slow_urls(misuser: Misuser) -> None:
-    """Four requests with sixteen pictures each whose source sends a byte now and then."""
+    """Four requests with sixteen pictures each, whose source sends a byte now and then."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -103,7 +103,7 @@ async def slow_urls(misuser: Misuser) -> None:
 
 
 async def announced(misuser: Misuser) -> None:
-    """256 Starts over gRPC that announce an image which never comes."""
+    """256 Starts over gRPC that announce an image which never arrives."""
     part = chat_pb2.Part(image=chat_pb2.Image(announced=chat_pb2.Announced()))
     message = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[part, chat_pb2.Part(text="?")])
     start = inference_pb2.Start(chat=chat_pb2.Chat(messages=[message]))
@@ -123,7 +123,7 @@ async def bodies(misuser: Misuser) -> None:
 
 
 async def odd_bodies(misuser: Misuser) -> None:
-    """Four bodies of 60 MB, each hard to read in another way."""
+    """Four bodies of 60 MB, each hard to parse in a different way."""
     size = misuser.body_bytes
     many = [{"role": "user", "content": "word " * (size // 5 // 4000)} for _ in range(4000)]
     found = [
@@ -137,7 +137,7 @@ async def odd_bodies(misuser: Misuser) -> None:
 
 
 async def at_once(misuser: Misuser) -> None:
-    """All of it."""
+    """All ways at once."""
     async with asyncio.TaskGroup() as group:
         for name, way in WAYS.items():
             if name != "all at once":
@@ -162,7 +162,7 @@ async def _forever(way: Way, misuser: Misuser) -> None:
 
 
 async def _several(misuser: Misuser, count: int, ask: Callable[[], Awaitable[object]]) -> None:
-    """Asks so many times at once, again and again."""
+    """Asks `count` times at once, repeatedly."""
 
     async def again_and_again() -> None:
         while True:
@@ -177,24 +177,24 @@ async def _several(misuser: Misuser, count: int, ask: Callable[[], Awaitable[obj
 
 
 def chat(content: object, **more: Any) -> bytes:
-    """The body of a request with one message."""
+    """Returns the body of a request with one message."""
     return json.dumps({"model": MODEL, "messages": [{"role": "user", "content": content}], **more}).encode()
 
 
 def image(url: str) -> dict[str, Any]:
-    """The part of a message that shows a picture."""
+    """Returns a message part with a picture."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def large_png(side: int) -> bytes:
-    """A picture of so many pixels that takes much to decode and little to send."""
+    """Returns a square picture that is costly to decode and cheap to send."""
     file = io.BytesIO()
     Image.new("RGB", (side, side)).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 async def misuse(name: str, *, url: str, grpc: str, key: str, body_bytes: int, side: int) -> None:
-    """Misuses the service in this way until it is cancelled."""
+    """Misuses the service in this way until cancelled."""
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
         await _forever(WAYS[name], Misuser(http=http, url=url, grpc=grpc, key=key, body_bytes=body_bytes, side=side))

@@ -1,4 +1,4 @@
-"""Requests of every kind, some of which are broken off, and what their callers know of them afterwards."""
+"""Requests of every kind, some of which are cancelled, and their results as callers see them."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from spyglass_client import AsyncClient, SpyglassError
 
 _MAX_TOKENS = (1, 24)
 _MAX_TOKENS_BROKEN_OFF = (200, 400)
-"""Long enough not to be whole before that."""
+"""Long enough to be incomplete by then."""
 _SIDE = 40
 _NUM_KNOWN_PICTURES = 20
 _SCHEMA = {
@@ -42,7 +42,7 @@ class Ending(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Seen:
-    """A request as its caller knows it. Tokens of one that was broken off are those that came."""
+    """A request as its caller sees it. A cancelled one's tokens are those that arrived."""
 
     request_id: str
     kind: str
@@ -57,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Somebody with a key, over HTTP and over gRPC. Some of its requests are broken off, the share `cancelled`."""
+    """A client with a key, over HTTP and over gRPC. It cancels the share `cancelled` of its requests."""
 
     http: aiohttp.ClientSession
     url: str
@@ -66,14 +66,14 @@ class Caller:
     chance: random.Random
     cancelled: float
     longest_s: float
-    """Until a request is broken off."""
+    """Maximum time until a request is cancelled."""
     letters: bool = True
-    """Whether each token is a letter, as the scripted engine's; others are counted by their logprobs."""
+    """Whether each token is a letter, as from the scripted engine; others are counted by their logprobs."""
     prefix: str = "mix"
     pictures: dict[int, str] = field(default_factory=dict)
 
     async def ask(self, number: int) -> Seen:
-        """Asks something, or something wrong."""
+        """Sends a request, valid or invalid."""
         kind, patience_s, max_tokens = self.chance.choice([*KINDS]), None, self.chance.randint(*_MAX_TOKENS)
         if self.chance.random() < self.cancelled:
             kind = self.chance.choice([kind for kind in KINDS if not kind.startswith("wrong")])
@@ -95,7 +95,7 @@ class Caller:
         return seen
 
     async def post(self, seen: Seen, body: bytes, key: str = "") -> AsyncIterator[dict[str, Any]]:
-        """Sends a body, and notes what its answer says; gives its events where it is a stream."""
+        """Sends a body, and records the result; yields the events if it is a stream."""
         headers = {"Authorization": f"Bearer {key or self.key}", "Content-Type": "application/json"}
         headers |= {"X-Request-Id": seen.request_id}
         async with self.http.post(f"{self.url}/v1/chat/completions", data=body, headers=headers) as answer:
@@ -110,7 +110,7 @@ class Caller:
                     seen.ending = Ending.WHOLE
 
     def picture(self, number: int) -> str:
-        """A data URI; some are used again and again."""
+        """Returns a picture's data URI; some are reused."""
         if number % 2:
             return _picture(number)
         known = number % _NUM_KNOWN_PICTURES
@@ -136,7 +136,7 @@ def _picture(seed: int) -> str:
 
 
 def chat(number: int, content: object = None, **more: Any) -> bytes:
-    """The body of a request with one message."""
+    """Returns the body of a request with one message."""
     message = {"role": "user", "content": content or f"Go on, number {number}."}
     return json.dumps({"model": MODEL, "messages": [message], **more}).encode()
 

@@ -1,11 +1,11 @@
-"""Measures what the stack costs beside the model: a fake one gives each stream a token in every step.
+"""Measures the cost of the stack without the model: a fake one gives each stream a token in every step.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --streams 64 --step-ms 25.6
 
 By default 256 streams get a token every 25.6 ms, 10,000 a second in all, over HTTP. Scheduler, engine process, server,
 bridge and detokenizing are the product's. Prints, for each token, the processor time of each process, the SSE events,
-and how long it took from the end of its step until the client had it. The client runs on the same cores.
+and the time from the end of its step until the client received it. The client runs on the same cores.
 """
 
 import argparse
@@ -46,14 +46,14 @@ from spyglass_server.settings import SETTINGS
 _NUM_WORDS = 512
 _PAGE_SIZE, _NUM_PAGES = 16, 65_536
 _WATCHED = 8
-"""Of so many streams one is looked at word by word; the others' events are only counted."""
+"""One in this many streams is checked word by word; the others' events are only counted."""
 _FIRST_WORD_S = 60.0
 _SCRAPE_S = 1.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Clock:
-    """When each step ended, in a file that several processes see: a step's word tells the client which one it was."""
+    """When each step ended, in a file that several processes share: a step's word identifies it to the client."""
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
@@ -62,18 +62,18 @@ class Clock:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """The number of steps so far."""
         return int(self._times[-1])
 
     def tick(self) -> int:
-        """Notes the end of a step, and returns the number of its word."""
+        """Records the end of a step, and returns the number of its word."""
         number = self.steps % _NUM_WORDS
         self._times[number] = time.monotonic()
         self._times[-1] += 1
         return number
 
     def age_s(self, number: int) -> float:
-        """How long ago the last step with this word was."""
+        """Returns how long ago the last step with this word ended."""
         return time.monotonic() - float(self._times[number])
 
 
@@ -149,7 +149,7 @@ class Loader:
 
 
 def words(folder: Path) -> dict[str, int]:
-    """Words of the model's vocabulary that are one token each, a blank before them."""
+    """Returns words of the model's vocabulary that are one token each, with a leading space."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     found = {word[1:]: token for word, token in vocabulary.items() if word[0] == "Ġ" and word[1:].isascii()}
     chosen = dict([(word, token) for word, token in found.items() if word.isalpha()][:_NUM_WORDS])
@@ -159,7 +159,7 @@ def words(folder: Path) -> dict[str, int]:
 
 
 async def serve(given: argparse.Namespace) -> None:
-    """The server's process."""
+    """Runs the server's process."""
     folder = checkpoint_or_demo(given.model)
     loader = Loader(
         tokens=tuple(words(folder).values()), step_s=given.step_ms / 1000, clock=given.clock, streams=given.streams
@@ -196,10 +196,10 @@ class Client:
         self._clock, self._numbers = clock, numbers
         self.seen = Seen()
         self.has_heard = asyncio.Event()
-        """Whether a word has come."""
+        """Whether a word has arrived."""
 
     async def listen(self, number: int) -> None:
-        """Reads one stream until it is cancelled."""
+        """Reads one stream until cancelled."""
         message = {"role": "user", "content": f"Go on, number {number}."}
         body = {"model": MODEL, "messages": [message], "temperature": 0, "max_tokens": 8192, "stream": True}
         async with self._session.post(self._url, json=body, headers=self._headers) as answer:
@@ -221,13 +221,13 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process and its children are told apart by what they do."""
+    """A process, named by its role."""
 
     name: str
     pid: int
 
     def busy_s(self) -> float:
-        """Processor time so far, in user and system."""
+        """Returns the processor time so far, user and system."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
@@ -253,7 +253,7 @@ def scraped(pages: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tuple[str, str, Clock, list[Process]]]:
-    """Runs server and bridge. Gives the bridge's URL, a key, the clock, and the processes."""
+    """Runs server and bridge. Yields the bridge's URL, a key, the clock, and the processes."""
     http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
     key, clock = secrets.token_hex(8), folder / "clock"
     ticks = Clock(clock)
@@ -285,7 +285,7 @@ def stack(given: argparse.Namespace, model: Path, folder: Path) -> Iterator[tupl
 async def measure(
     given: argparse.Namespace, model: Path, url: str, key: str, clock: Clock, processes: list[Process]
 ) -> list[str]:
-    """Lets all streams run, and returns the lines of the table."""
+    """Runs all streams, and returns the lines of the table."""
     numbers = {word: number for number, word in enumerate(words(model))}
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:

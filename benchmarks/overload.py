@@ -1,11 +1,11 @@
-"""Measures what the service does when ten times as much is asked of it as it can do.
+"""Measures how the service behaves under ten times the load that it can handle.
 
     python benchmarks/overload.py
     python benchmarks/overload.py --seconds 10 --times 20
 
-First a closed loop finds how many answers a second a server with a scripted model can give. Then so many times that
-rate is sent, whatever comes back, for a while: by clients that take a refusal as their answer, and by clients that try
-twice more, as openai-python does. The client has a core of its own where there are two.
+First a closed loop finds how many answers per second a server with a scripted model can give. Then a multiple of that
+rate is sent for a while, whatever comes back: by clients that accept a refusal, and by clients that retry twice, as
+openai-python does. The client has its own core if there are two.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from service import Service
 _KEY = "sk-overload"
 _GOODPUT, _REFUSED_MS, _NORMAL_AGAIN_S = 0.9, 100.0, 5.0
 _NORMAL_TIMES, _NORMAL_MORE_S = 1.5, 0.1
-"""A latency is normal up to so many times what it was before, and so much more."""
+"""A latency is normal up to this factor of the earlier latency, plus these seconds."""
 _RETRIES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_RETRY_AFTER_S = 2, 0.5, 8.0, 60.0
 _CORES = 2
 
 
 @dataclass(slots=True, kw_only=True)
 class Load:
-    """What came of the requests of a while."""
+    """Results of the requests of a period."""
 
     answered_s: list[float] = field(default_factory=list)
     """When each answer was complete."""
@@ -48,11 +48,11 @@ class Load:
     """How long each refusal took."""
     wrong: list[str] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
-    """Of the callers, with all that they tried."""
+    """How callers' requests ended, including retries."""
     began_s: float = field(default_factory=time.monotonic)
 
     def goodput(self, seconds: float) -> float:
-        """Answers a second in the first so many seconds."""
+        """Returns the answers per second in the first `seconds`."""
         return sum(one <= self.began_s + seconds for one in self.answered_s) / seconds
 
 
@@ -64,7 +64,7 @@ class Caller:
         self._headers = {"Authorization": f"Bearer {_KEY}", "Content-Type": "application/json"}
 
     async def ask(self, number: int, load: Load) -> float | None:
-        """Asks once. Returns None when it is answered, else how long to wait before the next try."""
+        """Asks once. Returns None if answered, else how long to wait before the next try."""
         began = time.monotonic()
         body = chat(number, max_tokens=self._num_tokens)
         async with self._http.post(self._url, data=body, headers=self._headers) as answer:
@@ -84,7 +84,7 @@ class Caller:
         return float(retry_after)
 
     async def ask_patiently(self, number: int, load: Load, chance: random.Random, retries: int) -> None:
-        """Asks, and again after a refusal, as openai-python does."""
+        """Asks, and retries after a refusal, as openai-python does."""
         for tried in range(retries + 1):
             retry_after_s = await self.ask(number, load)
             if retry_after_s is None:
@@ -98,7 +98,7 @@ class Caller:
 
 
 async def closed_loop(caller: Caller, concurrency: int, seconds: float) -> Load:
-    """So many ask again and again."""
+    """Runs `concurrency` callers that ask repeatedly for `seconds`."""
     load = Load()
 
     async def worker() -> None:
@@ -114,9 +114,9 @@ async def closed_loop(caller: Caller, concurrency: int, seconds: float) -> Load:
 async def open_loop(
     caller: Caller, *, rate: float, seconds: float, chance: random.Random, retries: int, normal_s: float
 ) -> tuple[Load, float]:
-    """Asks so many times a second at random moments, whatever comes back.
+    """Asks `rate` times per second at random moments, whatever comes back.
 
-    Returns also how long it takes from the end on until an answer takes no longer than is normal.
+    Also returns how long it takes after the end until latency is normal again.
     """
     load, due, number = Load(), time.monotonic(), 0
     async with asyncio.TaskGroup() as group:
@@ -130,7 +130,7 @@ async def open_loop(
 
 
 async def normal_again_s(caller: Caller, normal_s: float) -> float:
-    """How long it takes from now until an answer takes as long as it does without load."""
+    """Measures how long it takes until an answer is as fast as without load."""
     began = time.monotonic()
     while True:
         load = Load()
@@ -141,7 +141,7 @@ async def normal_again_s(caller: Caller, normal_s: float) -> float:
 
 
 async def measure(service: Service, given: argparse.Namespace) -> list[Bar]:
-    """Finds the peak, and goes beyond it in both ways."""
+    """Finds the peak, and exceeds it in both ways."""
     chance = random.Random(given.seed)
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = checkpoint_or_demo(given.model)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) >= _CORES:
-        os.sched_setaffinity(0, cores[:-1])  # what is started has these, and later the client the last one
+        os.sched_setaffinity(0, cores[:-1])  # child processes get these, and later the client the last one
     options = ("--max-batch", given.batch, "--max-pending", given.pending)
     with (
         tempfile.TemporaryDirectory() as folder,

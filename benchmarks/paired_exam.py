@@ -1,6 +1,6 @@
-"""The demo model's exam with the weights kept in two ways: the same pictures and questions, asked in this process.
+"""The demo model's exam with the weights stored in two ways: the same pictures and questions, asked in this process.
 
-Needs spyglass_training. Knows nothing of what is done to the weights.
+Needs spyglass_training. Knows nothing about what is done to the weights.
 """
 
 import functools
@@ -40,8 +40,8 @@ def share_work() -> None:
     """Makes the exam faster.
 
     A picture is encoded once for all models of this process, whose encoders are the same. Weights in fp8 are widened
-    once, into memory that the product does not spend, and multiplied in bfloat16, which holds all of fp8's numbers and
-    is what GPUs round these products to.
+    once, into memory that the product does not use, and multiplied in bfloat16, which represents all of fp8's numbers
+    and to which GPUs round these products.
     """
     widened = functools.cache(lambda weight: fp8.widened(weight).bfloat16())
 
@@ -65,7 +65,7 @@ def share_work() -> None:
 
 
 def prompt_of(maker: PromptMaker, example: Example) -> Prompt:
-    """The prompt that shows a picture and asks its question."""
+    """Returns the prompt with a picture and its question."""
     file = io.BytesIO()
     example.picture.save(file, "png")
     message = Message("user", (None, example.question))
@@ -73,7 +73,7 @@ def prompt_of(maker: PromptMaker, example: Example) -> Prompt:
 
 
 class Examinee:
-    """The whole engine in this process, with its weights kept in one way."""
+    """The whole engine in this process, with its weights stored in one way."""
 
     def __init__(self, folder: Path, dtype: str, quantization: str, maker: PromptMaker) -> None:
         config = EngineConfig(
@@ -95,7 +95,7 @@ class Examinee:
         self._ids = iter(range(1, 10**9))
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The answers at temperature 0 to all prompts at once."""
+        """Answers all prompts at once, at temperature 0."""
         tokens: dict[int, list[int]] = {}
         events: list[object] = []
         for prompt in prompts:
@@ -132,12 +132,12 @@ class Examinee:
 
 @dataclass(slots=True)
 class Score:
-    """What came of the questions of a kind: whether each was answered rightly by the first and by the second."""
+    """Results for the questions of a kind: whether the first and the second model answered each correctly."""
 
     pairs: list[tuple[bool, bool]] = field(default_factory=list)
 
     def row(self, kind: str) -> str:
-        """The row of the table: percents, their difference with its standard error, and how many answers changed."""
+        """Returns the table row: percentages, their difference with its standard error, and changed answers."""
         count = len(self.pairs)
         first, second = (sum(pair[i] for pair in self.pairs) for i in (0, 1))
         lost = sum(a and not b for a, b in self.pairs)
@@ -151,9 +151,9 @@ class Score:
 
 
 def exam(folder: Path, dtype: str, quantization: str, count: int, first_seed: int, seconds: float) -> Iterator[str]:
-    """Asks `count` questions of each kind, of which each hand draws every second; yields the lines of the table.
+    """Asks `count` questions of each kind, drawn by the hands in turn; yields the lines of the table.
 
-    No more are begun after so many seconds.
+    No more are started after `seconds`.
     """
     share_work()
     started = time.monotonic()

@@ -1,11 +1,11 @@
-"""Writes the text model inside a checkpoint as a plain Llama, in a folder that other servers load.
+"""Writes the text model of a checkpoint as a plain Llama, in a folder that other servers can load.
 
     python benchmarks/plain_model.py .cache/plain-smollm2
     vllm serve .cache/plain-smollm2 --dtype float32 --port 8081
     make bench ARGS="--peer vLLM=http://127.0.0.1:8081/v1 --peer-model .cache/plain-smollm2"
 
-Cross-attention layers are left out: text passes through them unchanged. The weights are the same, in float32. Of the
-demo model this makes SmolLM2-135M-Instruct.
+Cross-attention layers are omitted: text passes through them unchanged. The weights are the same, in float32. For the
+demo model the result is SmolLM2-135M-Instruct.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from spyglass_server.runtime.model.mllama import canonical_name
 
 
 def plain_model(folder: Path) -> Any:
-    """The LlamaForCausalLM inside a Mllama checkpoint."""
+    """Loads the LlamaForCausalLM inside a Mllama checkpoint."""
     text = MllamaConfig.from_pretrained(folder).text_config
     same = (
         "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
@@ -42,7 +42,7 @@ def plain_model(folder: Path) -> Any:
 
 
 def _plain_weights(folder: Path, cross_layers: Sequence[int], vocab_size: int) -> dict[str, Tensor]:
-    """The weights under the names of LlamaForCausalLM."""
+    """Returns the weights under the names of LlamaForCausalLM."""
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         found |= {canonical_name(name): tensor.float() for name, tensor in load_file(file).items()}
@@ -58,7 +58,7 @@ def _plain_weights(folder: Path, cross_layers: Sequence[int], vocab_size: int) -
 
 
 def _plain_tokenizer(folder: Path, vocab_size: int) -> str:
-    """tokenizer.json without the image token, which stands behind the vocabulary."""
+    """Returns tokenizer.json without the image token, which follows the vocabulary."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocab_size]
     return json.dumps(content, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """The product as its users start it, on free ports of this machine, and the checkpoint that it serves.
 
-Knows nothing of what is measured.
+Knows nothing about what is measured.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Spyglass:
     @classmethod
     @contextlib.contextmanager
     def started(cls, model: Path) -> Iterator["Spyglass"]:
-        """Runs it on free ports, under the demo model's name."""
+        """Runs the product on free ports, under the demo model's name."""
         http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
         key = secrets.token_hex(8)
         with tempfile.TemporaryDirectory() as folder:
@@ -49,19 +49,19 @@ class Spyglass:
 
 
 def checkpoint_or_demo(model: Path | None) -> Path:
-    """The folder of a checkpoint: of the demo model where none is given."""
+    """Returns the checkpoint's folder, by default the demo model's."""
     return model or prepare(default_folder(), print)
 
 
 def run_as_engine() -> None:
-    """Starts this script again where it lacks the environment of the engine's process."""
+    """Restarts this script if it lacks the environment of the engine's process."""
     missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     if missing:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | missing)
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Returns a process and all its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -70,17 +70,17 @@ def family(pid: int) -> list[int]:
 
 
 def name_of(pid: int) -> str:
-    """The name of a process, where it has given itself one: `spyglass-engine`, `spyglass-images`."""
+    """Returns the name of a process, if it has set one: `spyglass-engine`, `spyglass-images`."""
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process."""
+    """Returns the command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Returns unused ports of this machine."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -89,7 +89,7 @@ def free_ports(count: int) -> list[int]:
 
 
 async def until_ready(url: str, *processes: "subprocess.Popen[Any]") -> None:
-    """Waits until these processes answer there; exits when one of them has ended instead."""
+    """Waits until these processes answer at `url`; exits if one of them ends first."""
     async with aiohttp.ClientSession() as session:
         while all(process.poll() is None for process in processes):
             with contextlib.suppress(aiohttp.ClientError):

@@ -1,4 +1,4 @@
-"""The configurations of the published models, as the engine reads them, for runs with weights that it makes up."""
+"""The configurations of the published models, as the engine reads them, for runs with dummy weights."""
 
 import json
 import tempfile

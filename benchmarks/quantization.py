@@ -1,11 +1,11 @@
-"""Measures what quantized weights change: in logits, in the distribution of the next token, and in the exam.
+"""Measures the effect of quantized weights on logits, on the next-token distribution, and on the exam.
 
     python benchmarks/quantization.py
     python benchmarks/quantization.py --exam 500 --dtype bfloat16 --ways fp8
 
-On CPUs fp8 rounds weights and inputs as GPUs do. Logits are those of all tokens of conversations about drawn pictures,
-each with its picture and without it, compared with what --dtype gives. The exam asks the same questions about the same
-pictures with full weights and with quantized ones; it needs the demo model to be more than a test of this script.
+On CPUs fp8 rounds weights and inputs as GPUs do. Logits of all tokens of conversations about drawn pictures, each with
+and without its picture, are compared with those of --dtype. The exam asks the same questions about the same pictures
+with full weights and with quantized ones; with other models than the demo model it only tests this script.
 """
 
 import argparse
@@ -37,7 +37,7 @@ NUM_PAGES = 64
 
 
 class Weights:
-    """A model with its weights kept in one way: a precision, or a quantization of it."""
+    """A model with its weights stored in one way: a precision, or a quantization of it."""
 
     def __init__(self, folder: Path, way: str, dtype: torch.dtype) -> None:
         convert = CONVERTERS.get(way)
@@ -50,7 +50,7 @@ class Weights:
         self._runner = ModelRunner(model, NUM_PAGES, PAGE_SIZE, self._max_tiles, dtype, CPU)
 
     def logits(self, prompt: Prompt) -> Tensor:
-        """Logits of every token of a prompt with at most one picture, float32 [tokens, vocabulary]."""
+        """Computes the logits of all tokens of a prompt with at most one picture, float32 [tokens, vocabulary]."""
         tiles = [tuple(range(t.rows * t.columns)) for t in prompt.images]
         shared = SharedImages()
         shared.copy((ImageKey("", t.digest), t.rows, t.columns, t.pixels.data) for t in prompt.images)
@@ -75,9 +75,9 @@ class Weights:
 class Difference:
     """How far logits are from the full weights', each as a mean over tokens.
 
-    `logits` is the root of the squared difference as a share of their standard deviation, `divergence` that of
-    Kullback and Leibler in nats, `variation` the total variation distance of the distributions, `same` the share of
-    tokens whose most probable successor is the same.
+    `logits` is the root mean square difference relative to their standard deviation, `divergence` the Kullback-Leibler
+    divergence in nats, `variation` the total variation distance of the distributions, `same` the share of tokens whose
+    most probable successor is the same.
     """
 
     logits: float
@@ -98,7 +98,7 @@ class Difference:
 
 
 def prompts_of(maker: PromptMaker, count: int, first_seed: int) -> list[Prompt]:
-    """Questions about so many pictures of all kinds by turns, with the pictures and without."""
+    """Builds questions about `count` pictures, all kinds in turn, with and without the pictures."""
     from paired_exam import prompt_of
     from spyglass_training.exam.judge import KINDS
     from spyglass_training.exam.own_hand import example
@@ -112,7 +112,7 @@ def prompts_of(maker: PromptMaker, count: int, first_seed: int) -> list[Prompt]:
 
 
 def compare(folder: Path, ways: Sequence[str], dtype: str, prompts: Sequence[Prompt]) -> None:
-    """Prints a row for each way: where logits of all tokens lie beside those of full weights."""
+    """Prints a row for each way: how the logits of all tokens differ from those of full weights."""
     full = Weights(folder, dtype, getattr(torch, dtype))
     exact = [full.logits(prompt) for prompt in prompts]
     print("| weights | of layers MB | logits % | KL nats | total variation | same token % |")

@@ -1,4 +1,4 @@
-"""The usage records of a server, as they stand in its database."""
+"""The usage records in a server's database."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from spyglass_server import database
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A generation as the ledger has it."""
+    """A generation in the ledger."""
 
     request_id: str
     prompt_tokens: int
@@ -20,7 +20,7 @@ class Known:
 
 
 def known(url: str) -> list[Known]:
-    """All records of a database, in order."""
+    """Returns all records of a database, in order."""
     engine = database.connect(url)
     table = database.GENERATIONS.c
     wanted = sa.select(

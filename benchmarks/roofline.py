@@ -1,6 +1,6 @@
 """The limits of this machine for a text model: how fast it reads memory and multiplies matrices.
 
-Owns the two measurements and what they allow at best. Knows no engine.
+Owns the two measurements and the limits that follow from them. Knows nothing about engines.
 """
 
 import time
@@ -19,15 +19,15 @@ _TIMES = 5
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Bytes read and floating-point operations done in a second, each the best of some tries."""
+    """Bytes read and floating-point operations per second, each the best of several tries."""
 
     bytes_per_s: float
     operations_per_s: float
 
     def tokens_per_s(self, batch: int, prompt: int, answer: int, weight_bytes: int, head_operations: int) -> float:
-        """The most answer tokens in a second when `batch` requests run at once, in float32.
+        """Returns the maximum answer tokens per second with `batch` requests at once, in float32.
 
-        Prompts at the rate of multiplication, without the head; each decode step reads all weights once or
+        Prompts run at the rate of multiplication, without the head; each decode step reads all weights once or
         multiplies them with `batch` rows, whichever takes longer.
         """
         operations = weight_bytes / 4 * 2
@@ -38,7 +38,7 @@ class Roofline:
 
 @torch.inference_mode()
 def measure() -> Roofline:
-    """Takes some seconds; the machine should be idle."""
+    """Measures this machine, which should be idle, for some seconds."""
     numbers = torch.ones(_READ_BYTES // 4)
     x, layer = torch.randn(_ROWS, _SIZE), nn.Sequential(nn.Linear(_SIZE, _SIZE, bias=False))
     pack_linears(layer)

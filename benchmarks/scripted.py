@@ -1,11 +1,11 @@
-"""Serves a model that is scripted, for measurements of everything else; other benchmarks start it, and people can.
+"""Serves a scripted model, for measurements of everything else; started by other benchmarks or by hand.
 
     python benchmarks/scripted.py --api-key sk-test --step-ms 10
 
 Every step takes the same time and gives each answer one letter, so that an answer has as many characters as tokens; an
-answer that must have a shape gets the first token that its grammar allows. All the rest is the product's server, with
-all of its options. Once it serves, it prints `ready`; each line on its standard input it answers with one of JSON: what
-it holds at that moment. It stops when its standard input ends.
+answer with a grammar gets the first token that the grammar allows. All the rest is the product's server, with all its
+options. Once it serves, it prints `ready`; it answers each line on its standard input with a line of JSON: what it
+holds at that moment. It stops when its standard input ends.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _COUNT_S = 0.1
 
 
 class ScriptedRunner:
-    """Computes nothing: takes its time, and says letters."""
+    """Computes nothing: waits for the time of a step, and outputs letters."""
 
     looks_ahead = False
 
@@ -94,7 +94,7 @@ class ScriptedRunner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedLoader:
-    """Loads an engine with a ScriptedRunner. Keeps in the file `counts` what the engine holds."""
+    """Loads an engine with a ScriptedRunner. Writes what the engine holds to the file `counts`."""
 
     folder: Path
     stop_token_ids: frozenset[int]
@@ -147,7 +147,7 @@ class ScriptedLoader:
 
 
 def _keep(held: Callable[[], Mapping[str, int]], file: Path) -> None:
-    """Writes again and again what the engine holds."""
+    """Repeatedly writes what the engine holds."""
     while True:
         time.sleep(_COUNT_S)
         _write(held(), file)
@@ -160,19 +160,19 @@ def _write(held: Mapping[str, int], file: Path) -> None:
 
 
 def letters(folder: Path) -> tuple[int, ...]:
-    """The tokens of a model that are one letter."""
+    """Returns a model's tokens that are one letter."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     return tuple(vocabulary[letter] for letter in _LETTERS)
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """The tokens that end an answer of a model."""
+    """Returns the tokens that end a model's answer."""
     found = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     return frozenset(found if isinstance(found, list) else [found])
 
 
 async def serve(given: argparse.Namespace) -> None:
-    """The server's process."""
+    """Runs the server's process."""
     config = resolve(given)
     folder = checkpoint_or_demo(config.folder)
     counts = config.data_dir / "counts.json"

@@ -1,6 +1,6 @@
-"""A server with a scripted model and a bridge in front of it, as processes that can be killed and started again.
+"""A server with a scripted model and a bridge in front of it, as processes that can be killed and restarted.
 
-Knows nothing of what is asked of them, or measured.
+Knows nothing about the requests or the measurements.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Service:
             yield one
 
     def start_server(self) -> None:
-        """Starts the server, which need not be ready when this returns."""
+        """Starts the server, which may not be ready yet when this returns."""
         self.server = subprocess.Popen(
             self._serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
@@ -79,14 +79,14 @@ class Service:
         self._bury()
 
     def stop_server(self) -> None:
-        """Ends the server as an operator would; without effect when it has ended."""
+        """Stops the server as an operator would; no effect if it has ended."""
         if self.server.poll() is None:
             assert self.server.stdin is not None
             self.server.stdin.close()
         self._bury()
 
     async def until_served_again(self) -> float:
-        """After `start_server`: waits until the bridge has it. Returns how many seconds after its return that is."""
+        """After `start_server`, waits until the bridge reaches the server; returns the seconds since it was ready."""
         assert self.server.stdout is not None
         if await asyncio.to_thread(self.server.stdout.readline) != "ready\n":
             sys.exit("the server did not start again")
@@ -97,7 +97,7 @@ class Service:
         return time.monotonic() - began
 
     def held(self) -> dict[str, int]:
-        """What server and engine hold at this moment, by name."""
+        """Returns what server and engine hold at this moment, by name."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.write("\n")
@@ -108,7 +108,7 @@ class Service:
         return found
 
     def processes(self) -> dict[str, int]:
-        """The ids of server, engine and bridge."""
+        """Returns the process ids of server, engine and bridge."""
         engine = next(pid for pid in family(self.server.pid) if name_of(pid) == "spyglass-engine")
         return {"server": self.server.pid, "engine": engine, "bridge": self.bridge.pid}
 

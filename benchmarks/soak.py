@@ -1,11 +1,11 @@
-"""Sends many requests of every kind, breaks some off, and looks at what is left of them.
+"""Sends many requests of every kind, cancels some, and checks what is left of them.
 
     python benchmarks/soak.py
     python benchmarks/soak.py --requests 2000 --engine model
 
-To a server with a scripted model, or with a real one, and a bridge. Memory must not grow with the requests once the
-first have come; afterwards there must be no more open files, threads, tasks, places, pages of the KV cache and tiles
-than before; and the usage ledger must agree with what the clients have counted.
+They go to a server with a scripted or a real model, and a bridge. Memory must not grow with the requests after the
+first ones; afterwards there must be no more open files, threads, tasks, admitted requests, pages of the KV cache and
+tiles than before; and the usage ledger must agree with the clients' counts.
 """
 
 import argparse
@@ -34,24 +34,24 @@ from spyglass_server.database import sqlite_url
 
 _KEY = "sk-soak"
 _SMALL_CACHES = ("--cache-bytes", 16 << 20, "--image-cache-bytes", 16 << 20)
-"""They are full after the warm-up: memory of a cache is the process's once something has been written there."""
+"""Small enough to be full after the warm-up: a cache's memory counts only once it has been written to."""
 _SLOPE_MB = 1.0
-"""For each 1,000 requests."""
+"""Per 1,000 requests."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What came of all requests."""
+    """Results of all requests."""
 
     seen: list[Seen] = field(default_factory=list)
     samples: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """How many requests there were, and the memory of each process then, in MB."""
+    """Number of requests so far, and the memory of each process then, in MB."""
     left: list[Bar] = field(default_factory=list)
     took_s: float = 0.0
 
 
 async def soak(service: Service, given: argparse.Namespace) -> tuple[Run, UsageSummary]:
-    """Sends them all; a part first, to warm up."""
+    """Sends all requests; a part first, to warm up."""
     run, chance = Run(), random.Random(given.seed)
     first = int(given.requests * given.warm_up)
     began = time.monotonic()
@@ -68,7 +68,7 @@ async def soak(service: Service, given: argparse.Namespace) -> tuple[Run, UsageS
 async def send(
     service: Service, given: argparse.Namespace, chance: random.Random, run: Run, numbers: Iterable[int]
 ) -> None:
-    """Sends the requests with these numbers, so many at once, over connections of their own."""
+    """Sends the requests with these numbers, several at once, over their own connections."""
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
     waiting = iter(numbers)
     async with (
@@ -98,7 +98,7 @@ async def send(
 
 
 def memory_bars(run: Run, given: argparse.Namespace) -> list[Bar]:
-    """How fast the memory of each process grows after the warm-up: the median slope between any two samples."""
+    """Checks how fast each process's memory grows after the warm-up: the median slope between any two samples."""
     samples = [one for one in run.samples if one[0] >= given.requests * given.warm_up]
     if len(samples) < 2:
         sys.exit("too few samples of memory: lower --every")
@@ -115,13 +115,13 @@ def memory_bars(run: Run, given: argparse.Namespace) -> list[Bar]:
 
 
 def _slope(x: Sequence[int], y: Sequence[float]) -> float:
-    """Of Theil and Sen: one sample that is off, because memory was just being given back, changes nothing."""
+    """Theil-Sen slope: one outlier, because memory was just being released, has no effect."""
     first, second = np.triu_indices(len(x), 1)
     return float(np.median((np.array(y)[second] - np.array(y)[first]) / (np.array(x)[second] - np.array(x)[first])))
 
 
 def ledger_bars(seen: Sequence[Seen], records: Sequence[Known], total: UsageSummary) -> list[Bar]:
-    """Whether the ledger agrees with the clients."""
+    """Checks whether the ledger agrees with the clients."""
     by_id = {record.request_id: record for record in records}
     wrong, unknown, fewer = list[str](), list[str](), list[str]()
     prompt_tokens = tokens = generations = 0

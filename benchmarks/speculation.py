@@ -1,11 +1,11 @@
-"""Measures what guessing saves, and that it changes no answer.
+"""Measures what speculation saves, and checks that it changes no answer.
 
     python benchmarks/speculation.py
     python benchmarks/speculation.py --prompts 10 --kinds quote json
 
-Two engines in this process, of which one guesses, answer the same prompts by turns: texts to repeat and to correct,
+Two engines in this process, one of which speculates, answer the same prompts in turn: texts to repeat and to correct,
 JSON by a schema, answers whose text the caller predicts, and stories, one at a time; and stories with 32 at once. Each
-is asked greedily and at a temperature of 1. Rates are those after the first token, compared prompt by prompt.
+prompt is run greedily and at a temperature of 1. Rates exclude the first token and are compared prompt by prompt.
 """
 
 import argparse
@@ -60,7 +60,7 @@ _SCHEMA = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked, and how its answer is held to a shape."""
+    """A question, and the grammar that constrains its answer."""
 
     text: str
     grammar: str = ""
@@ -100,7 +100,7 @@ _KINDS: dict[str, Callable[[random.Random], Question]] = {
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """Answers, in tokens, and how many came in a second."""
+    """Answers, in tokens, and the tokens per second."""
 
     answers: list[list[int]]
     rate: float
@@ -110,7 +110,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Engine:
-    """An engine that is asked."""
+    """An engine to ask."""
 
     core: EngineCore
     maker: PromptMaker
@@ -119,7 +119,7 @@ class Engine:
     def ask(
         self, questions: Sequence[Question], sampling: SamplingParams, predictions: Sequence[Sequence[int]] = ()
     ) -> Outcome:
-        """Asks all of them at once."""
+        """Asks all questions at once."""
         answers: dict[int, list[int]] = {}
         for number, question in enumerate(questions):
             prompt = self.maker.write(ChatInput((Message("user", (question.text,)),)))
@@ -153,7 +153,7 @@ class Engine:
 def compare(
     plain: Engine, guessing: Engine, kind: str, given: argparse.Namespace
 ) -> tuple[list[float], list[str], str]:
-    """The ratios of the rates, which answers differ, and how many guesses were right, as a text."""
+    """Returns the ratios of the rates, which answers differ, and how many guesses were right, as text."""
     chance = random.Random(f"{kind} {given.seed}")
     ratios, different, num_guessed, num_right = list[float](), list[str](), 0, 0
     at_once = given.at_once if kind.endswith("at once") else 1

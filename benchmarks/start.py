@@ -1,10 +1,10 @@
-"""How long the product takes to be ready, and what for: from the start of a process until it serves.
+"""Measures how long the product takes to start, phase by phase: from the start of a process until it serves.
 
     benchmarks/start.py --times 7
 
-Starts `python -m spyglass_server` and then `spyglass serve`, so many times each, after one start that is not counted
-and makes what is kept: the demo's checkpoint, compiled kernels, and files in the page cache. Prints medians, with the
-fastest and the slowest.
+Starts `python -m spyglass_server` and then `spyglass serve`, --times each, after one uncounted start that creates what
+is kept: the demo's checkpoint, compiled kernels, and files in the page cache. Prints medians, with the fastest and the
+slowest.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from spyglass_launcher.probes import grpc_is_serving, http_is_ready
 _LOOK_S = 0.01
 _LINE = re.compile(r" (server|engine): (?:ready|loaded) [\d.]+ s after the process began: (.*)")
 _PHASE = re.compile(r"(?:^|, )([^\d]+) ([\d.]+)")
-"""The name of a phase may have commas in it, and no digits."""
+"""A phase's name may contain commas, but no digits."""
 
 Probe = Callable[[], Awaitable[bool]]
 Figures = dict[str, list[float]]
 
 
 def main() -> None:
-    """The command."""
+    """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="PATH", help="the checkpoint's folder (default: the demo model)")
     parser.add_argument("--times", type=int, default=5, metavar="N", help="how many starts are measured (default: 5)")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 async def measure(model: Path, times: int) -> Figures:
-    """How many seconds what took, each time."""
+    """Measures how many seconds each phase took, every time."""
     figures: Figures = defaultdict(list)
     for number in range(times + 1):
         found = await start_server(model)
@@ -62,7 +62,7 @@ async def measure(model: Path, times: int) -> Figures:
 
 
 async def start_server(model: Path) -> dict[str, float]:
-    """Starts the server alone, and returns the phases that it logged, too."""
+    """Starts the server alone; also returns the phases that it logged."""
     [port] = free_ports(1)
     grpc, phases = f"127.0.0.1:{port}", dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ async def start_both(model: Path) -> tuple[float, float]:
 
 
 async def ask(http: str, key: str) -> None:
-    """A question of which the answer is one token."""
+    """Asks a question with an answer of one token."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 1}
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
@@ -112,13 +112,13 @@ async def ask(http: str, key: str) -> None:
 
 
 def processor_s(pid: int) -> float:
-    """How much processor time a process has taken, which others on the machine change little."""
+    """Returns the processor time of a process, which other processes on the machine affect little."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def until(is_ready: Probe, process: Process) -> None:
-    """Waits until a process is ready; exits when it has ended instead."""
+    """Waits until a process is ready; exits if it ends first."""
     while not await is_ready():
         if process.returncode is not None:
             sys.exit("what should serve did not start; run it by hand to see why")

@@ -1,4 +1,4 @@
-"""Measures one step of the engine in this process, and shows where its time goes.
+"""Measures one step of the engine in this process, and shows where its time is spent.
 
     python benchmarks/step.py --rows 1 8 32 --context 128
     python benchmarks/step.py --rows 8 --profile
@@ -7,7 +7,7 @@
 
 Steps are run by the engine's own runner on the demo model, on --model, or on random weights in the sizes of a
 published one. A decode step computes one token of each row; a prefill step computes the prompts of all rows at
-once. The table has the median of many steps; with --both, also of steps without our own kernels for CPUs, by turns.
+once. The table has the median of many steps; with --both, also of steps without our own CPU kernels, in turn.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
-    """Rows that compute `tokens` tokens from position `start`, each in pages of its own."""
+    """Builds rows that compute `tokens` tokens from position `start`, each in its own pages."""
     pages = -(-(start + tokens) // PAGE_SIZE)
     return [
         Row(
@@ -49,12 +49,12 @@ def rows_of(count: int, start: int, tokens: int, decodes: bool) -> list[Row]:
 
 
 def median_ms(runner: ModelRunner, rows: Sequence[Row], times: int) -> float:
-    """The median time of a step in milliseconds."""
+    """Measures the median time of a step in milliseconds."""
     return medians_ms([runner], rows, times)[0]
 
 
 def medians_ms(runners: Sequence[ModelRunner], rows: Sequence[Row], times: int) -> list[float]:
-    """The same for runners that take turns."""
+    """Does the same for runners that take turns."""
     found: list[list[float]] = [[] for _ in runners]
     for _ in range(times + 2):
         for runner, own in zip(runners, found, strict=True):

@@ -1,4 +1,4 @@
-"""Compares Spyglass with others on the same weights, and with what this machine could do at best: `make bench`.
+"""Compares Spyglass with others on the same weights, and with the limit of this machine: `make bench`.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --concurrency 8 --repeats 1
@@ -7,10 +7,10 @@
 
 Everything runs in one go on the text layers of the demo model, or of another, in float32: prompts of 64 tokens,
 greedy answers of up to 64. The table has the median of --repeats; contestants take turns, so that a noisy moment hurts
-all alike, and each is asked while the others idle. All get the same prompts, but over gRPC others, since the server has
-seen those already. OpenVINO GenAI and `transformers serve` take part where `make bench-peers` has installed them, and a
-second table compares each turn of Spyglass with OpenVINO's. A peer is any OpenAI-compatible server that runs already,
-with the same weights in float32 (plain_model.py). Prints Markdown tables; raw figures and a plot go into --out.
+all alike, and each is asked while the others idle. All get the same prompts, except over gRPC, since the server has
+already cached those. OpenVINO GenAI and `transformers serve` take part if `make bench-peers` has installed them, and a
+second table compares each turn of Spyglass with OpenVINO's. A peer is any running OpenAI-compatible server with the
+same weights in float32 (plain_model.py). Prints Markdown tables; raw figures and a plot go into --out.
 """
 
 import argparse
@@ -49,7 +49,7 @@ COMPARED_ANSWERS = 8
 
 
 def weight_figures(folder: Path) -> tuple[int, int]:
-    """Bytes of the text layers and the head in float32, and the operations that a token takes in the head."""
+    """Returns the bytes of the text layers and head in float32, and the head's operations per token."""
     text = load_config(folder).text
     layer = text.hidden_size * (
         2 * text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim + 3 * text.intermediate_size
@@ -62,7 +62,7 @@ def weight_figures(folder: Path) -> tuple[int, int]:
 def started(
     given: argparse.Namespace, installed: Peers, folder: Path, maker: PromptMaker
 ) -> Iterator[dict[str, Contestant]]:
-    """Everyone who takes part, until the end of the context."""
+    """Runs all contestants until the end of the context."""
     found: dict[str, Contestant] = {}
     with contextlib.ExitStack() as stack:
         if not {"http", "grpc"}.isdisjoint(given.contestants):
@@ -82,7 +82,7 @@ def started(
 
 
 async def measure(contestants: Mapping[str, Contestant], maker: PromptMaker, given: argparse.Namespace) -> Results:
-    """All contestants at every concurrency, by turns."""
+    """Measures all contestants at every concurrency, in turn."""
     results: Results = {name: {c: [] for c in given.concurrency} for name in contestants}
     for concurrency in given.concurrency:
         count = concurrency * given.rounds
@@ -99,7 +99,7 @@ async def measure(contestants: Mapping[str, Contestant], maker: PromptMaker, giv
 
 
 def table(results: Results, best: Mapping[int, float]) -> str:
-    """The Markdown table: tokens/s with the share of the limit, and how long parts take to come."""
+    """Returns the Markdown table: tokens/s with the share of the limit, and how long parts take to arrive."""
     head = " | ".join(f"{c} at once" for c in best)
     lines = [f"| output tokens/s (share of the limit) | {head} |", "| --- |" + " ---: |" * len(best)]
     lines.append("| limit of the machine | " + " | ".join(f"{value:.0f}" for value in best.values()) + " |")
@@ -120,7 +120,7 @@ def table(results: Results, best: Mapping[int, float]) -> str:
 
 
 def ratios(results: Results) -> str:
-    """The Markdown table of how many times as fast as OpenVINO each row of Spyglass is."""
+    """Returns the Markdown table of each Spyglass row's speed relative to OpenVINO."""
     theirs = results[OPENVINO]
     head = " | ".join(f"{c} at once" for c in theirs)
     lines = [f"| times as fast as OpenVINO: median of the turns (least to most) | {head} |"]
@@ -135,7 +135,7 @@ def ratios(results: Results) -> str:
 
 
 def equal_answers(ours: InProcess, theirs: OpenVino, maker: PromptMaker, given: argparse.Namespace) -> str:
-    """How many of the answers are the same, token by token. Rounding may part two tokens that are about as probable."""
+    """Counts answers that are the same, token by token. Rounding may swap two tokens of similar probability."""
     chats = make_chats(maker, COMPARED_ANSWERS, given.prompt, seed=0)
     (mine, _), (other, _) = (one.answer(chats, len(chats), given.answer) for one in (ours, theirs))
     equal = sum(a.token_ids == b.token_ids for a, b in zip(mine, other, strict=True))
@@ -143,7 +143,7 @@ def equal_answers(ours: InProcess, theirs: OpenVino, maker: PromptMaker, given: 
 
 
 def speed(summaries: Sequence[Summary]) -> float:
-    """The median of tokens in a second."""
+    """Returns the median of tokens per second."""
     return statistics.median(summary.tokens_per_s for summary in summaries)
 
 
@@ -164,7 +164,7 @@ def machine(limits: roofline.Roofline) -> dict[str, Any]:
 
 
 def plot(results: Results, best: Mapping[int, float], file: Path) -> None:
-    """Bars of each contestant's share of the limit, by concurrency."""
+    """Plots bars of each contestant's share of the limit, by concurrency."""
     import matplotlib as mpl
 
     mpl.use("Agg")

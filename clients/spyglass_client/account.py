@@ -13,7 +13,7 @@ from spyglass_client.answer import Usage
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     input_tokens: float
     output_tokens: float
@@ -22,10 +22,10 @@ class Pricing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMemory:
-    """What a model takes of a device's memory, in bytes, and what its caches hold: tokens of text, tiles of images.
+    """A model's use of a device's memory, in bytes, and its caches' capacity in text tokens and image tiles.
 
-    Of a CPU, `device_bytes` is the memory of the machine, whose name is `host`. A server that does not tell leaves all
-    of it empty.
+    For a CPU, `device_bytes` is the machine's memory; `host` is the machine's name. All fields are empty if the server
+    does not report them.
     """
 
     host: str
@@ -66,11 +66,11 @@ class ModelInfo:
     max_image_bytes: int
     tags: tuple[str, ...]
     quantization: str
-    """How most weights are kept where that is coarser than `dtype`: "fp8", "int8" or nothing."""
+    """How most weights are stored if coarser than `dtype`: "fp8", "int8" or empty."""
     memory: ModelMemory
-    """Of the first device, where several share the model."""
+    """Memory of the first device, if several share the model."""
     ranks: tuple[ModelMemory, ...]
-    """Of all devices, where several share the model."""
+    """Memory of all devices, if several share the model."""
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> "ModelInfo":
@@ -123,7 +123,7 @@ class UsageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSum:
-    """What the generations of a group have used; of the first four fields those are set that it is grouped by."""
+    """Usage of one group of generations; only the grouping fields among the first four are set."""
 
     tenant: str
     key_id: str
@@ -154,7 +154,7 @@ class UsageSum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSummary:
-    """What a key has used so far, with sums by group and its latest generations, newest first, if asked for."""
+    """A key's usage so far, with sums by group and its latest generations, newest first, if requested."""
 
     key_id: str
     tenant: str
@@ -192,7 +192,7 @@ GROUPS = {
 
 
 def usage_filter(model: str, since: datetime | None, until: datetime | None) -> pb.UsageFilter:
-    """Which generations count."""
+    """Builds the filter for the generations to count."""
     chosen = pb.UsageFilter(model=model)
     if since is not None:
         chosen.since.FromDatetime(since)
@@ -202,17 +202,17 @@ def usage_filter(model: str, since: datetime | None, until: datetime | None) -> 
 
 
 def usage_groups(names: Sequence[str]) -> "list[pb.UsageGroup.ValueType]":
-    """By what usage is summed up. Raises ValueError for a name that is not in GROUPS."""
+    """Converts names of groups to the protocol's. Raises ValueError for a name that is not in GROUPS."""
     if unknown := [name for name in names if name not in GROUPS]:
         raise ValueError(f"usage cannot be grouped by {unknown[0]!r}: use {', '.join(GROUPS)}")
     return [GROUPS[name] for name in names]
 
 
 def optional_moment(message: Any, field: str) -> datetime | None:
-    """A time that a message may not have."""
+    """Returns a time field of a message, or None if it is unset."""
     return moment(getattr(message, field)) if message.HasField(field) else None
 
 
 def moment(timestamp: Timestamp) -> datetime:
-    """A time, in UTC."""
+    """Converts a timestamp to a time in UTC."""
     return timestamp.ToDatetime(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""The client of operators: keys, and what all of them have used."""
+"""The client for operators: manages keys and reports the usage of all of them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ from spyglass_common.keys import KEY_LIMITS, SCOPES, KeyLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key, without its secret, of which `hint` is the end. An empty `models` means all models.
+    """A key without its secret; `hint` is the secret's end. An empty `models` means all models.
 
-    One that is `configured` comes from the server's settings.
+    A `configured` key comes from the server's settings.
     """
 
     id: str
@@ -61,7 +61,7 @@ class AdminClient:
             key, secret = admin.create_key(name="alice", tenant="acme", requests_per_minute=60)
 
     `target` and `tls` are as in `Client`; `admin_key` is a key with the scope admin, and defaults to
-    SPYGLASS_ADMIN_KEY. Every method raises SpyglassError when the server cannot be reached or refuses.
+    SPYGLASS_ADMIN_KEY. Every method raises SpyglassError if the server cannot be reached or refuses.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class AdminClient:
         self._stub = pb_grpc.AdminServiceStub(self._channel)
 
     def create_key(self, **fields: Any) -> tuple[ApiKey, str]:
-        """Makes a key, and returns it with its secret, which cannot be shown again.
+        """Creates a key and returns it with its secret, which cannot be shown again.
 
-        The fields are name, tenant, scopes (of SCOPES), models, expires (a datetime) and those of KeyLimits.
+        The fields are name, tenant, scopes (from SCOPES), models, expires (a datetime) and those of KeyLimits.
         """
         answer = self._call(self._stub.CreateKey, pb.CreateKeyRequest(key=_to_proto(fields)))
         return ApiKey.from_proto(answer.key), answer.secret
 
     def keys(self, tenant: str = "", *, include_ended: bool = False) -> list[ApiKey]:
-        """All keys, or those of a tenant, the oldest first; also those that are revoked or expired, if asked for."""
+        """Lists all keys or a tenant's, oldest first; revoked and expired ones only with `include_ended`."""
         found: list[ApiKey] = []
         token = ""
         while True:
@@ -99,11 +99,11 @@ class AdminClient:
                 return found
 
     def key(self, key_id: str) -> ApiKey:
-        """One key."""
+        """Returns one key."""
         return ApiKey.from_proto(self._call(self._stub.GetKey, pb.GetKeyRequest(id=key_id)).key)
 
     def update_key(self, key_id: str, **fields: Any) -> ApiKey:
-        """Changes the fields that are given, as in `create_key`; None clears one."""
+        """Changes the given fields, as in `create_key`; None clears a field."""
         key = _to_proto(fields)
         key.id = key_id
         request = pb.UpdateKeyRequest(key=key)
@@ -111,7 +111,7 @@ class AdminClient:
         return ApiKey.from_proto(self._call(self._stub.UpdateKey, request).key)
 
     def revoke_key(self, key_id: str) -> ApiKey:
-        """Ends a key for good."""
+        """Revokes a key permanently."""
         return ApiKey.from_proto(self._call(self._stub.RevokeKey, pb.RevokeKeyRequest(id=key_id)).key)
 
     def usage(
@@ -125,7 +125,7 @@ class AdminClient:
         group_by: Sequence[str] = (),
         max_records: int = 0,
     ) -> tuple[list[UsageSum], list[UsageRecord]]:
-        """What has been used: a sum for each group (tenant, key, model, day), and the latest generations."""
+        """Reports usage: a sum for each group (tenant, key, model, day), and the latest generations."""
         request = pb.ReportUsageRequest(
             filter=usage_filter(model, since, until),
             tenant=tenant,

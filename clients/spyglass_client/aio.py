@@ -1,4 +1,4 @@
-"""The asynchronous client: its channel, its key, and a stream for each new generation."""
+"""The asynchronous client: its channel, its key, and the stream for new generations."""
 
 import asyncio
 import os
@@ -38,12 +38,12 @@ class AsyncClient:
             print(answer.text)
 
     `target` is HOST:PORT or unix:PATH (default: SPYGLASS_GRPC, else 127.0.0.1:50051); `api_key` defaults
-    to SPYGLASS_API_KEY. `tls` is None for plain text, as on one machine. `call_timeout_s` bounds the
+    to SPYGLASS_API_KEY. `tls` is None for plaintext, as within one machine. `call_timeout_s` bounds the
     short calls (models, usage, …); a generation has `timeout_s`, one of its Options.
 
-    All generations share one stream, which is opened when it is first needed and again after it was
-    lost. The client belongs to the event loop that first uses it. Every method raises SpyglassError
-    when the server cannot be reached or refuses.
+    All generations share one stream, which is opened on first use and again after it is lost. The client
+    belongs to the event loop that first uses it. Every method raises SpyglassError if the server cannot be
+    reached or refuses.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class AsyncClient:
     async def generate(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Answer:
         """Asks and waits for the whole answer.
 
-        Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
-        as `text` or as `tokens`, which no chat template touches.
+        Give a question, optionally with `images` and a `system` prompt; or a ready prompt as `text` or
+        `tokens`, to which no chat template is applied.
         """
         return await self._answer(draft_question(question, options))
 
     def stream(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> AsyncGeneration:
-        """Asks, and gives the answer piece by piece; takes what `generate` takes."""
+        """Asks and streams the answer; takes the arguments of `generate`."""
         return self._generation(draft_question(question, options))
 
     async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
@@ -82,13 +82,13 @@ class AsyncClient:
         return await self._answer(draft_chat(messages, options))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AsyncGeneration:
-        """Continues a conversation, and gives the answer piece by piece."""
+        """Continues a conversation and streams the answer."""
         return self._generation(draft_chat(messages, options))
 
     async def parse(self, kind: type[P], messages: Sequence[Message], **options: Unpack[Options]) -> P:
-        """Continues a conversation with a value of a type, such as a pydantic model, which the answer is held to.
+        """Continues a conversation and parses the answer into a type, such as a pydantic model, that constrains it.
 
-        Raises ValueError when the answer was cut short.
+        Raises ValueError if the answer was cut short.
         """
         options["json_schema"] = kind.model_json_schema()
         return read_into(kind, await self.chat(messages, **options))
@@ -96,10 +96,10 @@ class AsyncClient:
     async def run_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], /, *, max_rounds: int = 8, **options: Unpack[Options]
     ) -> tuple[Answer, list[Message]]:
-        """Continues a conversation, and runs the tools that the model calls, until it answers in words.
+        """Continues a conversation, running the tools that the model calls, until it answers in text.
 
-        Returns that answer and the whole conversation. A `tool_choice` holds for the first answer. Raises RuntimeError
-        when `max_rounds` answers call tools, and ValueError when one was cut short in a call.
+        Returns that answer and the whole conversation. A `tool_choice` applies only to the first answer. Raises
+        RuntimeError if `max_rounds` answers call tools, and ValueError if one was cut short in a call.
         """
         options["tools"] = tools
         later = options.copy()
@@ -109,15 +109,15 @@ class AsyncClient:
         )
 
     async def count_tokens(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> int:
-        """How many prompt tokens a request would use; takes what `generate` takes. An image counts as one."""
+        """Counts the prompt tokens of a request; takes the arguments of `generate`. An image counts as one."""
         return await self._count(draft_question(question, options))
 
     async def count_chat_tokens(self, messages: Sequence[Message], **options: Unpack[Options]) -> int:
-        """How many prompt tokens a conversation would use; takes what `chat` takes."""
+        """Counts the prompt tokens of a conversation; takes the arguments of `chat`."""
         return await self._count(draft_chat(messages, options))
 
     async def models(self) -> list[ModelInfo]:
-        """The models that the server runs; the first one answers requests without a model."""
+        """Lists the models that the server runs; the first serves requests that name none."""
         response = await self._call(self._stub().ListModels, pb.ListModelsRequest())
         return [ModelInfo.from_proto(model) for model in response.models]
 
@@ -130,9 +130,9 @@ class AsyncClient:
         until: datetime | None = None,
         group_by: Sequence[str] = (),
     ) -> UsageSummary:
-        """What the key has used, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
+        """Returns the key's usage, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
 
-        At most 1,000 are listed. Only generations count that began at `since` or later, and before `until`.
+        At most 1,000 are listed. Only generations that began at or after `since` and before `until` count.
         """
         request = pb.GetUsageRequest(
             max_records=max_records, filter=usage_filter(model, since, until), group_by=usage_groups(group_by)
@@ -140,16 +140,16 @@ class AsyncClient:
         return UsageSummary.from_proto(await self._call(self._stub().GetUsage, request))
 
     async def status(self) -> ServerStatus:
-        """How the server is: its state, load and caches."""
+        """Returns the server's status: its state, load and caches."""
         return ServerStatus.from_proto(await self._call(self._stub().GetStatus, pb.GetStatusRequest()))
 
     async def check_access(self) -> str:
-        """Checks that the key may call, and returns the key's public name."""
+        """Checks that the key is accepted and returns its public name."""
         response = await self._call(self._stub().CheckAccess, pb.CheckAccessRequest())
         return response.key_id
 
     async def close(self) -> None:
-        """Ends what still runs, with ClientClosedError, and closes the connection. May be called twice."""
+        """Ends running generations with ClientClosedError and closes the connection. May be called twice."""
         self._closed = True
         for stream in self._streams:
             await stream.aclose()
@@ -188,7 +188,7 @@ class AsyncClient:
         return response.prompt_tokens
 
     def _stream_for_new(self) -> RunningStream:
-        """The newest stream, or a new one if that accepts no more generations."""
+        """Returns the newest stream, or opens one if that accepts no more generations."""
         if not self._streams or not self._streams[-1].is_accepting:
             self._streams = [stream for stream in self._streams if not stream.has_ended]
             call = self._stub().Generate(metadata=self._metadata)
@@ -196,7 +196,7 @@ class AsyncClient:
         return self._streams[-1]
 
     async def _explain_stream_end(self, error: grpc.aio.AioRpcError) -> SpyglassError:
-        """What ended a stream. Where gRPC has lost the server's status, a short call asks for it again."""
+        """Finds what ended a stream. If gRPC has lost the server's status, a short call asks for it again."""
         if not lost_status(error):
             return from_rpc_error(error, self.target)
         try:

@@ -1,4 +1,4 @@
-"""What comes back from a generation: chunks while it runs, an answer at its end."""
+"""Results of a generation: chunks while it runs, an answer at its end."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,13 +18,13 @@ _FINISH_REASONS: dict[pb.FinishReason.ValueType, FinishReason] = {
 
 
 def finish_reason_of(reason: pb.FinishReason.ValueType) -> FinishReason | None:
-    """The word for a reason of the protocol; None while the choice goes on."""
+    """Converts a reason of the protocol to its name; None while the choice is unfinished."""
     return _FINISH_REASONS.get(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability:
-    """A token's id, the bytes that it stands for, and the natural logarithm of its probability."""
+    """A token's id, its bytes, and the natural logarithm of its probability."""
 
     token_id: int
     bytes: bytes
@@ -33,7 +33,7 @@ class TokenProbability:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The probability of a token that was chosen, and those of the most probable ones, best first."""
+    """The probabilities of the chosen token and of the most probable ones, best first."""
 
     chosen: TokenProbability
     top: tuple[TokenProbability, ...] = ()
@@ -46,7 +46,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Metered tokens, and what they cost in US dollars; and guesses of the server that were right and wrong."""
+    """Metered tokens, their cost in US dollars, and how many predicted tokens were accepted and rejected."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -75,11 +75,10 @@ class Usage:
 class TextChunk:
     """More text of one choice.
 
-    `index` is the choice's number within its generation, from 0. `text` holds whole characters only and may be
-    empty while one is incomplete. `token_ids` are the tokens behind it, and `logprobs` their probabilities where
-    these were asked for. `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk.
-    `usage` is that of all choices so far, and `attention` is that of each token to the pictures, where these were asked
-    for.
+    `index` is the choice's number within its generation, from 0. `text` contains only whole characters and may
+    be empty while one is incomplete. `token_ids` are its tokens, and `logprobs` their probabilities, if requested.
+    `tool_calls` are pieces of calls. `finish_reason` is set in a choice's last chunk. If requested, `usage` covers all
+    choices so far, and `attention` is each token's attention to the pictures.
     """
 
     index: int
@@ -112,8 +111,8 @@ class TextChunk:
 class Choice:
     """One finished answer. `stop_string` is the stop string that ended it, if one did.
 
-    `logprobs` has the probabilities of its tokens, and `attention` what each looked at in the pictures, where they were
-    asked for; `tool_calls` has the tools that it calls.
+    If requested, `logprobs` has its tokens' probabilities and `attention` their attention to the pictures; `tool_calls`
+    are its calls of tools.
     """
 
     index: int
@@ -128,9 +127,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A finished generation: at least one choice, in order of their index.
+    """A finished generation: at least one choice, ordered by index.
 
-    `image_grids` has the patches of each picture of the conversation, where attention to them was asked for.
+    `image_grids` has the patch grid of each picture of the conversation, if attention was requested.
     """
 
     request_id: str

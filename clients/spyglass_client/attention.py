@@ -4,7 +4,7 @@
     heat = draw_attention(Path("fruit.png").read_bytes(), answer.image_grids[0], answer.choices[0].attention, 0)
     Path("looked.png").write_bytes(heat)
 
-Drawing needs Pillow, which the extra `chat` brings.
+Drawing needs Pillow, which the `chat` extra installs.
 """
 
 import io
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _DIM = 0.3
-"""How bright a picture stays where the model did not look."""
+"""Relative brightness where the model did not look."""
 _WARM = (255, 96, 16)
 _WARMTH = 0.45
-"""How much of that colour is where it looked most."""
+"""Opacity of that colour where the model looked most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageGrid:
-    """The patches of a picture's canvas. The picture takes the covered ones, from the top left; the rest is padding."""
+    """The patch grid of a picture's canvas. The picture covers patches from the top left; the rest is padding."""
 
     rows: int
     columns: int
@@ -45,7 +45,7 @@ class ImageGrid:
 
 @dataclass(frozen=True, slots=True)
 class ImageMap:
-    """A token's attention to the patches of a picture: a byte for each, row by row, times `scale` / 255."""
+    """A token's attention to the patches of a picture: a byte per patch, row by row, times `scale` / 255."""
 
     scale: float
     data: bytes
@@ -58,9 +58,9 @@ class ImageMap:
 
 @dataclass(frozen=True, slots=True)
 class TokenAttention:
-    """The bytes that a token stands for, and its map of each picture of the conversation: None of one it does not see.
+    """A token's bytes and its map of each picture of the conversation, None for a picture it does not see.
 
-    There are no maps after the first 8 MiB of them.
+    Tokens after the first 8 MiB of maps have none.
     """
 
     bytes: bytes
@@ -75,7 +75,7 @@ class TokenAttention:
 def average_weights(grid: ImageGrid, tokens: Iterable[TokenAttention], picture: int = 0) -> list[float]:
     """The attention to each patch of a picture, row by row, averaged over the tokens that have a map of it.
 
-    Raises ValueError where none has.
+    Raises ValueError if none has.
     """
     maps = [one.maps[picture] for one in tokens if picture < len(one.maps)]
     found = [one.weights for one in maps if one is not None]
@@ -86,9 +86,10 @@ def average_weights(grid: ImageGrid, tokens: Iterable[TokenAttention], picture: 
 
 
 def draw_attention(data: bytes, grid: ImageGrid, tokens: Iterable[TokenAttention], picture: int = 0) -> bytes:
-    """A picture, `data`, dark but where the tokens looked, as a PNG. `picture` is its number in the conversation.
+    """Darkens the picture `data` except where the tokens looked; returns a PNG.
 
-    Raises ImportError without Pillow, and ValueError where no token has a map of it or the data are no picture.
+    `picture` is its number in the conversation. Raises ImportError without Pillow, and ValueError if no token has a map
+    of it or `data` is not a picture.
     """
     from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
@@ -109,7 +110,7 @@ def draw_attention(data: bytes, grid: ImageGrid, tokens: Iterable[TokenAttention
 
 
 def _heat(weights: Sequence[float], grid: ImageGrid, size: tuple[int, int]) -> "Image.Image":
-    """The weights over a picture of some size, grey, 255 where they are greatest."""
+    """Draws the weights in grey at the size of a picture, 255 where they are greatest."""
     from PIL import Image
 
     most = max(weights) or 1.0

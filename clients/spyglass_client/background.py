@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for callers that have none."""
+"""An event loop on its own thread, for callers without one."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ class BackgroundLoop:
         self._loop = running.result()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it to its end and returns its result; an interrupt of the caller cancels it."""
+        """Runs a coroutine and returns its result; interrupting the caller cancels it."""
         if self._closed:
             coroutine.close()
             raise ClientClosedError("the client is closed")
@@ -35,12 +35,12 @@ class BackgroundLoop:
             raise
 
     def call(self, function: Callable[[], None]) -> None:
-        """Calls it on the loop, soon; does nothing once the loop is closed."""
+        """Schedules a call on the loop; does nothing once the loop is closed."""
         if not self._closed:
             self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        """Cancels what still runs and ends the thread. May be called twice."""
+        """Cancels running coroutines and ends the thread. May be called twice."""
         if not self._closed:
             self._closed = True
             self._loop.call_soon_threadsafe(self._stop.set)

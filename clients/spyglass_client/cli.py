@@ -1,7 +1,7 @@
-"""The `spyglass` command: its options, and how failures look.
+"""The `spyglass` command: its options and error output.
 
-Exit codes are 0 for success, 1 for a failure (one line on stderr), 2 for wrong options and 130 after Ctrl-C. What each
-command does is in a module of its own.
+Exit codes are 0 for success, 1 for a failure (one line on stderr), 2 for wrong options and 130 after Ctrl-C. Each
+command is implemented in its own module.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         parser.error(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: write no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: discard further output
         return 1
     except (SpyglassError, OSError, ValueError) as error:
         print(f"spyglass: {printable(describe(error))}", file=sys.stderr)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(environ: Mapping[str, str], command: str) -> argparse.ArgumentParser:
-    """The whole parser; what serve and plan import, and the variables of their options, are read only for them."""
+    """Builds the whole parser; imports and environment variables of serve and plan are read only for them."""
     parser = argparse.ArgumentParser(
         prog="spyglass",
         description="Serves Llama 3.2 Vision models, and talks to them.",
@@ -226,7 +226,7 @@ def _add_command(
 
 
 def _add_connection(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-    """Where the server is, and the key to it."""
+    """Adds the server's address and the API key."""
     _add_target(parser, environ)
     parser.add_argument(
         "--api-key",
@@ -237,7 +237,7 @@ def _add_connection(parser: argparse.ArgumentParser, environ: Mapping[str, str])
 
 
 def _add_admin(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-    """The operator's key, and where it is beside the server."""
+    """Adds the operator's key, and the server's data folder, which contains one."""
     parser.add_argument(
         "--admin-key",
         default=default_admin_key(environ),
@@ -274,14 +274,14 @@ def _add_option(
     metavar: str,
     default: str | None = None,
 ) -> None:
-    """Adds an option with its variable; argparse checks a default that is a string like an argument."""
+    """Adds an option with its variable; argparse parses a string default like an argument."""
     parser.add_argument(
         flag, type=parse, default=environ.get(variable) or default, metavar=metavar, help=f"{text} [{variable}]"
     )
 
 
 def json_schema(text: str) -> Any:
-    """A schema: the JSON object itself, or the path of the file that holds it."""
+    """Parses a schema: the JSON object itself, or the path of its file."""
     try:
         written = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -296,7 +296,7 @@ def json_schema(text: str) -> Any:
 
 
 def moment(text: str) -> datetime:
-    """A day or a time, in UTC unless it says otherwise."""
+    """Parses a day or a time, in UTC unless it says otherwise."""
     try:
         return parse_time(text)
     except ValueError:
@@ -304,7 +304,7 @@ def moment(text: str) -> datetime:
 
 
 def whole_number(text: str) -> int:
-    """A number from 0 up that fits 64 bits."""
+    """Parses a non-negative integer that fits in 64 bits."""
     if not (text.isascii() and text.isdecimal()) or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)

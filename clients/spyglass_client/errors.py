@@ -1,4 +1,4 @@
-"""The exceptions of the client, and the one place where a status of the server becomes one of them."""
+"""The client's exceptions, and the conversion of a server's status to one."""
 
 import copy
 from typing import ClassVar, Self
@@ -11,13 +11,12 @@ from spyglass_common.status import read_details, status_of
 
 
 class SpyglassError(Exception):
-    """Something that went wrong on the way to an answer.
+    """A failed request.
 
     `code` is the canonical code. `reason` is a short machine-readable word from the server, and `field`
-    the path of the field at fault, such as `sampling.temperature`; both are None when the server named
-    none. `retry_after_s` is the server's advice on when to try again, in seconds. `request_id` names the
-    generation in the server's log and ledger. `usage` is what a generation had used until then, when it
-    was metered.
+    the path of the field at fault, such as `sampling.temperature`; both are None if the server named
+    none. `retry_after_s` is the server's advice on when to retry, in seconds. `request_id` names the
+    generation in the server's log and ledger. `usage` is a metered generation's usage up to the failure.
     """
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -43,14 +42,14 @@ class SpyglassError(Exception):
         self.usage = usage
 
     def about(self, request_id: str) -> Self:
-        """A copy of its own for one of several generations that met the same end."""
+        """Returns a copy for one of several generations that failed together."""
         error = copy.copy(self)
         error.request_id = request_id
         return error
 
 
 class InvalidRequestError(SpyglassError):
-    """The server cannot do what was asked; `field` often says where the fault is."""
+    """The server cannot do what was asked; `field` often names the field at fault."""
 
     default_code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -74,31 +73,31 @@ class NotFoundError(SpyglassError):
 
 
 class RateLimitedError(SpyglassError):
-    """The queue is full or a limit is reached; `retry_after_s` says when to come back."""
+    """The queue is full or a limit is reached; `retry_after_s` says when to retry."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class UnavailableError(SpyglassError):
-    """The server cannot be reached, is stopping, or lost the generation. Trying again may help."""
+    """The server cannot be reached, is stopping, or lost the generation. Retrying may help."""
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
 
 class DeadlineError(SpyglassError):
-    """It took longer than it was allowed to."""
+    """The time limit was exceeded."""
 
     default_code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class CancelledByServerError(SpyglassError):
-    """The generation was cancelled, and not by this client's own `cancel`."""
+    """The generation was cancelled, but not by this client's `cancel`."""
 
     default_code = grpc.StatusCode.CANCELLED
 
 
 class InternalError(SpyglassError):
-    """A fault of the server, which says no more about it; the server's log does."""
+    """An internal server error; only the server's log has details."""
 
     default_code = grpc.StatusCode.INTERNAL
 
@@ -110,7 +109,7 @@ class ClientClosedError(SpyglassError):
 
 
 RpcError = grpc.aio.AioRpcError | grpc.Call
-"""The failure of a whole call, of either kind of channel."""
+"""A failed call, on either kind of channel."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -132,7 +131,7 @@ _ERRORS: dict[grpc.StatusCode, type[SpyglassError]] = {
 
 
 def from_status(status: status_pb2.Status, request_id: str | None = None, usage: Usage | None = None) -> SpyglassError:
-    """The exception for a status of the server, with what its details say."""
+    """Converts a server's status, with its details, to an exception."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     details = read_details(status)
     return _ERRORS.get(code, InternalError)(
@@ -147,7 +146,7 @@ def from_status(status: status_pb2.Status, request_id: str | None = None, usage:
 
 
 def from_rpc_error(error: RpcError, target: str) -> SpyglassError:
-    """The exception for the failure of a whole call to `target`.
+    """Converts the failure of a whole call to `target` to an exception.
 
     A failure that gRPC itself reports, such as a refused connection, names the target.
     """
@@ -161,8 +160,8 @@ def from_rpc_error(error: RpcError, target: str) -> SpyglassError:
 
 
 def lost_status(error: grpc.aio.AioRpcError) -> bool:
-    """Whether gRPC reports a failed write in place of the status with which the server ended the call.
+    """Whether gRPC reports a failed write instead of the status with which the server ended the call.
 
-    It does so at times when the server ends a stream that the client is writing to (grpc issue 36066).
+    This can happen when the server ends a stream that the client is writing to (grpc issue 36066).
     """
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"

@@ -1,4 +1,4 @@
-"""One generation as its caller sees it: an async iteration of chunks, and an answer."""
+"""One generation as its caller sees it: an async iterator of chunks, and an answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,25 +15,25 @@ from spyglass_common.deltas import PendingDeltas
 
 
 class SentRequest(Protocol):
-    """What a generation can still do about its request."""
+    """A request whose Start has been sent."""
 
     def send_images(self) -> None:
         """Sends the announced images; called once, after Accepted."""
 
     def cancel(self) -> None:
-        """Asks the server to end the generation, whose Finished still comes."""
+        """Asks the server to end the generation; its Finished still arrives."""
 
 
 Send = Callable[["AsyncGeneration"], Awaitable[SentRequest]]
-"""Sends the Start of a generation, which from then on receives its events."""
+"""Sends a generation's Start; the generation receives its events from then on."""
 
 
 class AsyncGeneration:
-    """A generation that begins when it is first iterated, entered or asked for its result.
+    """A generation that starts when first iterated, entered or asked for its result.
 
     Use it as `async with client.stream("…") as generation: async for chunk in generation: …`. Leaving
-    the iteration or the `async with` early cancels it. It has one reader. A reader that is slow gets
-    fewer, longer chunks and holds up nobody else. A failure is raised as a SpyglassError.
+    the iteration or the `async with` early cancels it. It has one reader. A slow reader gets fewer, longer
+    chunks and does not delay other generations. A failure is raised as a SpyglassError.
     """
 
     def __init__(self, request_id: str, num_choices: int, send: Send) -> None:
@@ -52,13 +52,13 @@ class AsyncGeneration:
 
     @property
     def answer(self) -> Answer:
-        """The answer, once the iteration has ended. Raises RuntimeError before."""
+        """The answer, once the iteration has ended. Raises RuntimeError before that."""
         if self._answer is None:
             raise RuntimeError("there is no answer yet: iterate to the end, or call result()")
         return self._answer
 
     def cancel(self) -> None:
-        """Ends the generation early; the iteration then ends by itself, with the text so far as answer."""
+        """Ends the generation early; the iteration then ends, with the text so far as the answer."""
         if self._cancelled or self._ended:
             return
         self._cancelled = True
@@ -66,7 +66,7 @@ class AsyncGeneration:
             self._request.cancel()
 
     async def next_chunk(self) -> TextChunk | None:
-        """The next chunk; None at the end. Raises SpyglassError when the generation failed."""
+        """Returns the next chunk, or None at the end. Raises SpyglassError if the generation failed."""
         await self.begin()
         while True:
             if self._pending:
@@ -79,13 +79,13 @@ class AsyncGeneration:
             await self._changed.wait()
 
     async def result(self) -> Answer:
-        """Waits for the end and returns the answer; chunks that nobody took are in it."""
+        """Waits for the end and returns the answer, including unread chunks."""
         while await self.next_chunk() is not None:
             pass
         return self.answer
 
     async def begin(self) -> None:
-        """Sends the request, if that has not happened yet."""
+        """Sends the request unless it was already sent."""
         if self._has_begun:
             return
         self._has_begun = True
@@ -114,7 +114,7 @@ class AsyncGeneration:
         self.cancel()
 
     def on_event(self, event: pb.Event) -> None:
-        """Receives an event of the stream."""
+        """Handles an event of the stream."""
         kind = event.WhichOneof("kind")
         if kind == "delta":
             delta = event.delta
@@ -135,7 +135,7 @@ class AsyncGeneration:
         self._changed.set()
 
     def on_returned(self) -> None:
-        """Sends the request again: the server that has it goes down, and has not begun it."""
+        """Sends the request again: its server is shutting down and has not started it."""
         self._request = None
         self._sending_again = asyncio.create_task(self._send_again(), name="spyglass request sent again")
 
@@ -167,12 +167,12 @@ class AsyncGeneration:
 
 @dataclass(slots=True, kw_only=True)
 class _Collected:
-    """What has come of one choice so far."""
+    """What has arrived of one choice so far."""
 
     index: int
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason = "cancelled"  # stays so only when the end came before the choice's last delta
+    finish_reason: FinishReason = "cancelled"  # kept only if the end came before the choice's last delta
     stop_string: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     attention: list[TokenAttention] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What programs often do with answers: parse them into a type, and run the tools that the model calls."""
+"""Common uses of answers: parsing them into a type, and running the tools that the model calls."""
 
 import asyncio
 import inspect
@@ -26,7 +26,7 @@ P = TypeVar("P", bound=Parsed)
 
 
 def read_into(kind: type[P], answer: Answer) -> P:
-    """The first choice as a value. Raises ValueError when it was cut short."""
+    """Parses the first choice into a value. Raises ValueError if it was cut short."""
     if answer.finish_reason != "stop":
         raise ValueError(f"the answer is not whole ({answer.finish_reason}): max_tokens may be too small")
     return kind.model_validate_json(answer.text)
@@ -38,13 +38,13 @@ async def run_tools(
     tools: Sequence[Tool],
     max_rounds: int,
 ) -> tuple[Answer, list[Message]]:
-    """Asks, runs the tools that are called, and asks again with their results, until an answer calls none.
+    """Asks, runs the called tools, and asks again with their results, until an answer calls none.
 
-    `ask` gets whether it asks for the first time. Returns the last answer, and the conversation up to and with it. A
-    tool that fails, or is called with invalid JSON, reports that to the model.
+    `ask` gets the conversation and whether this is the first question. Returns the last answer, and the conversation
+    including it. Failing tools and invalid JSON arguments are reported to the model.
 
     Raises:
-        RuntimeError: `max_rounds` answers have called tools; those of the last have not been run.
+        RuntimeError: `max_rounds` answers called tools; those of the last answer were not run.
         ValueError: an answer was cut short in a call.
     """
     functions = {one.name: one.run for one in tools}
@@ -62,7 +62,7 @@ async def run_tools(
 
 
 def _sendable(call: ToolCall) -> ToolCall:
-    """A call as the server takes it back: one whose arguments are no JSON goes without them."""
+    """Returns a call that the server accepts back, without its arguments if they are not a JSON object."""
     try:
         call.parsed()
     except ValueError:

@@ -1,4 +1,4 @@
-"""`spyglass keys`: makes, lists, shows, changes and revokes keys."""
+"""`spyglass keys`: creates, lists, shows, changes and revokes keys."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60}
 
 
 def open_admin(args: argparse.Namespace) -> AdminClient:
-    """A client with the key that was given, else with that of the operator beside the server."""
+    """Opens a client with the given key, else with the operator's key in the server's data folder."""
     key = args.admin_key
     path = data_dir_of(args.data_dir) / ADMIN_KEY_FILE
     if key is None:
@@ -30,7 +30,7 @@ def open_admin(args: argparse.Namespace) -> AdminClient:
 
 
 def run_create(args: argparse.Namespace) -> int:
-    """Makes a key and prints it. Raises SpyglassError."""
+    """Creates a key and prints it. Raises SpyglassError."""
     with open_admin(args) as admin:
         key, secret = admin.create_key(**_fields(args))
     if args.json:
@@ -65,13 +65,13 @@ def run_update(args: argparse.Namespace) -> int:
 
 
 def run_revoke(args: argparse.Namespace) -> int:
-    """Ends a key. Raises SpyglassError."""
+    """Revokes a key. Raises SpyglassError."""
     with open_admin(args) as admin:
         return _print(args, admin.revoke_key(args.id))
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-    """Options for the fields of a key; those that can be cleared take the word none."""
+    """Adds options for the fields of a key; those that can be cleared accept the word none."""
     parser.add_argument("--name", help="a name for people")
     parser.add_argument(
         "--tenant", help="its owner: keys of one tenant share caches and scheduling turns (default: its own)"
@@ -98,7 +98,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields that were given."""
+    """Returns the fields that were given."""
     given = {"name": args.name, "tenant": args.tenant, "scopes": args.scope, "models": args.models}
     fields = {name: value for name, value in given.items() if value is not None}
     if args.expires is not None:

@@ -11,13 +11,13 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Readable(Protocol):
-    """An open file, or anything like it, that gives bytes."""
+    """An open binary file, or an object like one."""
 
     def read(self) -> bytes: ...
 
 
 ImageSource = str | os.PathLike[str] | bytes | Readable
-"""A picture as the path of its file, as the bytes of the encoded file, or as an open file."""
+"""A picture: the path of its file, the bytes of the encoded file, or an open file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,20 @@ def image(source: ImageSource) -> ImagePart:
 
 
 def system(text: str) -> Message:
-    """A turn that sets the rules."""
+    """The turn that sets the rules."""
     return Message("system", (text,))
 
 
 def user(*parts: str | ImagePart) -> Message:
-    """A turn of the one who asks: text and pictures in any order."""
+    """A turn of the user: text and pictures in any order."""
     return Message("user", parts)
 
 
 def assistant(text: str = "", calls: Iterable[ToolCall] = ()) -> Message:
-    """A turn of the model: what it said, and the tools that it called. As the last message without calls it goes on."""
+    """A turn of the model: its text and its tool calls. The model continues it if it is last and without calls."""
     return Message("assistant", (text,) if text else (), tool_calls=tuple(calls))
 
 
 def tool(call: ToolCall | str, *parts: str | ImagePart) -> Message:
-    """The result of a call, which is named by itself or by its id."""
+    """The result of a tool call, which is given itself or by its id."""
     return Message("tool", parts, tool_call_id=call if isinstance(call, str) else call.id)

@@ -21,7 +21,7 @@ def run_models(args: argparse.Namespace) -> int:
 
 
 def run_usage(args: argparse.Namespace) -> int:
-    """Prints what the key has used, or with an operator's key what all have. Raises SpyglassError."""
+    """Prints the key's usage, or that of others with an operator's key. Raises SpyglassError."""
     groups = args.by or ()
     chosen: dict[str, Any] = {"model": args.model or "", "since": args.since, "until": args.until}
     if args.all or args.tenant or args.key:
@@ -86,7 +86,7 @@ def _terms_table(models: Sequence[ModelInfo]) -> str:
 
 
 def _memory_table(models: Sequence[ModelInfo]) -> str:
-    """Where each device's memory goes: weights, and caches of text and images with what they hold."""
+    """Shows each device's memory: weights, and text and image caches with their capacity."""
     header = ("MODEL", "HOST", "DEVICE", "MEMORY", "WEIGHTS", "TEXT CACHE", "TOKENS", "IMAGE CACHE", "TILES")
     return table(
         header,

@@ -1,4 +1,4 @@
-"""Builds a Start from a call of the client: options become fields, pictures travel inline or as uploads."""
+"""Builds a Start from a client call: options become fields, pictures are sent inline or as uploads."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from spyglass_common.limits import MAX_INLINE_IMAGE_BYTES, MAX_START_BYTES
 
 
 class Options(TypedDict, total=False):
-    """How to generate; what is absent or None is left to the server.
+    """How to generate; options that are absent or None are left to the server.
 
     `timeout_s` is how long the generation may take, in seconds. `request_id` is the caller's name for it in the
-    server's log and ledger; the client makes one up when there is none. `stop` is a string or several; `n` is how
-    many answers to give. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and choices have the
-    logprobs of their tokens, and of that many alternatives; with `running_usage` chunks have the usage so far. With
-    `image_attention` they have what each token looked at in the pictures, averaged over all cross-attention layers
-    (True) or some (their numbers). An answer is held to at most one of `json_schema` (a schema, or True for any
-    object), `regex` and `grammar` (in Lark's notation). `tools` may be called in a conversation; `tool_choice` is
-    "auto", "none", "required", or the name of the tool that must be called. `prediction` is what the answer is expected
-    to be, as where a text is edited, which makes it come sooner.
+    server's log and ledger; by default the client generates one. `stop` is a string or several; `n` is the number of
+    answers. `logit_bias` is by token id. With `top_logprobs`, 0 to 20, chunks and choices have the logprobs of their
+    tokens and of that many alternatives; with `running_usage`, chunks have the usage so far. With `image_attention`
+    they have each token's attention to the pictures, averaged over all cross-attention layers (True) or some (their
+    numbers). At most one of `json_schema` (a schema, or True for any object), `regex` and `grammar` (in Lark's
+    notation) constrains an answer. `tools` may be called in a conversation; `tool_choice` is "auto", "none",
+    "required", or the name of the tool that must be called. `prediction` is the expected answer, for example when
+    editing a text; it speeds up generation.
     """
 
     model: str | None
@@ -60,8 +60,8 @@ class Options(TypedDict, total=False):
 
 
 class PromptOptions(TypedDict, total=False):
-    """What there is to answer beside a question: `images` before it and a `system` prompt; or instead of one a ready
-    prompt, as `text` or as `tokens`, which no chat template touches."""
+    """What accompanies a question: `images` before it and a `system` prompt; or, instead of a question, a ready prompt
+    as `text` or `tokens`, to which no chat template is applied."""
 
     images: Iterable[ImageSource]
     system: str | None
@@ -75,7 +75,7 @@ class QuestionOptions(PromptOptions, Options, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ImageUpload:
-    """An announced image. `index` is its place among all images of the conversation."""
+    """An announced image. `index` is its position among all images of the conversation."""
 
     index: int
     data: bytes
@@ -83,16 +83,16 @@ class ImageUpload:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A Start whose pictures are not read yet; `load` completes it, once."""
+    """A Start whose pictures are not read yet; `load` completes it and may be called once."""
 
     start: pb.Start
     pictures: tuple[ImagePart, ...] = ()
 
     def load(self, inline_bytes: int = MAX_INLINE_IMAGE_BYTES) -> tuple[ImageUpload, ...]:
-        """Reads the pictures; returns those that are over `inline_bytes` together with the ones before them.
+        """Reads the pictures; returns those that would bring the inline total over `inline_bytes`.
 
-        Blocks on files. Raises OSError for one that cannot be read and ValueError for an empty one or a
-        Start that no message could carry.
+        Blocks on file reads. Raises OSError for an unreadable file, and ValueError for an empty one or a Start
+        too large for a message.
         """
         slots = (
             part.image
@@ -116,7 +116,7 @@ class Draft:
 
 
 def draft_question(question: str | None, options: QuestionOptions) -> Draft:
-    """A Draft of one of: a question (with pictures before it), a ready prompt as text, or one as tokens."""
+    """Builds a Draft of a question (with pictures before it), or of a ready prompt as text or tokens."""
     system, text, tokens = options.get("system"), options.get("text"), options.get("tokens")
     others = cast("Options", {k: v for k, v in options.items() if k not in PromptOptions.__optional_keys__})
     if sum(given is not None for given in (question, text, tokens)) != 1:
@@ -137,7 +137,7 @@ def draft_question(question: str | None, options: QuestionOptions) -> Draft:
 
 
 def draft_chat(messages: Sequence[Message], options: Options) -> Draft:
-    """A Draft of a conversation, oldest message first."""
+    """Builds a Draft of a conversation, oldest message first."""
     if not messages:
         raise ValueError("a conversation needs at least one message")
     start = _start(options)
@@ -194,7 +194,7 @@ _SAMPLING = (
 
 
 def _start(options: Options) -> pb.Start:
-    """A Start without a prompt. Raises TypeError for an option that does not exist or has a wrong type."""
+    """Builds a Start without a prompt. Raises TypeError for an option that is unknown or has a wrong type."""
     unknown = options.keys() - Options.__annotations__.keys()
     if unknown:
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
@@ -228,7 +228,7 @@ def _start(options: Options) -> pb.Start:
 
 
 def _shape(target: options_pb2.OutputFormat, options: Options) -> None:
-    """Says what an answer is held to. Raises ValueError for more than one thing."""
+    """Sets the constraint on an answer. Raises ValueError if there is more than one."""
     schema, regex, grammar = (options.get(name) for name in ("json_schema", "regex", "grammar"))
     if sum(given is not None for given in (schema, regex, grammar)) > 1:
         raise ValueError("an answer can be held to one of json_schema=, regex= and grammar=")
@@ -243,7 +243,7 @@ def _shape(target: options_pb2.OutputFormat, options: Options) -> None:
 
 
 def read_picture(source: ImageSource) -> bytes:
-    """The bytes of a picture's file. Raises OSError for one that cannot be read and ValueError for an empty one."""
+    """Reads a picture's file. Raises OSError if it cannot be read and ValueError if it is empty."""
     if isinstance(source, bytes):
         name, data = "an image", source
     elif isinstance(source, str | os.PathLike):

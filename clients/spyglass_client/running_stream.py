@@ -1,4 +1,4 @@
-"""A Generate stream of the client with the task that runs it."""
+"""The client's Generate stream, with the task that runs it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ _CLOSED = "the client was closed"
 
 
 class RunningStream(GenerateStream[SpyglassError]):
-    """A stream that runs until its call ends or it is closed. `explain` finds the exception for the call's failure."""
+    """A stream that runs until its call ends or it is closed. `explain` converts the call's failure to an exception."""
 
     def __init__(self, call: GenerateCall, explain: Callable[[grpc.aio.AioRpcError], Awaitable[SpyglassError]]) -> None:
         super().__init__(call)
@@ -26,7 +26,7 @@ class RunningStream(GenerateStream[SpyglassError]):
         return self._task.done()
 
     async def aclose(self) -> None:
-        """Cancels the call; what still runs on it ends with ClientClosedError."""
+        """Cancels the call; its running generations end with ClientClosedError."""
         self._task.cancel()
         await asyncio.wait([self._task])
         self.close(ClientClosedError(_CLOSED))  # for a task that was cancelled before its first step
@@ -49,7 +49,7 @@ class RunningStream(GenerateStream[SpyglassError]):
 
 @dataclass(frozen=True, slots=True)
 class StreamedRequest:
-    """A generation on its stream, with the images that it has announced."""
+    """A generation on its stream, with its announced images."""
 
     _stream: RunningStream
     _id: int
@@ -61,5 +61,5 @@ class StreamedRequest:
             self._stream.send_image(self._id, image.index, image.data)
 
     def cancel(self) -> None:
-        """Asks the server to end the generation, whose Finished still comes."""
+        """Asks the server to end the generation; its Finished still arrives."""
         self._stream.cancel(self._id)

@@ -1,4 +1,4 @@
-"""How a server is: its state, load and caches."""
+"""A server's status: its state, load and caches."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +18,8 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheStatus:
-    """The parts of the caches that running generations hold, from 0 to 1, and the parts of what was looked for in them
-    that was found, since the server started; None where nothing was looked for."""
+    """Fractions of the caches that running generations hold, from 0 to 1, and the caches' hit rates since the server
+    started, None without lookups."""
 
     kv_cache_usage: float
     image_cache_usage: float
@@ -30,7 +30,7 @@ class CacheStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A generation that the server could not serve: when it ended, and a canonical code and a reason."""
+    """A generation that the server could not serve: when it ended, with a canonical code and a reason."""
 
     time: datetime
     code: str
@@ -39,10 +39,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """How a server is.
+    """A server's status.
 
-    `state` is loading, ready, busy, stalled or draining. Ages are in seconds, None without work; `models`
-    are names of one model. They, and what it is computed on, are empty while it is being loaded at first.
+    `state` is loading, ready, busy, stalled or draining. Ages are in seconds, None without work. `models`
+    are names of one model; they and the device are empty while it is first loaded.
     """
 
     state: str

@@ -1,4 +1,4 @@
-"""`spyglass status`: how the server is, once or drawn anew while one watches."""
+"""`spyglass status`: shows the server's status, once or redrawn until Ctrl-C."""
 
 import argparse
 import sys
@@ -14,14 +14,14 @@ from spyglass_client.tables import as_json
 from spyglass_client.target import tls_of
 
 _WIDTH = 60
-"""How many moments of the past the curve of tokens a second shows."""
+"""Number of past samples in the curve of tokens per second."""
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _OTHER_SCREEN, _OWN_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Prints how the server is. Raises SpyglassError; with --watch a server that does not answer is waited for."""
+    """Prints the server's status. Raises SpyglassError; --watch waits for a server that does not answer."""
     with Client(args.grpc, api_key=args.api_key, tls=tls_of(args)) as client:
         if not args.watch:
             status = client.status()
@@ -34,7 +34,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def _watch(client: Client, interval_s: float) -> None:
-    """Draws until Ctrl-C; on a terminal always in the same place, and elsewhere one report after the other."""
+    """Draws until Ctrl-C; on a terminal in place, elsewhere one report after another."""
     is_terminal = sys.stdout.isatty()
     past: deque[float] = deque(maxlen=_WIDTH)
     if is_terminal:
@@ -60,7 +60,7 @@ def _watch(client: Client, interval_s: float) -> None:
 
 
 def report(status: ServerStatus) -> str:
-    """A few lines about a server."""
+    """Formats a server's status in a few lines."""
     cache = status.cache
     computed = ", ".join(word for word in (status.device, status.dtype, status.quantization) if word and word != "none")
     names = printable(", ".join(status.models)) or "no model yet"
@@ -82,7 +82,7 @@ def report(status: ServerStatus) -> str:
 
 
 def curve(past: "deque[float]") -> str:
-    """Tokens a second over time, the newest at the right."""
+    """Draws tokens per second over time, the newest at the right."""
     most = max(past, default=0.0)
     if not most:
         return "tokens/s"
@@ -100,7 +100,7 @@ def _percent(part: float | None) -> str:
 
 
 def _span(since: datetime) -> str:
-    """How long ago that was, in its two largest units."""
+    """Formats the time since then, in its two largest units."""
     seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
     for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:

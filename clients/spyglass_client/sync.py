@@ -19,7 +19,7 @@ from spyglass_client.tools import Tool
 
 
 class Generation:
-    """A generation that begins when it is first iterated, entered or asked for its result.
+    """A generation that starts when first iterated, entered or asked for its result.
 
     Use it as `with client.stream("…") as generation: for chunk in generation: …`. Leaving the loop or the
     `with` early cancels it. A failure is raised as a SpyglassError.
@@ -36,15 +36,15 @@ class Generation:
 
     @property
     def answer(self) -> Answer:
-        """The answer, once the loop has ended. Raises RuntimeError before."""
+        """The answer, once the loop has ended. Raises RuntimeError before that."""
         return self._generation.answer
 
     def cancel(self) -> None:
-        """Ends the generation early, from any thread; its loop then ends, with the text so far as answer."""
+        """Ends the generation early, from any thread; its loop then ends, with the text so far as the answer."""
         self._loop.call(self._generation.cancel)
 
     def result(self) -> Answer:
-        """Waits for the end and returns the answer; chunks that nobody took are in it."""
+        """Waits for the end and returns the answer, including unread chunks."""
         return self._loop.run(self._generation.result())
 
     def __iter__(self) -> Iterator[TextChunk]:
@@ -70,7 +70,7 @@ class Client:
         with Client() as client:
             print(client.generate("What is in it?", images=["cat.png"]).text)
 
-    Takes what `AsyncClient` takes, and its methods do the same.
+    Takes the arguments of `AsyncClient` and has the same methods.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class Client:
 
     @property
     def target(self) -> str:
-        """Where the server is."""
+        """The server's address."""
         return self._client.target
 
     def generate(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Answer:
         """Asks and waits for the whole answer.
 
-        Give a question, with `images` to look at and a `system` prompt if you like; or a ready prompt,
-        as `text` or as `tokens`, which no chat template touches.
+        Give a question, optionally with `images` and a `system` prompt; or a ready prompt as `text` or
+        `tokens`, to which no chat template is applied.
         """
         return self._loop.run(self._client.generate(question, **options))
 
     def stream(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> Generation:
-        """Asks, and gives the answer piece by piece; takes what `generate` takes."""
+        """Asks and streams the answer; takes the arguments of `generate`."""
         generation = self._client.stream(question, **options)
         return Generation(generation, self._loop)
 
@@ -108,29 +108,29 @@ class Client:
         return self._loop.run(self._client.chat(messages, **options))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
-        """Continues a conversation, and gives the answer piece by piece."""
+        """Continues a conversation and streams the answer."""
         return Generation(self._client.stream_chat(messages, **options), self._loop)
 
     def parse(self, kind: type[P], messages: Sequence[Message], **options: Unpack[Options]) -> P:
-        """Continues a conversation with a value of a type, such as a pydantic model, which the answer is held to."""
+        """Continues a conversation and parses the answer into a type, such as a pydantic model, that constrains it."""
         return self._loop.run(self._client.parse(kind, messages, **options))
 
     def run_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], /, *, max_rounds: int = 8, **options: Unpack[Options]
     ) -> tuple[Answer, list[Message]]:
-        """Continues a conversation, and runs the tools that the model calls, until it answers in words."""
+        """Continues a conversation, running the tools that the model calls, until it answers in text."""
         return self._loop.run(self._client.run_tools(messages, tools, max_rounds=max_rounds, **options))
 
     def count_tokens(self, question: str | None = None, **options: Unpack[QuestionOptions]) -> int:
-        """How many prompt tokens a request would use; takes what `generate` takes. An image counts as one."""
+        """Counts the prompt tokens of a request; takes the arguments of `generate`. An image counts as one."""
         return self._loop.run(self._client.count_tokens(question, **options))
 
     def count_chat_tokens(self, messages: Sequence[Message], **options: Unpack[Options]) -> int:
-        """How many prompt tokens a conversation would use; takes what `chat` takes."""
+        """Counts the prompt tokens of a conversation; takes the arguments of `chat`."""
         return self._loop.run(self._client.count_chat_tokens(messages, **options))
 
     def models(self) -> list[ModelInfo]:
-        """The models that the server runs; the first one answers requests without a model."""
+        """Lists the models that the server runs; the first serves requests that name none."""
         return self._loop.run(self._client.models())
 
     def usage(
@@ -142,23 +142,23 @@ class Client:
         until: datetime | None = None,
         group_by: Sequence[str] = (),
     ) -> UsageSummary:
-        """What the key has used, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
+        """Returns the key's usage, with sums by `group_by` (key, model, day) and its latest `max_records` generations.
 
-        At most 1,000 are listed. Only generations count that began at `since` or later, and before `until`.
+        At most 1,000 are listed. Only generations that began at or after `since` and before `until` count.
         """
         usage = self._client.usage(max_records, model=model, since=since, until=until, group_by=group_by)
         return self._loop.run(usage)
 
     def status(self) -> ServerStatus:
-        """How the server is: its state, load and caches."""
+        """Returns the server's status: its state, load and caches."""
         return self._loop.run(self._client.status())
 
     def check_access(self) -> str:
-        """Checks that the key may call, and returns the key's public name."""
+        """Checks that the key is accepted and returns its public name."""
         return self._loop.run(self._client.check_access())
 
     def close(self) -> None:
-        """Ends what still runs, with ClientClosedError, and closes the connection. May be called twice."""
+        """Ends running generations with ClientClosedError and closes the connection. May be called twice."""
         if not self._closed:
             self._closed = True
             self._loop.run(self._client.close())

@@ -1,4 +1,4 @@
-"""How commands print: aligned columns for people, JSON and CSV for programs."""
+"""Output formats of commands: aligned columns for people, JSON and CSV for programs."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: int) -> str:
-    """Columns two spaces apart; the first `num_words` are words, to the left, the rest numbers, to the right."""
+    """Formats columns two spaces apart: first `num_words` left-aligned words, then right-aligned numbers."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_words: in
 
 
 def as_json(value: Any) -> str:
-    """A value of dataclasses, lists and times as JSON."""
+    """Formats a value of dataclasses, lists and times as JSON."""
     return json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -36,7 +36,7 @@ def _plain(value: object) -> Any:
 
 
 def as_csv(rows: Sequence[Any]) -> str:
-    """Dataclasses of one kind as CSV, with a header; what is nested in them gets columns of its own."""
+    """Formats dataclasses of one kind as CSV with a header; fields of nested ones get their own columns."""
     flat = [_flat(row) for row in rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")

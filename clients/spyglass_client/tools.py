@@ -13,14 +13,14 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model made; `arguments` is JSON, whole unless the answer was cut short."""
+    """A call that the model made; `arguments` is JSON, complete unless the answer was cut short."""
 
     id: str
     name: str
     arguments: str
 
     def parsed(self) -> dict[str, Any]:
-        """The arguments as values. Raises ValueError when they are no JSON object."""
+        """Returns the arguments as values. Raises ValueError if they are not a JSON object."""
         found = json.loads(self.arguments or "{}")
         if not isinstance(found, dict):
             raise ValueError(f"the arguments of {self.name} are not an object")
@@ -29,7 +29,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallPiece:
-    """More of one call of an answer: its id and name in the first piece, then its arguments bit by bit."""
+    """A piece of one call of an answer: its id and name in the first piece, then its arguments bit by bit."""
 
     index: int
     id: str
@@ -41,8 +41,8 @@ class ToolCallPiece:
 class Tool:
     """A function that the model may call.
 
-    `parameters` is the JSON schema of an object. With `strict` it is called only as that says. `run` is what
-    `run_tools` calls, with the arguments by name; it may be a coroutine function.
+    `parameters` is the JSON schema of an object. With `strict`, its calls always match that schema.
+    `run_tools` calls `run` with the arguments by name; it may be a coroutine function.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Tool:
 
     @classmethod
     def of(cls, function: Callable[..., Any], *, strict: bool = True) -> "Tool":
-        """A tool from a function: its name, its docstring, and its parameters with their types.
+        """Builds a tool from a function's name, docstring, and parameters with their types.
 
-        Parameters are str, int, float, bool, list[…], dict, Literal[…], or one of them | None. Raises TypeError for
+        Parameters are str, int, float, bool, list[…], dict, Literal[…], or one of these | None. Raises TypeError for
         others.
         """
         hints = typing.get_type_hints(function)

@@ -1,6 +1,6 @@
-"""`python -m spyglass_launcher.health_check http|grpc`: exits with 0 where the bridge or server is well.
+"""`python -m spyglass_launcher.health_check http|grpc`: exits with 0 if the bridge or server is healthy.
 
-For containers. It finds the process by the variables of its settings; options of the command it does not see.
+For containers. It finds the process through its environment variables; it does not see command-line options.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from spyglass_launcher.probes import grpc_is_serving, http_is_ready
 
 
 def main() -> None:
-    """Asks the bridge whether it is alive, or the server whether it can serve."""
+    """Checks whether the bridge is alive, or whether the server can serve."""
     [kind] = sys.argv[1:]
     assert kind in ("http", "grpc")
     sys.exit(not asyncio.run(_http_is_well() if kind == "http" else _grpc_is_well()))

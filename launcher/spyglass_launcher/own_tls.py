@@ -1,7 +1,7 @@
 """How `spyglass serve` and its bridge call their own server over TLS.
 
-They call it on this machine, while its certificate has the name under which others know it. So unless the settings say
-more, they trust that very certificate, under the name that stands in it.
+They call it on this machine, but its certificate has the name that other clients use. So unless the settings say more,
+they trust exactly that certificate, under the name in it.
 """
 
 import argparse
@@ -17,10 +17,10 @@ SERVER_TLS = ("grpc_tls_cert", "grpc_tls_key", "grpc_tls_client_ca")
 
 
 def with_own_tls(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with what the bridge needs to call the server.
+    """Returns the settings, completed with what the bridge needs to call the server.
 
     Raises:
-        argparse.ArgumentError: the server asks for a certificate that the bridge does not have, or has none itself.
+        argparse.ArgumentError: the server requires a certificate that the bridge lacks, or has none itself.
         OSError: the server's certificate cannot be used.
     """
     settings = dict(settings)
@@ -42,15 +42,15 @@ def with_own_tls(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tls_of_settings(settings: Mapping[str, Any]) -> Tls | None:
-    """How the bridge, and whoever probes, calls the server. Raises ValueError for settings that do not fit together."""
+    """TLS for calls to the server by the bridge and by probes. Raises ValueError if the settings are inconsistent."""
     names = ("grpc_ca", "grpc_client_cert", "grpc_client_key", "grpc_server_name")
     return Tls.from_settings(*(settings[name] for name in names))
 
 
 def name_in(cert: Path, key: Path) -> str:
-    """A name or address that a certificate is for. Raises OSError where it has none.
+    """Returns a name or address that a certificate is for. Raises OSError if it has none.
 
-    The certificate is read by a client that it is shown to, inside this process.
+    A client inside this process reads the certificate from a handshake.
     """
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_pair(server_context, cert, key)

@@ -13,9 +13,9 @@ _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse with status SERVING
 
 
 async def grpc_is_serving(address: str, tls: Tls | None = None) -> bool:
-    """Whether the standard health service at `address` says SERVING for the server as a whole.
+    """Whether the standard health service at `address` reports SERVING for the server as a whole.
 
-    Raises OSError for a file of the TLS that cannot be read.
+    Raises OSError if a TLS file cannot be read.
     """
     async with open_channel(dialable(address), tls) as channel:
         check = channel.unary_unary(
@@ -37,7 +37,7 @@ async def http_is_ready(address: str, path: str = "/ready", *, is_tls: bool = Fa
 
 
 async def is_listening(address: str) -> bool:
-    """Whether anything takes connections at HOST:PORT or unix:PATH."""
+    """Whether anything accepts connections at HOST:PORT or unix:PATH."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             _, writer = await _connect(address)
@@ -48,7 +48,7 @@ async def is_listening(address: str) -> bool:
 
 
 def _trusting() -> ssl.SSLContext:
-    """For a probe, which tells nothing and asks only for a number: any certificate will do."""
+    """Accepts any certificate: a probe sends no secrets and reads only a status code."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -65,7 +65,7 @@ async def _connect(
 
 
 async def _get_status(address: str, path: str, context: ssl.SSLContext | None) -> bytes:
-    """The status code of the answer; empty when there is none."""
+    """Returns the status code of the response; empty if there is none."""
     reader, writer = await _connect(address, context)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())

@@ -1,7 +1,6 @@
 """`spyglass serve`: a server and a bridge as one program.
 
-Both get all settings as environment variables, and the bridge's key, which is made up unless it is set and never
-printed.
+Both get all settings as environment variables, and the bridge's key, which is generated unless set and never printed.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from spyglass_launcher.settings import SETTINGS
 from spyglass_launcher.supervisor import Program, Supervisor
 
 STOP_GRACE_S = 5.0
-"""How much longer than the drain timeout the processes may take to end."""
+"""How long beyond the drain timeout the processes may take to end."""
 
 _REQUIREMENT = re.compile(r"""([\w.-]+).*\bextra == ["'](bridge|server)["']""")
 
@@ -36,8 +35,8 @@ def run_serve(args: argparse.Namespace) -> int:
     """Runs both until a signal.
 
     Raises:
-        ValueError: an extra of the package that is needed to serve is not installed, torchrun has started this, or
-            settings of TLS do not fit together.
+        ValueError: an extra needed to serve is not installed, torchrun started this process, or TLS settings are
+            inconsistent.
         OSError: a certificate cannot be used.
         argparse.ArgumentError: the two processes cannot share a setting.
     """
@@ -60,7 +59,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def missing_extras() -> list[str]:
-    """The extras needed for serving that are not installed completely."""
+    """Returns the extras needed for serving that are not fully installed."""
     requirements = map(_REQUIREMENT.match, importlib.metadata.requires("spyglass") or ())
     return sorted({found[2] for found in requirements if found and not _is_installed(found[1])})
 
@@ -74,7 +73,7 @@ def _is_installed(distribution: str) -> bool:
 
 
 def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Program, Program]:
-    """The server and the bridge, for parsed settings and the environment that they inherit."""
+    """Returns the server and the bridge, for parsed settings and the environment that they inherit."""
     shared = {**environ, **to_environ(SETTINGS, settings)}
     server = Program(
         name="server",
@@ -92,7 +91,7 @@ def make_programs(settings: Mapping[str, Any], environ: Mapping[str, str]) -> tu
 
 
 async def banner(settings: Mapping[str, Any]) -> str:
-    """A few lines for people: where it listens and what it serves."""
+    """Returns a few lines for people: where it listens and what it serves."""
     http, grpc = dialable(settings["http"]), dialable(settings["grpc"])
     scheme = "https" if settings["http_tls_cert"] else "http"
     lines = [

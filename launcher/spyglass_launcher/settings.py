@@ -1,4 +1,4 @@
-"""The settings of `spyglass serve`: those of the server and of the bridge in one table."""
+"""The settings of `spyglass serve`: the server's and the bridge's in one table."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """Runs several programs as one.
 
-Starts the processes, waits until all are ready, starts again one that dies, stops them together and leaves none behind.
+Starts the processes, waits until all are ready, restarts any that dies, stops them together and leaves none behind.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 READY_INTERVAL_S = 0.1
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 30.0
 _STEADY_S = 60.0
-"""A program that has run for so long is no longer one that cannot start."""
+"""After this uptime a program counts as started, and its backoff is reset."""
 _TETHER = Path(__file__).with_name("tether.py")
 
 
@@ -25,7 +25,7 @@ _TETHER = Path(__file__).with_name("tether.py")
 class Program:
     """A program to run. `command[0]` is a path; `environ` is its whole environment.
 
-    `is_ready` is asked until it says yes; it should answer within a few seconds.
+    `is_ready` is polled until it returns True; it should answer within a few seconds.
     """
 
     name: str
@@ -35,11 +35,10 @@ class Program:
 
 
 class Supervisor:
-    """Runs `programs` until `stop` is called, or until one ends before all were ready.
+    """Runs `programs` until `stop` is called, or until one ends before all are ready.
 
-    `on_ready` is awaited once, when all are ready; a program that ends later is started again. `report` gets a line
-    about everything that is not as it should be. After SIGTERM a program has `stop_timeout_s` seconds to end; then
-    it is killed.
+    `on_ready` is awaited once, when all are ready; a program that ends later is restarted. `report` gets a line
+    about each problem. After SIGTERM a program has `stop_timeout_s` seconds to end; then it is killed.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class Supervisor:
         self._children: list[_Child] = []
 
     def stop(self) -> None:
-        """Asks the programs to end; the second call kills them."""
+        """Asks the programs to end; a second call kills them."""
         if self._stop.is_set():
             self._kill.set()
         self._stop.set()
 
     async def run(self) -> int:
-        """Runs to the end of all programs. Returns 0 after a clean stop, else 1."""
+        """Runs until all programs have ended. Returns 0 after a clean stop, else 1."""
         try:
             for program in self._programs:
                 self._children.append(await _Child.start(program))
@@ -77,7 +76,7 @@ class Supervisor:
         return 0 if clean and not dead else 1
 
     async def _keep(self, number: int) -> None:
-        """Starts a program again whenever it dies, until the stop."""
+        """Restarts a program whenever it dies, until the stop."""
         backoff_s, loop = FIRST_BACKOFF_S, asyncio.get_running_loop()
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -98,7 +97,7 @@ class Supervisor:
             stop.cancel()
 
     async def _until_ready_or_death(self) -> bool:
-        """Waits until all are ready, or the stop; returns whether a child died before that."""
+        """Waits until all are ready, or until the stop; returns whether a child died before that."""
         ready = asyncio.create_task(self._announce_readiness())
         stop = asyncio.create_task(self._stop.wait())
         over: list[asyncio.Task[Any]] = [stop, *(child.exit for child in self._children)]
@@ -123,7 +122,7 @@ class Supervisor:
         await self._on_ready()
 
     async def _end(self) -> bool:
-        """Stops the programs that still run, and waits for them. Returns whether they exited cleanly."""
+        """Stops the programs that are still running, and waits for them. Returns whether they exited cleanly."""
         running = [child for child in self._children if not child.exit.done()]
         if not running:
             return True
@@ -152,11 +151,11 @@ class Supervisor:
         return [child for child in children if not child.exit.done()]
 
 
-_CLEAN_EXITS = (0, -signal.SIGTERM)  # a child that has set no handler yet dies of the signal
+_CLEAN_EXITS = (0, -signal.SIGTERM)  # the signal kills a child that has set no handler yet
 
 
 class _Child:
-    """A running program, in a session of its own: the terminal's Ctrl-C reaches only the supervisor."""
+    """A running program, in its own session: the terminal's Ctrl-C reaches only the supervisor."""
 
     def __init__(self, name: str, process: Process) -> None:
         self.name = name
@@ -176,7 +175,7 @@ class _Child:
             self._process.send_signal(number)
 
     def kill_group(self) -> None:
-        """Kills the child with the children of its own that stayed in its group."""
+        """Kills the child and those of its own children that stayed in its group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

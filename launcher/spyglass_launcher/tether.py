@@ -1,8 +1,8 @@
 """Runs a command that is killed when the process that started it dies, however it dies.
 
-A program of its own (`python tether.py PARENT_PID COMMAND…`) that becomes the command. So the tie is made
-in the child, before the command runs, without code between fork and exec. Linux only; elsewhere the
-command just runs. Imports little, because it runs before every start.
+A separate program (`python tether.py PARENT_PID COMMAND…`) that becomes the command. So the tie is made in the child,
+before the command runs, without code between fork and exec. Linux only; elsewhere the command just runs. Imports
+little, because it runs before every start.
 """
 
 import os

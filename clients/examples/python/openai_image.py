@@ -1,4 +1,4 @@
-"""Asks about a picture over HTTP with the openai package; the picture travels in the request."""
+"""Asks about a picture over HTTP with the openai package; the request contains the picture."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""Has an answer held to a JSON schema, over HTTP with the openai package."""
+"""Constrains an answer to a JSON schema, over HTTP with the openai package."""
 
 import os
 

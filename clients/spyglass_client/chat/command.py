@@ -1,6 +1,6 @@
-"""`spyglass chat`: one question and its answer, or a conversation when there is no question and a terminal.
+"""`spyglass chat`: one question and its answer, or, without a question on a terminal, a conversation.
 
-A conversation, and answers rendered as markdown, need the `chat` extra.
+Conversations and rendered markdown need the `chat` extra.
 """
 
 import argparse
@@ -24,13 +24,13 @@ _EXTRA = ("rich", "rich_pixels", "prompt_toolkit")
 
 
 def run_chat(args: argparse.Namespace) -> int:
-    """Asks and prints. On a terminal the usage follows on stderr; elsewhere there is only the text.
+    """Asks and prints. On a terminal the usage follows on stderr; elsewhere only the text is printed.
 
-    Raises argparse.ArgumentError without a question where there can be no conversation, and SpyglassError, OSError or
-    ValueError when there is no answer.
+    Raises argparse.ArgumentError if there is no question and a conversation is impossible, and SpyglassError, OSError
+    or ValueError if there is no answer.
     """
-    # An event loop of its own takes Ctrl-C between two steps. Raised in a thread that waits for another it
-    # may come while a lock is held, and then nothing ends.
+    # An event loop in this thread handles Ctrl-C between two steps. In a thread that waits for another, Ctrl-C
+    # could be raised while a lock is held, and the program would hang.
     asyncio.run(_chat(args, _question(args.question, sys.stdin, sys.stdout)))
     return 0
 
@@ -82,9 +82,9 @@ async def _ask(args: argparse.Namespace, conversation: Conversation, question: s
 
 
 def write_attention(target: str, pictures: Sequence[bytes], answer: Answer) -> list[Path]:
-    """Draws on each picture what the answer looked at, and returns where: `target`, with numbers if there are several.
+    """Draws the answer's attention on each picture and returns the paths: `target`, numbered if there are several.
 
-    Raises ValueError where that cannot be drawn, and OSError where it cannot be written.
+    Raises ValueError if it cannot be drawn, and OSError if it cannot be written.
     """
     paths = []
     for number, data in enumerate(pictures):
@@ -109,7 +109,7 @@ def _writer(args: argparse.Namespace, out: TextIO) -> Writer:
 
 
 def _question(argument: str | None, stdin: TextIO, stdout: TextIO) -> str | None:
-    """The question; None for a conversation. Raises ValueError for an empty question."""
+    """Returns the question, or None for a conversation. Raises ValueError for an empty question."""
     if argument is not None and argument != "-":
         return _checked(argument, "the question")
     if argument is None and stdin.isatty():

@@ -1,4 +1,4 @@
-"""A conversation: the turns that the model is shown, and the attachments of the next question."""
+"""A conversation: the turns sent to the model, and the attachments of the next question."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from spyglass_client.request import Options
 
 
 class Conversation:
-    """Turns of a user and a model. A question whose answer is not kept leaves no trace, and keeps its attachments."""
+    """Turns of a user and a model. A question whose answer is not kept adds no turn and keeps its attachments."""
 
     def __init__(self, client: AsyncClient, options: Options, system_prompt: str | None = None) -> None:
         self.system_prompt = system_prompt
@@ -23,7 +23,7 @@ class Conversation:
 
     @property
     def has_attachments(self) -> bool:
-        """Whether something is attached to the next question."""
+        """Whether anything is attached to the next question."""
         return bool(self._attached)
 
     def attach_picture(self, data: bytes) -> None:
@@ -31,7 +31,7 @@ class Conversation:
         self._attached.append(image(data))
 
     def attach_file(self, path: str) -> str:
-        """Attaches a text to the next question and returns it. Raises OSError, and ValueError for what is no text."""
+        """Attaches a text to the next question and returns it. Raises OSError, and ValueError if it is not text."""
         try:
             text = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
@@ -44,13 +44,13 @@ class Conversation:
         return text
 
     def ask(self, question: str) -> AsyncGeneration:
-        """Asks, with all that is attached."""
+        """Asks, with all attachments."""
         self._asked = user(*self._attached, question)
         before = [system(self.system_prompt)] if self.system_prompt else []
         return self._client.stream_chat([*before, *self._turns, self._asked], **self._options)
 
     def keep(self, answer: Answer) -> None:
-        """Makes the last question and its answer turns of the conversation; one without a word is none."""
+        """Adds the last question and its answer to the conversation, unless the answer has no text."""
         assert self._asked is not None
         if answer.text:
             self._turns += [self._asked, assistant(answer.text)]
@@ -58,7 +58,7 @@ class Conversation:
             self._asked = None
 
     def take_back(self) -> str | None:
-        """Takes back the last question, with its answer if it has one. Its attachments are attached again."""
+        """Takes back the last question, and its answer if there is one. Its attachments are attached again."""
         if self._asked is None and self._turns:
             self._asked = self._turns[-2]
             self._attached[:0] = self._asked.parts[:-1]
@@ -70,11 +70,11 @@ class Conversation:
         return question
 
     def detach(self) -> None:
-        """Takes away what is attached to the next question."""
+        """Removes the attachments of the next question."""
         self._attached.clear()
 
     def clear(self) -> None:
-        """Begins anew. The system prompt stays."""
+        """Starts over. The system prompt stays."""
         self._turns.clear()
         self._attached.clear()
         self._asked = None

@@ -20,7 +20,7 @@ from spyglass_client.generation import AsyncGeneration
 from spyglass_client.request import read_picture
 
 _PATIENCE_S = 2.0
-"""So long a stopped answer may take to end."""
+"""How long a stopped answer may take to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Dialogue:
         self._typed = ""
 
     async def run(self, greeting: str, pictures: Iterable[str], files: Iterable[str]) -> None:
-        """Talks until the end. The paths of pictures and files are attached to the first question.
+        """Runs until the end of the input. The given pictures and files are attached to the first question.
 
-        Raises OSError or ValueError for one that cannot be.
+        Raises OSError or ValueError if one cannot be attached.
         """
         self._terminal.say(greeting)
         for path in pictures:
@@ -66,7 +66,7 @@ class Dialogue:
                 pass
 
     async def _take_next(self) -> bool:
-        """Takes a line and does what it says; returns whether there may be more."""
+        """Reads a line and acts on it; returns whether there may be more."""
         try:
             typed, self._typed = self._typed, ""
             line = await self._terminal.read(typed)
@@ -90,7 +90,7 @@ class Dialogue:
             await self._ask(line)
 
     async def _ask(self, question: str) -> None:
-        """Asks; what is not answered is there to be sent again, unless something else has been typed meanwhile."""
+        """Asks; an unanswered question returns to the prompt, unless something else was typed meanwhile."""
         try:
             answer = await self._answer(self._conversation.ask(question))
         except SpyglassError:
@@ -102,7 +102,7 @@ class Dialogue:
         self._terminal.say(summary(answer))
 
     async def _answer(self, generation: AsyncGeneration) -> Answer:
-        """Shows an answer. Ctrl-C stops it; nobody waits long, or for a second one, until the server does.
+        """Shows an answer. Ctrl-C stops it; after `_PATIENCE_S` or a second one, it does not wait for the server.
 
         Raises SpyglassError.
         """
@@ -173,7 +173,7 @@ class Dialogue:
 
 
 def _paths(text: str) -> list[str]:
-    """One path with whatever is in it, or several as a shell reads them. Raises ValueError for none."""
+    """Parses one path, spaces included, or several as a shell reads them. Raises ValueError if there is none."""
     if not text:
         raise ValueError("Which file?")
     words = [text] if Path(_at_home(text)).is_file() else shlex.split(text)
@@ -181,7 +181,7 @@ def _paths(text: str) -> list[str]:
 
 
 def _at_home(path: str) -> str:
-    """A path whose ~ is a folder; as it is where there is no such user."""
+    """Expands ~ in a path; returns it unchanged if there is no such user."""
     try:
         return str(Path(path).expanduser())
     except RuntimeError:
@@ -190,7 +190,7 @@ def _at_home(path: str) -> str:
 
 @contextmanager
 def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Makes Ctrl-C act."""
+    """Calls `act` on Ctrl-C."""
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
 

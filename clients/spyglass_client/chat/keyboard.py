@@ -14,11 +14,11 @@ _MARK_PASTES, _MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 
 @contextmanager
 def typing_ahead() -> Iterator[None]:
-    """What is typed while nobody reads is not shown, and is read later as it was typed; Ctrl-C works as ever."""
+    """Input typed between prompts is not echoed and is read later as typed; Ctrl-C works as usual."""
     if sys.platform == "win32" or not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield
         return
-    if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():  # in the background, where the terminal is another's
+    if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():  # in the background: another process has the terminal
         yield
         return
     before = termios.tcgetattr(sys.stdin)
@@ -34,7 +34,7 @@ def typing_ahead() -> Iterator[None]:
 
 @contextmanager
 def whole_pastes() -> Iterator[None]:
-    """What is pasted while nobody reads is read later as one piece, whatever lines it has."""
+    """Text pasted between prompts is read later as one piece, however many lines it has."""
     sys.stdout.write(_MARK_PASTES)
     sys.stdout.flush()
     try:
@@ -45,5 +45,5 @@ def whole_pastes() -> Iterator[None]:
 
 
 def is_typed_ahead() -> bool:
-    """Whether something has been typed that nobody has read yet."""
+    """Whether typed input is still unread."""
     return sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])

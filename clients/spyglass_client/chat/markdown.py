@@ -21,25 +21,25 @@ from rich.theme import Theme
 from spyglass_client.chat.writing import PlainWriter, Writer, printable
 
 _MAX_LINES_DRAWN = 100
-"""Maximum number of lines that are redrawn many times a second."""
+"""Maximum number of lines to render as markdown on each redraw, many times a second."""
 
 
 def open_console() -> Console:
-    """Stdout, for text that is shown as it is given."""
+    """Opens stdout for text that is shown unchanged."""
     return Console(highlight=False, markup=False, emoji=False, theme=Theme({"markdown.code": "cyan"}))
 
 
 def open_writer(console: Console, *, is_markdown: bool) -> Writer:
-    """What shows an answer on a terminal."""
+    """Returns the writer that shows an answer on a terminal."""
     plain = not is_markdown or console.is_dumb_terminal
     return PlainWriter(sys.stdout) if plain else MarkdownWriter(console)
 
 
 class MarkdownWriter:
-    """Shows markdown as it comes.
+    """Shows markdown as it arrives.
 
-    Blocks that are complete are printed for good. The last one is drawn again and again, of a long one its end,
-    and printed when it is complete too. So what stays does not depend on the pieces.
+    Complete blocks are printed once. The last block is redrawn repeatedly, only its end if it is long, and printed
+    once complete. So the final output does not depend on how the text was split into pieces.
     """
 
     def __init__(self, console: Console) -> None:
@@ -55,7 +55,7 @@ class MarkdownWriter:
         if "\n" in text and time.monotonic() >= self._next_look_s:
             begun_s = time.monotonic()
             self._print_complete()
-            # A long block takes a while to read: most of the time is for other things.
+            # Parsing a long block takes a while: leave most of the time for other work.
             self._next_look_s = time.monotonic() + 4 * (time.monotonic() - begun_s)
 
     def close(self) -> None:
@@ -63,12 +63,12 @@ class MarkdownWriter:
         self._print(_blocks(self._pending))
 
     def _print_complete(self) -> None:
-        """Prints the blocks that a later one follows. A line that may go on decides nothing yet."""
+        """Prints the blocks that another block follows. An unfinished line decides nothing yet."""
         whole, _, partial = self._pending.rpartition("\n")
         *complete, last = _blocks(whole)
         if complete:
             self._pending = f"{last}\n{partial}"
-            self._live.refresh()  # what is about to be printed stands in the draft no more
+            self._live.refresh()  # removes what is about to be printed from the draft
             self._print(complete)
 
     def _print(self, blocks: Iterable[str]) -> None:
@@ -77,7 +77,7 @@ class MarkdownWriter:
         self._is_first = self._is_first and not drawn
 
     def _draft(self) -> RenderableType:
-        """The end of what is not printed yet, as much as the screen holds; of a very long block as it is written."""
+        """Renders the end of the unprinted text that fits the screen; a very long block is shown as written."""
         room = max(1, self._console.height - 1)
         if not self._pending.strip():
             return Spinner("dots")
@@ -88,7 +88,7 @@ class MarkdownWriter:
         return _joined([_certain(line, self._console.width) for line in lines[-room:]])
 
     def _drawn(self, blocks: Iterable[str]) -> list[list[Segment]]:
-        """The lines of blocks, with an empty one before each block that is not the very first."""
+        """Renders blocks to lines, with an empty line before each block except the very first."""
         drawn: list[list[Segment]] = []
         for block in blocks:
             lines = self._console.render_lines(_Markdown(block), pad=False)
@@ -102,11 +102,11 @@ class MarkdownWriter:
 
 
 class _Heading(Heading):
-    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}  # all to the left
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}  # all left-aligned
 
 
 class _Table(TableElement):
-    """Loses nothing: what is too wide for its column goes on in the next line."""
+    """Truncates nothing: text too wide for its column wraps."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for table in super().__rich_console__(console, options):
@@ -117,14 +117,14 @@ class _Table(TableElement):
 
 
 class _Image(ImageItem):
-    """A picture that nobody sees: what it shows, and where it is."""
+    """A picture as text: its description and its address."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text.assemble(self.text, f" ({self.destination}) ", end="")
 
 
 class _Markdown(Markdown):
-    """Markdown as models write it: a line break is one, HTML is text like any other, a link shows where it leads."""
+    """Markdown as models write it: line breaks are kept, HTML is plain text, and links show their address."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
@@ -143,20 +143,20 @@ class _Markdown(Markdown):
 
 
 def _parse(text: str) -> list[Token]:
-    """A definition of a link is text too: it may stand in another block than the link."""
+    """Parses markdown; link definitions stay text, since they may be in another block than the link."""
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("reference")
     return parser.parse(text)
 
 
 def _blocks(text: str) -> list[str]:
-    """A text cut where its blocks begin: at least one piece."""
+    """Splits a text where its blocks begin, into at least one piece."""
     lines = text.split("\n")
     begins = [token.map[0] for token in _parse(text) if not token.level and token.map]
     return ["\n".join(lines[begin:end]) for begin, end in pairwise([0, *begins[1:], len(lines)])]
 
 
 def _unpadded(line: list[Segment]) -> list[Segment]:
-    """A line without the spaces at its end: a terminal that takes a character for wider would break it."""
+    """Strips a line's trailing spaces: a terminal that draws a character wider would wrap the line."""
     kept = list(line)
     while kept and not kept[-1].text.strip() and not (kept[-1].style and kept[-1].style.bgcolor):
         kept.pop()
@@ -166,9 +166,9 @@ def _unpadded(line: list[Segment]) -> list[Segment]:
 
 
 def _certain(line: list[Segment], width: int) -> list[Segment]:
-    """As much of a line as has room, even if a terminal gives a cell to each mark and each part of an emoji.
+    """Cuts a line to fit even if a terminal gives a cell to each combining mark and each part of an emoji.
 
-    Of a line that broke unexpectedly something would be left when the draft is taken away.
+    If a line wrapped unexpectedly, part of it would remain when the draft is erased.
     """
     kept = []
     for segment in line:

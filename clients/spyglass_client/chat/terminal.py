@@ -20,11 +20,11 @@ from spyglass_client.chat.markdown import open_console
 from spyglass_client.chat.writing import printable
 
 _PICTURE_CELLS = (40, 12)
-"""The most columns and lines of a picture; a line of cells shows two of pixels."""
+"""Maximum columns and lines of a picture; a line of cells shows two lines of pixels."""
 
 
 class Terminal:
-    """Reads what is typed and shows what there is to say. `commands` says for each one whether it takes a path."""
+    """Reads input and shows messages. `commands` maps each command to whether it takes a path."""
 
     def __init__(self, commands: Mapping[str, bool]) -> None:
         self.console = open_console()
@@ -40,24 +40,24 @@ class Terminal:
         )
 
     async def read(self, typed: str) -> str:
-        """Waits for what is sent; `typed` is there already. Raises EOFError at the end and KeyboardInterrupt."""
+        """Waits for input; the prompt starts with `typed`. Raises EOFError at the end, and KeyboardInterrupt."""
         return await self._session.prompt_async([("", "\n"), ("class:prompt", "› ")], default=typed)
 
     def say(self, text: str) -> None:
-        """Says something about the conversation."""
+        """Prints a message about the conversation."""
         self.console.print(Text(printable(text), "dim"))
 
     def complain(self, text: str) -> None:
-        """Says what went wrong."""
+        """Prints an error."""
         self.console.print(Text(printable(text), "red"))
 
     def show_picture(self, name: str, data: bytes) -> None:
-        """Shows a picture as well as cells can, with its name and size. Raises ValueError for what is none."""
+        """Shows a picture in terminal cells, with its name and size. Raises ValueError if it is not a picture."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 width, height, preview = _preview(data)
-        except Exception:  # Pillow has no end of them
+        except Exception:  # Pillow raises many kinds
             raise ValueError(f"{name} is not a readable picture") from None
         if self.console.color_system not in (None, "standard") and not self.console.no_color:
             self.console.print(Pixels.from_image(preview), end="")
@@ -65,7 +65,7 @@ class Terminal:
 
 
 def _preview(data: bytes) -> tuple[int, int, Image.Image]:
-    """A picture's width and height in pixels, and the picture as small as it is shown."""
+    """Returns a picture's width and height in pixels, and the picture scaled down to its displayed size."""
     columns, lines = _PICTURE_CELLS
     with Image.open(io.BytesIO(data)) as picture:
         upright = ImageOps.exif_transpose(picture)
@@ -77,7 +77,7 @@ def _preview(data: bytes) -> tuple[int, int, Image.Image]:
 
 
 class _Completer(Completer):
-    """Completes commands, and the paths of those that take one."""
+    """Completes commands and their paths."""
 
     def __init__(self, commands: Mapping[str, bool]) -> None:
         self._commands = commands
@@ -96,7 +96,7 @@ class _Completer(Completer):
 
 
 def _keys() -> KeyBindings:
-    """Enter sends, or takes what a menu offers; with Alt, or as Ctrl-J, it begins a new line."""
+    """Enter sends, or accepts a completion; Alt-Enter and Ctrl-J begin a new line."""
     keys = KeyBindings()
 
     def send(event: KeyPressEvent) -> None:

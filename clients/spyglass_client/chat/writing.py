@@ -1,4 +1,4 @@
-"""Writes an answer as it comes, its usage, and errors, with escape sequences made harmless."""
+"""Writes an answer as it arrives, its usage, and errors, with escape sequences made harmless."""
 
 import re
 from typing import Protocol, TextIO
@@ -11,17 +11,17 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Writer(Protocol):
-    """Shows an answer as it comes."""
+    """Shows an answer as it arrives."""
 
     def write(self, text: str) -> None:
-        """Takes more of it."""
+        """Shows more of the answer."""
 
     def close(self) -> None:
-        """Ends it, whole or not; once."""
+        """Ends the answer, complete or not; called once."""
 
 
 class PlainWriter:
-    """Writes the text as it is; an unfinished line is ended. A terminal gets nothing that could control it."""
+    """Writes the text unchanged and ends its last line. On a terminal, control characters are replaced."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -40,7 +40,7 @@ class PlainWriter:
 
 
 async def write_answer(generation: AsyncGeneration, writer: Writer) -> Answer:
-    """Shows an answer while it is being generated, and returns it. Raises SpyglassError; what there was is shown."""
+    """Shows an answer while it is generated, and returns it. Raises SpyglassError after showing the text so far."""
     try:
         async for chunk in generation:
             writer.write(chunk.text)
@@ -50,12 +50,12 @@ async def write_answer(generation: AsyncGeneration, writer: Writer) -> Answer:
 
 
 def printable(text: str) -> str:
-    """Text from a model without what could control a terminal; newlines and tabs stay, also where they are CR LF."""
+    """Replaces characters that could control a terminal; tabs and newlines stay, and CR LF becomes LF."""
     return _CONTROLS.sub("�", text.replace("\r", ""))
 
 
 def summary(answer: Answer) -> str:
-    """What an answer took, in brackets."""
+    """Formats the usage of an answer, in brackets."""
     usage = answer.usage
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     ends = {"length": " (cut off at its longest)", "cancelled": " (stopped)"}.get(answer.finish_reason, "")
@@ -63,7 +63,7 @@ def summary(answer: Answer) -> str:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong, in a line, with what one can do about it."""
+    """Describes an error and its remedy in one line."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = str(error)
