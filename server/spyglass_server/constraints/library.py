@@ -1,6 +1,8 @@
 """Checks grammars with llguidance, without a model's vocabulary. Its panics are raised as ValueError."""
 
+import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +48,21 @@ def syntax_fault(grammar: str) -> str:
 @panics_as_errors()
 def fault(grammar: str) -> str:
     """Returns why answers cannot follow a grammar; empty if they can at least begin to."""
-    if reason := syntax_fault(grammar) or multiples_fault(grammar):
+    if reason := syntax_fault(grammar) or next(filter(None, map(multiples_fault, _texts(grammar))), ""):
         return reason
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
     matcher.compute_bitmask()
     found = matcher.get_error()
     return NO_ANSWER if found.startswith(_NOTHING) else found
+
+
+def _texts(grammar: str) -> Iterator[str]:
+    """The parts of a grammar, in which schemas are plain JSON."""
+    if not grammar.startswith("{"):  # Lark
+        yield grammar
+        return
+    for part in json.loads(grammar)["grammars"]:
+        yield part["lark_grammar"] or json.dumps(part["json_schema"])
 
 
 def without_text(reason: str) -> str:
