@@ -456,7 +456,7 @@ typedef struct {
 typedef uint32_t word __attribute__((aligned(1), may_alias));
 
 // To [depth, PANEL] from [count, depth], a line of each row at once.
-INLINE void transpose(const char* from, char* to, long count, long depth, long size) {
+INLINE void to_panels(const char* from, char* to, long count, long depth, long size) {
   long some = 64 / size;
   for (long begin = 0; begin < depth; begin += some)
     for (long row = 0; row < count; row++)
@@ -479,8 +479,8 @@ static void pack(const packing* p, long panel) {
   for (int half = 0; half < halves; half++) {
     const char* from = (const char*)p->from[half] + panel * width * p->depth * size;
     char* to = packed + half * width * size;
-    if (size == 1) transpose(from, to, count, p->depth, 1);
-    else transpose(from, to, count, p->depth, 4);
+    if (size == 1) to_panels(from, to, count, p->depth, 1);
+    else to_panels(from, to, count, p->depth, 4);
   }
 }
 
@@ -779,7 +779,7 @@ UNITS static void multiply_parts(const slot_block* b, long rows, const uint32_t*
 }
 
 // A square of LANES numbers, whose rows are so far apart, with rows and columns exchanged.
-INLINE void transpose(const uint32_t* from, long step, uint32_t* to, long to_step) {
+INLINE void transpose_square(const uint32_t* from, long step, uint32_t* to, long to_step) {
   const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   ivec rows[LANES];
 #pragma GCC unroll 16
@@ -811,8 +811,8 @@ static void split_block(slot_block* b) {
   for (long part = 0; part < b->num_parts; part++)
     for (long pair = 0; pair < BLOCK / 2; pair += LANES)
       for (long d = 0; d < b->dim; d += LANES)
-        transpose(rows + part * size + pair * b->dim + d, b->dim, b->value_parts + part * size + d * (BLOCK / 2) + pair,
-                  BLOCK / 2);
+        transpose_square(rows + part * size + pair * b->dim + d, b->dim,
+                         b->value_parts + part * size + d * (BLOCK / 2) + pair, BLOCK / 2);
 }
 #endif
 
