@@ -51,7 +51,8 @@ class Boundary(aio.ServerInterceptor):
             return handler
         authorization = dict(handler_call_details.invocation_metadata).get("authorization")
         make, behaviour = _shape(handler)
-        guard = self._guard(behaviour, authorization, _parser(handler), needs_admin=method.startswith(_ADMIN_SERVICE))
+        is_admins = method.startswith(_ADMIN_SERVICE)
+        guard = self._guard(behaviour, authorization, _parser(handler, is_strict=is_admins), needs_admin=is_admins)
         guarded: Handler = make(guard, response_serializer=handler.response_serializer)
         return guarded
 
@@ -75,10 +76,10 @@ class Boundary(aio.ServerInterceptor):
         return guarded
 
 
-def _parser(handler: Any) -> Callable[[Any], Any]:
+def _parser(handler: Any, *, is_strict: bool) -> Callable[[Any], Any]:
     """Parses a call's request, or each message of its stream; bytes that do not parse are the caller's fault.
 
-    A request with a field of a later version is refused. On a stream, the generation does that, so others continue.
+    `is_strict` refuses fields of a later version, which could be a key's limits.
     """
 
     def parse(data: bytes) -> Any:
@@ -89,7 +90,8 @@ def _parser(handler: Any) -> Callable[[Any], Any]:
 
     def parse_request(data: bytes) -> Any:
         request = parse(data)
-        nothing_unknown(request)
+        if is_strict:
+            nothing_unknown(request)
         return request
 
     async def parse_stream(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:

@@ -46,7 +46,7 @@ def refused_or_answered(doors: Doors, **fields: Any) -> Reply:
     def ask() -> Reply:
         reply = doors.chat(max_tokens=64, **fields)
         # what shows only while the answer is written was admitted before
-        doors.num_admitted += reply.status == 400 and "the answer cannot go on" in reply.text
+        doors.num_admitted += reply.status == 400 and "the answer cannot continue" in reply.text
         return reply
 
     reply = quick(ask, COSTLY_S)

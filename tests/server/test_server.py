@@ -23,7 +23,8 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from fakes import BRIDGE_KEY, KEY, FakeLoader, Stream, TestServer, auth, chat, image_chat, run_test_server
-from spyglass.v1 import chat_pb2, inference_pb2, inference_pb2_grpc, options_pb2
+from spyglass.v1 import admin_pb2, admin_pb2_grpc, chat_pb2, inference_pb2, inference_pb2_grpc, options_pb2
+from spyglass_common.data_dir import ADMIN_KEY_FILE
 from spyglass_server import servicer
 from spyglass_server.engine.handle import watchdog
 from spyglass_server.engine.handle.async_engine import EngineLoadError
@@ -463,14 +464,16 @@ async def test_usage_is_summed_up(start: Start) -> None:
     assert {record.outcome for record in usage.records} == {"OK"}
 
 
-async def test_what_only_a_later_version_asks_for_is_refused(start: Start) -> None:
+async def test_what_only_a_later_version_asks_for_is_refused(start: Start, tmp_path: Path) -> None:
     server = await start()
     later = b"\xc0\x3e\x01"  # field 1000
-    asked = inference_pb2.GetUsageRequest()
-    asked.filter.MergeFromString(later)
-    with pytest.raises(aio.AioRpcError, match="field 1000 of UsageFilter is of a later version") as refused:
-        await server.stub.GetUsage(asked, metadata=auth())
+    asked = admin_pb2.CreateKeyRequest()
+    asked.key.limits.MergeFromString(later)
+    operator = auth((tmp_path / "data-0" / ADMIN_KEY_FILE).read_text().strip())
+    with pytest.raises(aio.AioRpcError, match="field 1000 of KeyLimits is of a later version") as refused:
+        await admin_pb2_grpc.AdminServiceStub(server.channel).CreateKey(asked, metadata=operator)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    await server.stub.GetUsage(inference_pb2.GetUsageRequest.FromString(later), metadata=auth())  # it changes nothing
     stream = server.open_stream()
     await stream.start(1, image_chat("what", [None]))
     await stream.start(2, tokens(3))

@@ -30,8 +30,8 @@ class InferenceServiceStub:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     def __init__(self, channel):
@@ -87,8 +87,8 @@ class InferenceServiceServicer:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     def Generate(self, request_iterator, context):
@@ -209,8 +209,8 @@ class InferenceService:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     @staticmethod

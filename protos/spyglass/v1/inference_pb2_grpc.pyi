@@ -31,8 +31,8 @@ class InferenceServiceStub:
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     @_typing.overload
@@ -69,8 +69,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -103,8 +103,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every call carries a key in the metadata: `authorization: Bearer KEY`.
 
-    A request with a field that only a later version of the protocol knows is refused rather than answered without it, so
-    upgrade servers before their callers.
+    A Start with a field that only a later version of the protocol knows is refused rather than answered without it, so
+    upgrade servers before clients that use new options.
     """
 
     @_abc_1.abstractmethod
