@@ -36,9 +36,7 @@ def multiples_fault(text: str, *, can_meet: bool = False) -> str:
     if any(not _has_few_digits(value) for value in values):
         return f"multipleOf must have at most {_MAX_DIGITS} digits"
     if _num_remainders(values, can_meet=can_meet) > MAX_REMAINDERS:
-        return (
-            f"multipleOf leaves more than {MAX_REMAINDERS:,} remainders, where several can apply to one number together"
-        )
+        return f"multipleOf leaves more than {MAX_REMAINDERS:,} remainders; values for one number count together"
     return ""
 
 
