@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +98,24 @@ async def test_it_goes_on_when_its_caller_is_gone(server: TestServer) -> None:
     assert await generations(server) == 1
 
 
-async def test_who_waits_for_it_gets_it_though_the_first_leaves_before_it_begins(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def two_that_wait(checkpoint: Path, data_dir: Path) -> AsyncIterator[tuple[TestServer, Stream, Stream, Stream]]:
+    """A server, a stream whose generation 1 keeps it busy, and two that wait with generation 1 of the same key."""
     loader = FakeLoader(step_s=0.01, limits=Limits(max_batch=1, max_step_tokens=64))
-    async with run_test_server(tiny_checkpoint, tmp_path, loader) as server:
+    async with run_test_server(checkpoint, data_dir, loader) as server:
         before, first, second = server.open_stream(), server.open_stream(), server.open_stream()
         await before.start(1, story(key=None, count=400))
         await before.until(1, "started")
         for stream in (first, second):
             await stream.start(1, story())
             await stream.until(1, "accepted")
+        yield server, before, first, second
+
+
+async def test_who_waits_for_it_gets_it_though_the_first_leaves_before_it_begins(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    async with two_that_wait(tiny_checkpoint, tmp_path) as (server, before, first, second):
         await first.cancel(1)
         assert (await first.until(1, "finished")).finished.error.code == 1
         await before.cancel(1)
@@ -118,14 +126,7 @@ async def test_who_waits_for_it_gets_it_though_the_first_leaves_before_it_begins
 
 
 async def test_it_is_not_begun_when_all_have_left(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    loader = FakeLoader(step_s=0.01, limits=Limits(max_batch=1, max_step_tokens=64))
-    async with run_test_server(tiny_checkpoint, tmp_path, loader) as server:
-        before, first, second = server.open_stream(), server.open_stream(), server.open_stream()
-        await before.start(1, story(key=None, count=400))
-        await before.until(1, "started")
-        for stream in (first, second):
-            await stream.start(1, story())
-            await stream.until(1, "accepted")
+    async with two_that_wait(tiny_checkpoint, tmp_path) as (server, before, first, second):
         for stream in (first, second):
             await stream.cancel(1)
             assert not (await stream.until(1, "finished")).finished.HasField("usage")
