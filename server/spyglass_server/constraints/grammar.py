@@ -11,8 +11,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from spyglass_server.constraints import lark
 from spyglass_server.constraints.enforcement import enforced
-from spyglass_server.constraints.lark import check_nesting, check_schemas, without_forcing
 from spyglass_server.constraints.library import JSON_FORM, fault, one_line, schema_grammar, syntax_fault, without_text
 from spyglass_server.constraints.patterns import ascii_classes
 from spyglass_server.constraints.schemas import SchemaRefused, quoted
@@ -122,11 +122,10 @@ def _of_regex(source: str) -> str:
 
 
 def _of_lark(source: str) -> str:
-    check_nesting(source)
-    check_schemas(source)
+    lark.check(source)
     if reason := syntax_fault(LLMatcher.grammar_from_lark(source)):
         raise ValueError(reason)
-    grammar = LLMatcher.grammar_from_lark(without_forcing(source))
+    grammar = LLMatcher.grammar_from_lark(lark.without_forcing(source))
     if reason := fault(grammar):
         raise ValueError(reason)
     return grammar

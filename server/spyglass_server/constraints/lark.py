@@ -15,7 +15,7 @@ from spyglass_server.constraints.schemas import translate
 from spyglass_server.json_object import MAX_JSON_DEPTH, can_be_written
 
 MAX_NESTING = 2500
-"""Maximum in the units of `check_nesting`: about 60 % of a stack of 8 MiB."""
+"""Maximum in the units of `check`: about 60 % of a stack of 8 MiB."""
 _NO_FORCING = '\n%llguidance {"no_forcing": true}'
 """If there are several such options, the last one takes effect."""
 _SPACE = re.compile(r"\s*")
@@ -26,39 +26,37 @@ _TOKEN = re.compile(
 )
 
 
-def check_nesting(source: str) -> None:
-    """Bounds the library's recursion into rules, however they refer to each other.
+def check(source: str) -> None:
+    """Bounds the library's recursion into rules, however they refer to each other, and checks the schemas in a grammar.
 
     Raises:
-        ValueError: the number of rules and the depth of their brackets could overflow a thread's stack; or the grammar
-            is in JSON, which the library would accept as well.
+        ValueError: the number of rules and the depth of their brackets could overflow a thread's stack; a schema is
+            wrong, or asks for something that is not enforced; or the grammar is in JSON, which the library would accept
+            as well.
     """
     if source.lstrip().startswith("{"):
         raise ValueError("it is JSON, not Lark's notation")
     names: set[str] = set()
+    schemas: list[dict[str, Any]] = []
     depth = deepest = num_schemas = 0
     for token, value in _tokens(source):
         num_schemas += sum(1 for _ in _objects(value))
+        if token["value"] == "%json" and isinstance(value, dict):
+            schemas.append(value)
         if token["name"]:
             names.add(token["name"])
         depth += bool(token["open"]) - bool(token["close"])
         deepest = max(deepest, depth)
     if len(names) * (2 + deepest) + 3 * num_schemas > MAX_NESTING:
         raise ValueError("it has too many rules")
+    _check_schemas(schemas)
 
 
-def check_schemas(source: str) -> None:
-    """Applies the rules for standalone schemas to the schemas in a grammar.
-
-    Raises:
-        ValueError: a schema is wrong, or asks for something that is not enforced.
-    """
-    translated = []
-    for token, value in _tokens(source):
-        if token["value"] == "%json" and isinstance(value, dict):
-            if not can_be_written(value):
-                raise ValueError(f"a schema in it is not a JSON object, at most {MAX_JSON_DEPTH} deep")
-            translated.append(translate(value).schema)
+def _check_schemas(schemas: list[dict[str, Any]]) -> None:
+    """Applies the rules for standalone schemas. Raises ValueError."""
+    if not all(map(can_be_written, schemas)):
+        raise ValueError(f"a schema in it is not a JSON object, at most {MAX_JSON_DEPTH} deep")
+    translated = [translate(schema).schema for schema in schemas]
     if reason := multiples_fault(json.dumps(translated), can_meet=True):
         raise ValueError(reason)
 
